@@ -1,0 +1,51 @@
+//! axum: [`Session`] as an extractor, and the errors as responses.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower_keep::{MemoryStore, Session, SessionError, SessionLayer};
+//!
+//! async fn visits(session: Session) -> Result<String, SessionError> {
+//!     let visits = session.get("visits")?.unwrap_or(0) + 1;
+//!     session.insert("visits", &visits)?;
+//!     Ok(format!("visit number {visits}"))
+//! }
+//!
+//! let app: Router = Router::new().route("/", get(visits)).layer(SessionLayer::new(MemoryStore::new()));
+//! # let _ = app;
+//! ```
+//!
+//! The extractor loads the session. Where it cannot, or must not without a live session, the client gets the answer that the layer is
+//! configured to give, and the handler is not called.
+
+use axum_core::{
+    body::Body,
+    extract::FromRequestParts,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, request::Parts};
+
+use crate::{Reason, Rejection, Session, SessionError};
+
+impl<S: Sync> FromRequestParts<S> for Session {
+    type Rejection = Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
+        let session = parts.extensions.get::<Self>().cloned().ok_or(Rejection::new(Reason::NoLayer, None))?;
+        session.load().await?;
+        Ok(session)
+    }
+}
+
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        Rejection::into_response::<Body>(self)
+    }
+}
+
+/// 503 when the store is the cause, else 500; always without a body.
+impl IntoResponse for SessionError {
+    fn into_response(self) -> Response {
+        if self.is_unavailable() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR }
+            .into_response()
+    }
+}

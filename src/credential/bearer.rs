@@ -1,0 +1,138 @@
+//! The token in a header: RFC 6750.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::token::Token;
+
+/// Reads session tokens from `Authorization: Bearer …` (RFC 6750), for clients that are not browsers.
+///
+/// A session that came this way sets no cookie. A new token reaches the client in a response of your own: see
+/// [`Session::token`](crate::Session::token).
+///
+/// ```
+/// use tower_keep::{Bearer, MemoryStore, SessionLayer};
+///
+/// // Cookies and bearer tokens; a request that brings both must bring the same.
+/// let both = SessionLayer::new(MemoryStore::new()).bearer(Bearer::new().realm("api"));
+/// // Bearer tokens only.
+/// let bearer_only = SessionLayer::new(MemoryStore::new()).without_cookie().bearer(Bearer::new());
+/// # let _ = (both, bearer_only);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Bearer {
+    header: HeaderName,
+    scheme: bool,
+    realm: Option<String>,
+}
+
+/// What the header holds.
+pub(super) enum Header {
+    Absent,
+    Malformed,
+    Foreign,
+    Token(Token),
+}
+
+impl Bearer {
+    /// Tokens in the `Authorization` header, after the scheme `Bearer` in any case.
+    pub fn new() -> Self {
+        Self { header: header::AUTHORIZATION, scheme: true, realm: None }
+    }
+
+    /// Tokens in another header, for a proxy that keeps `Authorization` to itself.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tower_keep::Bearer;
+    ///
+    /// let bearer = Bearer::new().header(HeaderName::from_static("x-forwarded-authorization"));
+    /// # let _ = bearer;
+    /// ```
+    #[must_use]
+    pub fn header(mut self, name: HeaderName) -> Self {
+        self.header = name;
+        self
+    }
+
+    /// The header holds the bare token, without `Bearer` before it. Default: it needs the scheme.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tower_keep::Bearer;
+    ///
+    /// let bearer = Bearer::new().header(HeaderName::from_static("x-session-token")).without_scheme();
+    /// # let _ = bearer;
+    /// ```
+    #[must_use]
+    pub fn without_scheme(mut self) -> Self {
+        self.scheme = false;
+        self
+    }
+
+    /// The realm named in `WWW-Authenticate`. Default: none. Quotes, backslashes and whatever a header cannot hold are left
+    /// out.
+    #[must_use]
+    pub fn realm(mut self, realm: &str) -> Self {
+        self.realm = Some(realm.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).collect());
+        self
+    }
+
+    pub(crate) fn header_name(&self) -> &HeaderName {
+        &self.header
+    }
+
+    pub(super) fn read(&self, headers: &HeaderMap) -> Header {
+        let mut values = headers.get_all(&self.header).iter().filter_map(|value| self.credential(value.as_bytes()));
+        let Some(credential) = values.next() else {
+            return Header::Absent;
+        };
+        if values.next().is_some() || !is_b64token(credential) {
+            return Header::Malformed;
+        }
+        Token::parse(credential).map_or(Header::Foreign, Header::Token)
+    }
+
+    /// What follows the scheme; `None` when the value is of another scheme.
+    fn credential<'a>(&self, value: &'a [u8]) -> Option<&'a [u8]> {
+        if !self.scheme {
+            return Some(value.trim_ascii());
+        }
+        let (scheme, rest) = value.split_at_checked(6)?;
+        if !scheme.eq_ignore_ascii_case(b"bearer") {
+            return None;
+        }
+        match rest.first() {
+            None => Some(rest),
+            Some(b' ') => Some(rest.trim_ascii()),
+            Some(_) => None, // another scheme that begins alike
+        }
+    }
+
+    /// The value of `WWW-Authenticate` (RFC 6750, section 3).
+    pub(crate) fn challenge(&self, error: Option<&'static str>) -> HeaderValue {
+        let mut challenge = String::from("Bearer");
+        let realm = self.realm.as_ref().map(|realm| format!("realm=\"{realm}\""));
+        let error = error.map(|error| format!("error=\"{error}\""));
+        for (i, parameter) in realm.into_iter().chain(error).enumerate() {
+            challenge.push_str(if i == 0 { " " } else { ", " });
+            challenge.push_str(&parameter);
+        }
+        HeaderValue::try_from(challenge).unwrap_or(HeaderValue::from_static("Bearer"))
+    }
+}
+
+impl Default for Bearer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `b64token` of RFC 6750: at least one of `A-Z a-z 0-9 - . _ ~ + /`, then any number of `=`.
+fn is_b64token(text: &[u8]) -> bool {
+    let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
+    let (token, _) = text.split_at(text.len() - padding);
+    !token.is_empty()
+        && token
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/'))
+}

@@ -1,0 +1,336 @@
+//! The token in a cookie: RFC 6265bis.
+
+use std::{fmt, time::Duration};
+
+pub use ::cookie::SameSite;
+use ::cookie::{Cookie, time::OffsetDateTime};
+use http::{HeaderMap, HeaderValue, header};
+
+use super::{Candidates, MAX_CANDIDATES, Presented, Transport};
+use crate::{
+    time::Timestamp,
+    token::{TOKEN_LEN, Token},
+};
+
+/// What user agents keep of a cookie: name and value together, and each attribute.
+const MAX_COOKIE: usize = 4096;
+const MAX_ATTRIBUTE: usize = 1024;
+/// The longest a user agent keeps a cookie.
+const MAX_AGE: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+/// How the session cookie looks.
+///
+/// Default: `__Host-session`, `Path=/`, `Secure`, `HttpOnly`, `SameSite=Lax`. The prefix `__Host-` makes the browser refuse a
+/// cookie of that name that another host of the domain, or a page without TLS, tries to plant. `Lax` lets a user arrive
+/// logged in by a link and keeps cross-site posts out. Whether the cookie outlives the browser is a matter of the
+/// [`Lifetime`](crate::Lifetime).
+///
+/// ```
+/// use tower_keep::{SameSite, SessionCookie};
+///
+/// let cookie = SessionCookie::builder().name("__Host-shop").same_site(SameSite::Strict).build()?;
+/// # let _ = cookie;
+/// // What browsers would refuse does not build:
+/// assert!(SessionCookie::builder().domain("example.com").build().is_err());
+/// # Ok::<(), tower_keep::InvalidCookie>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionCookie {
+    name: String,
+    path: String,
+    domain: Option<String>,
+    same_site: SameSite,
+    secure: bool,
+    http_only: bool,
+    partitioned: bool,
+}
+
+impl SessionCookie {
+    /// A builder that starts from the default.
+    pub fn builder() -> SessionCookieBuilder {
+        SessionCookieBuilder { cookie: Self::default() }
+    }
+
+    /// For plain http on localhost: named `session`, without `Secure`. Never in production.
+    ///
+    /// ```
+    /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer};
+    ///
+    /// let layer = SessionLayer::new(MemoryStore::new()).cookie(SessionCookie::development());
+    /// # let _ = layer;
+    /// ```
+    pub fn development() -> Self {
+        Self { name: "session".into(), secure: false, ..Self::default() }
+    }
+
+    /// The cookie's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The cookies of our name, in all `Cookie` header lines: HTTP/2 may send several.
+    pub(super) fn read(&self, headers: &HeaderMap) -> Presented {
+        let mut found = Presented::Nothing;
+        for value in headers.get_all(header::COOKIE) {
+            let mut rest = value.as_bytes();
+            while !rest.is_empty() {
+                let (value, after) = self.next(rest);
+                rest = after;
+                let Some(value) = value else { continue };
+                match (Token::parse(value), &mut found) {
+                    (Ok(token), Presented::Tokens(_, tokens)) => {
+                        if tokens.more.len() + 1 < MAX_CANDIDATES && tokens.iter().all(|other| *other != token) {
+                            tokens.more.push(token);
+                        }
+                    }
+                    (Ok(first), found) => {
+                        *found = Presented::Tokens(Transport::Cookie, Candidates { first, more: Vec::new() });
+                    }
+                    (Err(_), Presented::Tokens(..)) => {}
+                    (Err(_), found) => *found = Presented::Foreign(Transport::Cookie),
+                }
+            }
+        }
+        found
+    }
+
+    /// The value of the first cookie in `header` if its name is ours, and what follows that cookie.
+    fn next<'a>(&self, header: &'a [u8]) -> (Option<&'a [u8]>, &'a [u8]) {
+        let header = header.trim_ascii_start();
+        let value = header.strip_prefix(self.name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
+        let text = value.unwrap_or(header);
+        let end = text.iter().position(|byte| *byte == b';').unwrap_or(text.len());
+        (value.map(|_| text[..end].trim_ascii()), text.get(end + 1..).unwrap_or_default())
+    }
+
+    /// The `Set-Cookie` value that gives `token`; until `expires` if the cookie is to outlive the browser.
+    pub(crate) fn give(&self, token: &Token, now: Timestamp, expires: Option<Timestamp>) -> Option<HeaderValue> {
+        let mut cookie = self.attributes(token.expose());
+        if let Some(expires) = expires {
+            set_max_age(&mut cookie, now, expires.since(now).min(MAX_AGE));
+        }
+        header_value(&cookie)
+    }
+
+    /// The `Set-Cookie` value that takes the cookie away: the same attributes, or the browser keeps it.
+    pub(crate) fn remove(&self) -> Option<HeaderValue> {
+        let mut cookie = self.attributes("");
+        cookie.set_max_age(::cookie::time::Duration::ZERO);
+        cookie.set_expires(OffsetDateTime::UNIX_EPOCH);
+        header_value(&cookie)
+    }
+
+    /// Whether a `Set-Cookie` value is for a cookie of our name.
+    pub(crate) fn is_set_by(&self, value: &HeaderValue) -> bool {
+        let value = value.as_bytes().trim_ascii_start();
+        value.strip_prefix(self.name.as_bytes()).is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="))
+    }
+
+    fn attributes<'a>(&'a self, value: &'a str) -> Cookie<'a> {
+        let mut cookie = Cookie::build((self.name.as_str(), value))
+            .path(self.path.as_str())
+            .same_site(self.same_site)
+            .secure(self.secure)
+            .http_only(self.http_only)
+            .partitioned(self.partitioned)
+            .build();
+        if let Some(domain) = &self.domain {
+            cookie.set_domain(domain.as_str());
+        }
+        cookie
+    }
+
+    fn check(self) -> Result<Self, InvalidCookie> {
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let is_attribute = |text: &str| {
+            text.len() <= MAX_ATTRIBUTE && text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b';')
+        };
+        if self.name.is_empty() || !self.name.bytes().all(is_token) {
+            return Err(InvalidCookie::Name);
+        }
+        if self.name.len() + TOKEN_LEN > MAX_COOKIE {
+            return Err(InvalidCookie::TooLong);
+        }
+        if !self.path.starts_with('/') || !is_attribute(&self.path) {
+            return Err(InvalidCookie::Path);
+        }
+        if let Some(domain) = &self.domain
+            && (!is_attribute(domain)
+                || !domain.bytes().any(|byte| byte.is_ascii_alphanumeric())
+                || domain.contains(' '))
+        {
+            return Err(InvalidCookie::Domain);
+        }
+        // Browsers compare the prefixes without regard to case.
+        let prefixed =
+            |prefix: &str| self.name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+        let host = prefixed("__Host-");
+        if (host || prefixed("__Secure-") || prefixed("__Http-")) && !self.secure {
+            return Err(InvalidCookie::PrefixNeedsSecure);
+        }
+        if host && (self.domain.is_some() || self.path != "/") {
+            return Err(InvalidCookie::HostPrefix);
+        }
+        if (prefixed("__Http-") || prefixed("__Host-Http-")) && !self.http_only {
+            return Err(InvalidCookie::HttpPrefix);
+        }
+        if self.same_site == SameSite::None && !self.secure {
+            return Err(InvalidCookie::SameSiteNoneNeedsSecure);
+        }
+        if self.partitioned && !self.secure {
+            return Err(InvalidCookie::PartitionedNeedsSecure);
+        }
+        Ok(self)
+    }
+}
+
+fn set_max_age(cookie: &mut Cookie<'_>, now: Timestamp, age: Duration) {
+    // `Max-Age` rules where both are known; `Expires` is for user agents that know only that.
+    let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+    cookie.set_max_age(::cookie::time::Duration::seconds(seconds));
+    let expires = i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX).saturating_add(seconds);
+    if let Ok(expires) = OffsetDateTime::from_unix_timestamp(expires) {
+        cookie.set_expires(expires);
+    }
+}
+
+fn header_value(cookie: &Cookie<'_>) -> Option<HeaderValue> {
+    // The builder has let through nothing that a header cannot hold.
+    let mut value = HeaderValue::try_from(cookie.to_string()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+impl Default for SessionCookie {
+    fn default() -> Self {
+        Self {
+            name: "__Host-session".into(),
+            path: "/".into(),
+            domain: None,
+            same_site: SameSite::Lax,
+            secure: true,
+            http_only: true,
+            partitioned: false,
+        }
+    }
+}
+
+/// Builds a [`SessionCookie`], starting from its default.
+///
+/// ```
+/// use tower_keep::{InvalidCookie, SameSite, SessionCookie};
+///
+/// // A page that other sites embed: its cookie crosses sites, in a jar of its own for each of them.
+/// let embedded = SessionCookie::builder().same_site(SameSite::None).partitioned(true).build()?;
+/// assert_eq!(embedded.name(), "__Host-session");
+///
+/// let error = SessionCookie::builder().name("session").secure(false).partitioned(true).build().unwrap_err();
+/// assert_eq!(error, InvalidCookie::PartitionedNeedsSecure);
+/// # Ok::<(), InvalidCookie>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct SessionCookieBuilder {
+    cookie: SessionCookie,
+}
+
+impl SessionCookieBuilder {
+    /// The name. Default: `__Host-session`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.cookie.name = name.into();
+        self
+    }
+
+    /// Below which path the cookie is sent. Default: `/`, which `__Host-` demands.
+    pub fn path(mut self, path: impl Into<String>) -> Self {
+        self.cookie.path = path.into();
+        self
+    }
+
+    /// To which domain and all below it the cookie is sent. Default: none, only to the host that set it, which `__Host-`
+    /// demands.
+    pub fn domain(mut self, domain: impl Into<String>) -> Self {
+        self.cookie.domain = Some(domain.into());
+        self
+    }
+
+    /// Whether the cookie crosses sites. Default: [`SameSite::Lax`].
+    pub fn same_site(mut self, same_site: SameSite) -> Self {
+        self.cookie.same_site = same_site;
+        self
+    }
+
+    /// Whether the cookie travels by TLS only. Default: yes.
+    pub fn secure(mut self, secure: bool) -> Self {
+        self.cookie.secure = secure;
+        self
+    }
+
+    /// Whether scripts cannot read the cookie. Default: yes; without it, one injected script steals every session.
+    pub fn http_only(mut self, http_only: bool) -> Self {
+        self.cookie.http_only = http_only;
+        self
+    }
+
+    /// Whether an embedding site gets a cookie jar of its own (CHIPS). Default: no.
+    pub fn partitioned(mut self, partitioned: bool) -> Self {
+        self.cookie.partitioned = partitioned;
+        self
+    }
+
+    /// The cookie.
+    ///
+    /// # Errors
+    /// [`InvalidCookie`] when a browser would refuse it.
+    pub fn build(self) -> Result<SessionCookie, InvalidCookie> {
+        self.cookie.check()
+    }
+}
+
+/// Why a browser would refuse the cookie.
+///
+/// ```
+/// use tower_keep::{InvalidCookie, SessionCookie};
+///
+/// assert_eq!(SessionCookie::builder().name("my cookie").build(), Err(InvalidCookie::Name));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidCookie {
+    /// The name is empty or holds a character that names cannot have.
+    Name,
+    /// Name and value are longer than 4096 bytes together.
+    TooLong,
+    /// The path does not begin with `/`, is longer than 1024 bytes, or holds `;` or a control character.
+    Path,
+    /// The domain is empty, longer than 1024 bytes, or holds a character that domains cannot have.
+    Domain,
+    /// A name that begins with `__Host-`, `__Secure-` or `__Http-` needs `Secure`.
+    PrefixNeedsSecure,
+    /// A name that begins with `__Host-` needs `Path=/` and no `Domain`.
+    HostPrefix,
+    /// A name that begins with `__Http-` or `__Host-Http-` needs `HttpOnly`.
+    HttpPrefix,
+    /// `SameSite=None` needs `Secure`.
+    SameSiteNoneNeedsSecure,
+    /// `Partitioned` needs `Secure`.
+    PartitionedNeedsSecure,
+}
+
+impl fmt::Display for InvalidCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "a cookie's name must be a token of RFC 9110",
+            Self::TooLong => "a cookie's name and value may have 4096 bytes together",
+            Self::Path => "a cookie's path must begin with '/' and hold no ';' or control character in 1024 bytes",
+            Self::Domain => "a cookie's domain must be a host name of at most 1024 bytes",
+            Self::PrefixNeedsSecure => "a cookie with a name prefix must be Secure",
+            Self::HostPrefix => "a __Host- cookie must have Path=/ and no Domain",
+            Self::HttpPrefix => "a __Http- cookie must be HttpOnly",
+            Self::SameSiteNoneNeedsSecure => "a SameSite=None cookie must be Secure",
+            Self::PartitionedNeedsSecure => "a Partitioned cookie must be Secure",
+        })
+    }
+}
+
+impl std::error::Error for InvalidCookie {}

@@ -1,0 +1,114 @@
+//! Where a request carries its token, and how a response gives one.
+
+mod bearer;
+mod cookie;
+
+use ::http::{HeaderMap, HeaderName, header};
+
+use self::bearer::Header;
+pub use self::{
+    bearer::Bearer,
+    cookie::{InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
+};
+use crate::token::Token;
+
+/// How many cookies of the session's name are tried. More than one comes when somebody planted one for a parent domain
+/// or another path; their order says nothing about which is ours.
+const MAX_CANDIDATES: usize = 4;
+
+/// The ways a token travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Cookie,
+    Bearer,
+}
+
+/// What a request brought.
+#[derive(Clone)]
+pub(crate) enum Presented {
+    /// No credential.
+    Nothing,
+    /// A credential that cannot be a token of ours.
+    Foreign(Transport),
+    /// A bearer header that breaks the grammar of RFC 6750.
+    Malformed,
+    /// A cookie and a bearer token that are not the same.
+    Disagreement,
+    /// What may be tokens of ours, in the order they came: several only when several cookies have the name.
+    Tokens(Transport, Candidates),
+}
+
+impl Presented {
+    pub(crate) fn transport(&self) -> Option<Transport> {
+        match self {
+            Self::Tokens(transport, _) | Self::Foreign(transport) => Some(*transport),
+            Self::Malformed => Some(Transport::Bearer),
+            Self::Nothing | Self::Disagreement => None,
+        }
+    }
+}
+
+/// At least one token; the others rarely exist, and cost nothing when they do not.
+#[derive(Clone)]
+pub(crate) struct Candidates {
+    first: Token,
+    more: Vec<Token>,
+}
+
+impl Candidates {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Token> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Token> {
+        if index == 0 { Some(&self.first) } else { self.more.get(index - 1) }
+    }
+}
+
+/// The credentials that a layer reads.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    pub(crate) cookie: Option<SessionCookie>,
+    pub(crate) bearer: Option<Bearer>,
+}
+
+impl Credentials {
+    pub(crate) fn read(&self, headers: &HeaderMap) -> Presented {
+        let cookie = match &self.cookie {
+            Some(cookie) => cookie.read(headers),
+            None => Presented::Nothing,
+        };
+        let bearer = match &self.bearer {
+            Some(bearer) => bearer.read(headers),
+            None => return cookie,
+        };
+        match (cookie, bearer) {
+            (cookie, Header::Absent) => cookie,
+            (Presented::Tokens(_, cookies), Header::Token(token)) => {
+                if cookies.iter().all(|cookie| *cookie == token) {
+                    Presented::Tokens(Transport::Cookie, cookies)
+                } else {
+                    Presented::Disagreement
+                }
+            }
+            (Presented::Tokens(..), Header::Foreign | Header::Malformed) => Presented::Disagreement,
+            // A cookie of our name that is not a token was set by somebody else: it claims nothing.
+            (_, Header::Token(token)) => {
+                Presented::Tokens(Transport::Bearer, Candidates { first: token, more: Vec::new() })
+            }
+            (_, Header::Foreign) => Presented::Foreign(Transport::Bearer),
+            (_, Header::Malformed) => Presented::Malformed,
+        }
+    }
+
+    /// How a session reaches a client that brought no credential.
+    pub(crate) fn default_transport(&self) -> Transport {
+        if self.cookie.is_some() { Transport::Cookie } else { Transport::Bearer }
+    }
+
+    /// The request headers that a response depends on once its session was read.
+    pub(crate) fn vary(&self) -> impl Iterator<Item = &HeaderName> {
+        let cookie = self.cookie.as_ref().map(|_| &header::COOKIE);
+        cookie.into_iter().chain(self.bearer.as_ref().map(Bearer::header_name))
+    }
+}

@@ -1,0 +1,46 @@
+//! tonic: the session of a gRPC request, and the errors as [`Status`].
+//!
+//! [`SessionLayer`](crate::SessionLayer) goes around a tonic server as it is, by `Server::builder().layer(…)`; what it rejects itself is answered
+//! in gRPC's own terms, `UNAUTHENTICATED` or `UNAVAILABLE`. In a method:
+//!
+//! ```
+//! use tonic::{Request, Response, Status};
+//!
+//! async fn who_am_i(request: Request<()>) -> Result<Response<String>, Status> {
+//!     let session = tower_keep::grpc::session(&request).await?;
+//!     let user = session.user().ok_or(Status::unauthenticated("log in first"))?;
+//!     Ok(Response::new(user.to_string()))
+//! }
+//! # let _ = who_am_i;
+//! ```
+
+use tonic::{Code, Request, Status};
+
+use crate::{Reason, Rejection, Session, SessionError};
+
+/// The session of `request`, loaded.
+///
+/// # Errors
+/// `UNAVAILABLE` when it cannot be looked up, `UNAUTHENTICATED` when the policy demands a live session and there is none,
+/// `INTERNAL` without a session layer.
+pub async fn session<T>(request: &Request<T>) -> Result<Session, Status> {
+    // Cloned before the wait: the message need not be shared between threads.
+    let session = request.extensions().get::<Session>().cloned();
+    let session = session.ok_or(Rejection::new(Reason::NoLayer, None))?;
+    session.load().await?;
+    Ok(session)
+}
+
+impl From<Rejection> for Status {
+    fn from(rejection: Rejection) -> Self {
+        Self::new(Code::from_i32(rejection.grpc_status().into()), rejection.message())
+    }
+}
+
+/// `UNAVAILABLE` when the store is the cause, else `INTERNAL`.
+impl From<SessionError> for Status {
+    fn from(error: SessionError) -> Self {
+        let code = if error.is_unavailable() { Code::Unavailable } else { Code::Internal };
+        Self::new(code, "the session cannot be used")
+    }
+}

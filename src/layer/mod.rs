@@ -1,0 +1,34 @@
+//! The tower part: what wraps a service.
+//!
+//! A request passes through like this:
+//!
+//! ```text
+//!             read credentials ── disagree ──────────────────────────────▶ reject 401
+//!                    │
+//!        put a Session into the extensions
+//!                    │
+//!   lazy ┌───────────┴───────────┐ eager, required
+//!        │                   look it up ── missing or outage ──▶ reject 401, 503
+//!        └───────────┬───────────┘
+//!            call the service
+//!                    │
+//!      save what it did to the session ── fails ──▶ reject 503
+//!                    │
+//!        set cookie and cache headers
+//! ```
+
+mod future;
+mod layer;
+mod policy;
+mod reject;
+mod respond;
+mod service;
+
+use self::policy::Lookup;
+pub use self::{
+    future::ResponseFuture,
+    layer::SessionLayer,
+    policy::{OnMissing, OnOutage, Policy},
+    reject::{EmptyBody, Reason, Rejection, ResponseForRejection},
+    service::SessionService,
+};

@@ -1,0 +1,198 @@
+//! Answers in place of the service's: 401, 400 and 503, in the protocol of the caller.
+
+use std::{error::Error, fmt, time::Duration};
+
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Why a request is not served, and how to say so to its sender.
+///
+/// It is the error of [`Session::load`](crate::Session::load), and a ready answer: return [`into_response`](Self::into_response)
+/// from a handler (with axum just the rejection, with tonic the `Status` it converts to), and the layer gives it the
+/// form it is [configured](crate::SessionLayer::reject_with) to give.
+///
+/// ```
+/// use http::{Request, Response};
+/// use tower_keep::Session;
+///
+/// async fn handler(request: Request<()>) -> Response<String> {
+///     let Some(session) = request.extensions().get::<Session>() else {
+///         return Response::new("the session layer is missing".into());
+///     };
+///     match session.load().await {
+///         Ok(()) => Response::new(format!("hello {:?}", session.user())),
+///         Err(rejection) => rejection.into_response(),
+///     }
+/// }
+/// # let _ = handler;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Rejection {
+    reason: Reason,
+    challenge: Option<HeaderValue>,
+    retry_after: Option<Duration>,
+    grpc: bool,
+}
+
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// It brought no credential: 401.
+    NoCredential,
+    /// Its token is unknown, expired, or not a token of ours: 401.
+    InvalidToken,
+    /// Its `Authorization` header breaks the grammar: 400.
+    MalformedCredential,
+    /// It brought a cookie and a bearer token that are not the same: 401.
+    CredentialsDisagree,
+    /// The store does not answer: 503.
+    Unavailable,
+    /// No [`SessionLayer`](crate::SessionLayer) wraps the service, which is a mistake in the program: 500.
+    NoLayer,
+}
+
+impl Rejection {
+    pub(crate) fn new(reason: Reason, challenge: Option<HeaderValue>) -> Self {
+        Self { reason, challenge, retry_after: None, grpc: false }
+    }
+
+    pub(crate) fn unavailable(retry_after: Duration) -> Self {
+        Self { reason: Reason::Unavailable, challenge: None, retry_after: Some(retry_after), grpc: false }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The HTTP status that says so: 400, 401, 500 or 503.
+    pub fn status(&self) -> StatusCode {
+        match self.reason {
+            Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree => StatusCode::UNAUTHORIZED,
+            Reason::MalformedCredential => StatusCode::BAD_REQUEST,
+            Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::NoLayer => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The gRPC status that says so: 16 (unauthenticated), 14 (unavailable) or 13 (internal).
+    pub fn grpc_status(&self) -> u8 {
+        match self.reason {
+            Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree | Reason::MalformedCredential => {
+                16
+            }
+            Reason::Unavailable => 14,
+            Reason::NoLayer => 13,
+        }
+    }
+
+    /// Whether the caller speaks gRPC. The answer is then status 200 with `grpc-status`, and its body must be empty.
+    pub fn is_grpc(&self) -> bool {
+        self.grpc
+    }
+
+    /// The answer, with an empty body. On its way out the layer puts its configured answer in its place.
+    pub fn into_response<B: Default>(self) -> Response<B> {
+        let mut response = self.render(&EmptyBody);
+        response.extensions_mut().insert(self);
+        response
+    }
+
+    pub(crate) fn for_grpc(mut self, grpc: bool) -> Self {
+        self.grpc = grpc;
+        self
+    }
+
+    /// The answer as `reject` gives it, with the headers that the protocols demand.
+    pub(crate) fn render<B>(&self, reject: &impl ResponseForRejection<B>) -> Response<B> {
+        let mut response = reject.response_for(self);
+        if self.grpc {
+            *response.status_mut() = StatusCode::OK;
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(self.grpc_status())));
+            headers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.message()));
+        } else if let Some(challenge) = &self.challenge {
+            response.headers_mut().append(header::WWW_AUTHENTICATE, challenge.clone());
+        }
+        if let Some(delay) = self.retry_after {
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+
+    pub(crate) fn message(&self) -> &'static str {
+        match self.reason {
+            Reason::NoCredential => "no session",
+            Reason::InvalidToken => "the session token is not valid",
+            Reason::MalformedCredential => "the session credential is malformed",
+            Reason::CredentialsDisagree => "cookie and bearer token disagree",
+            Reason::Unavailable => "sessions are unavailable",
+            Reason::NoLayer => "no session layer",
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl Error for Rejection {}
+
+/// Turns a [`Rejection`] into a response of the service's body type.
+///
+/// Closures do, and [`EmptyBody`] does for every body that has a default. The layer adds what the protocols demand:
+/// `WWW-Authenticate`, `Retry-After`, `Cache-Control: no-store`, and for gRPC callers status, type and `grpc-status`.
+///
+/// ```
+/// use http::Response;
+/// use tower_keep::{MemoryStore, Rejection, SessionLayer};
+///
+/// let layer = SessionLayer::new(MemoryStore::new()).reject_with(|rejection: &Rejection| {
+///     let body = if rejection.is_grpc() { String::new() } else { format!("{{\"error\":\"{rejection}\"}}") };
+///     let mut response = Response::new(body);
+///     *response.status_mut() = rejection.status();
+///     response
+/// });
+/// # let _ = layer;
+/// ```
+pub trait ResponseForRejection<B> {
+    /// The response that says `rejection`.
+    fn response_for(&self, rejection: &Rejection) -> Response<B>;
+}
+
+impl<F, B> ResponseForRejection<B> for F
+where
+    F: Fn(&Rejection) -> Response<B>,
+{
+    fn response_for(&self, rejection: &Rejection) -> Response<B> {
+        self(rejection)
+    }
+}
+
+/// Rejects with a status and an empty body: what a layer does until [told otherwise](crate::SessionLayer::reject_with).
+///
+/// ```
+/// use tower_keep::{EmptyBody, MemoryStore, SessionLayer};
+///
+/// let layer: SessionLayer<EmptyBody> = SessionLayer::new(MemoryStore::new());
+/// # let _ = layer;
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct EmptyBody;
+
+impl<B: Default> ResponseForRejection<B> for EmptyBody {
+    fn response_for(&self, rejection: &Rejection) -> Response<B> {
+        let mut response = Response::new(B::default());
+        *response.status_mut() = rejection.status();
+        response
+    }
+}

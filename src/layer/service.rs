@@ -1,0 +1,102 @@
+use std::{
+    fmt, mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Method, Request, Response, header};
+use tower_service::Service;
+
+use super::{Lookup, Policy, ResponseForRejection, ResponseFuture, future::Caller};
+use crate::{credential::Presented, session::Session, shared::Shared};
+
+/// A service wrapped by [`SessionLayer`](crate::SessionLayer).
+///
+/// ```
+/// use http::{Request, Response};
+/// use tower::{Layer, service_fn};
+/// use tower_keep::{MemoryStore, SessionLayer};
+///
+/// let inner = service_fn(async |_: Request<()>| Ok::<_, std::convert::Infallible>(Response::new(())));
+/// let service = SessionLayer::new(MemoryStore::new()).layer(inner);
+/// # let _ = service;
+/// ```
+#[derive(Clone)]
+pub struct SessionService<S, R> {
+    inner: S,
+    shared: Arc<Shared>,
+    policy: Policy,
+    reject: R,
+}
+
+impl<S, R> SessionService<S, R> {
+    pub(super) fn new(inner: S, shared: Arc<Shared>, policy: Policy, reject: R) -> Self {
+        Self { inner, shared, policy, reject }
+    }
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for SessionService<S, R>
+where
+    // Cloned only for a look-up before the call: the call must then go to the service that is ready, after `call` returned.
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    R: ResponseForRejection<ResBody> + Clone,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, R, ReqBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let caller = Caller { reject: self.reject.clone(), grpc: is_grpc(&request) };
+        let policy = request.extensions().get::<Policy>().copied().unwrap_or(self.policy);
+
+        // Inside another layer over the same sessions, this one changes the policy and leaves the rest to that.
+        let outer = request.extensions().get::<Session>().filter(|session| session.belongs_to(&self.shared));
+        let (session, nested) = match outer {
+            Some(session) => (session.with_policy(policy), true),
+            None => (Session::new(self.shared.clone(), self.shared.credentials.read(request.headers()), policy), false),
+        };
+        if let Presented::Disagreement = session.presented() {
+            return ResponseFuture::rejected(session.disagreement(), caller);
+        }
+        request.extensions_mut().insert(session.clone());
+
+        let look_up_first = match policy.lookup {
+            Lookup::Lazy => false,
+            Lookup::Eager => !matches!(session.presented(), Presented::Nothing),
+            Lookup::Required => true,
+        };
+        if look_up_first {
+            let next = self.inner.clone();
+            let ready = mem::replace(&mut self.inner, next);
+            ResponseFuture::looking_up(session, nested, ready, request, caller)
+        } else {
+            ResponseFuture::calling(self.inner.call(request), session, nested, caller)
+        }
+    }
+}
+
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    // gRPC is always a POST: other requests need not be asked.
+    request.method() == Method::POST
+        && request.headers().get(header::CONTENT_TYPE).is_some_and(|value| is_grpc_type(value.as_bytes()))
+}
+
+/// `application/grpc`, alone or with `+proto` and the like; not `application/grpc-web`, which is answered by its own layer.
+fn is_grpc_type(content_type: &[u8]) -> bool {
+    content_type.split_at_checked("application/grpc".len()).is_some_and(|(name, rest)| {
+        name.eq_ignore_ascii_case(b"application/grpc") && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+    })
+}
+
+impl<S: fmt::Debug, R> fmt::Debug for SessionService<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionService")
+            .field("inner", &self.inner)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,95 @@
+use std::{error::Error, fmt};
+
+use crate::store::StoreError;
+
+/// What went wrong in a [`Session`](crate::Session).
+///
+/// It never holds a token or a value of the session. With the `axum` and `grpc` features it is an answer as well: 503 when the
+/// store is the cause, else 500.
+///
+/// ```
+/// use tower_keep::SessionError;
+///
+/// assert_eq!(SessionError::NotLoaded.to_string(), "the session is not loaded: call `load` first");
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The session was used before [`load`](crate::Session::load).
+    NotLoaded,
+    /// The session could not be looked up, so it can neither be read nor changed.
+    Unavailable,
+    /// A value cannot be written as JSON.
+    Encode {
+        /// The value's key.
+        key: String,
+        /// What the serializer says.
+        source: serde_json::Error,
+    },
+    /// A value is not of the type that was asked for. (What the deserializer says would show the value.)
+    Decode {
+        /// The value's key.
+        key: String,
+    },
+    /// The session has outgrown [`SessionLayer::max_size`](crate::SessionLayer::max_size), and was not saved.
+    TooLarge {
+        /// What it has grown to, in bytes.
+        size: usize,
+        /// What it may have, in bytes.
+        limit: usize,
+    },
+    /// Other requests kept writing the session: this one gave up after many attempts to merge.
+    Conflict,
+    /// The head of the response has left, or there is none: a new token cannot reach the client any more.
+    ResponseSent,
+    /// The operating system gave no random numbers for a new token.
+    Random(getrandom::Error),
+    /// The store failed.
+    Store(StoreError),
+}
+
+impl SessionError {
+    /// Whether the store is the cause, so that trying again later may help.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable | Self::Store(_) | Self::Conflict)
+    }
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotLoaded => f.write_str("the session is not loaded: call `load` first"),
+            Self::Unavailable => f.write_str("the session could not be looked up"),
+            Self::Encode { key, .. } => write!(f, "the session value {key:?} cannot be written as JSON"),
+            Self::Decode { key } => write!(f, "the session value {key:?} is not of the type asked for"),
+            Self::TooLarge { size, limit } => write!(f, "the session has {size} bytes, more than {limit}"),
+            Self::Conflict => f.write_str("the session is being written by too many requests at once"),
+            Self::ResponseSent => f.write_str("it is too late for a new session token to reach the client"),
+            Self::Random(_) => f.write_str("no random numbers for a new session token"),
+            Self::Store(_) => f.write_str("the session store failed"),
+        }
+    }
+}
+
+impl Error for SessionError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Encode { source, .. } => Some(source),
+            Self::Random(source) => Some(source),
+            Self::Store(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<StoreError> for SessionError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<getrandom::Error> for SessionError {
+    fn from(error: getrandom::Error) -> Self {
+        Self::Random(error)
+    }
+}

@@ -1,0 +1,655 @@
+//! The handle that a handler works with.
+
+mod error;
+mod save;
+mod state;
+
+use std::{
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use http::HeaderValue;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+pub use self::error::SessionError;
+pub(crate) use self::save::Delivery;
+use self::state::{Held, Known, Live, State, Untold};
+use crate::{
+    credential::{Candidates, Presented, Transport},
+    layer::{Policy, Reason, Rejection},
+    lifetime::Lifetime,
+    observe::Causes,
+    shared::Shared,
+    store::Loaded,
+    token::{SessionId, Token},
+};
+
+/// The session of a request, as its handler sees it.
+///
+/// The layer puts one into the extensions of every request. It is a handle: clones are the same session.
+///
+/// 1. [`load`](Self::load) looks the session up (with axum, the extractor does). Until then every accessor says
+///    [`SessionError::NotLoaded`]: a session that was not looked up is never mistaken for an empty one.
+/// 2. Read and change it. Changes are kept here.
+/// 3. When the handler returns, the layer saves what has changed, before the head of the response leaves. If that fails, the client gets
+///    503 in place of the response. A handler that must know earlier, or changes the session while a body streams, calls
+///    [`save`](Self::save).
+///
+/// Requests that change different keys of one session at the same time both win; of the same key, the later save does.
+/// A session that ended meanwhile, by a logout in another tab for example, stays ended, whatever this request changed.
+///
+/// ```
+/// use tower_keep::{Session, SessionError};
+///
+/// fn add_to_cart(session: &Session, item: u64) -> Result<usize, SessionError> {
+///     let mut cart: Vec<u64> = session.get("cart")?.unwrap_or_default();
+///     cart.push(item);
+///     session.insert("cart", &cart)?;
+///     Ok(cart.len())
+/// }
+/// # let _ = add_to_cart;
+/// ```
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<Inner>,
+    policy: Policy,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    presented: Presented,
+    state: Mutex<State>,
+    /// One store operation at a time: two saves of one session take turns.
+    turn: Semaphore,
+}
+
+/// What remains to be said when the head of the response leaves.
+pub(crate) struct Closing {
+    pub(crate) set_cookie: Option<HeaderValue>,
+}
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>, presented: Presented, policy: Policy) -> Self {
+        let state = Mutex::new(State::new());
+        Self { inner: Arc::new(Inner { shared, presented, state, turn: Semaphore::new(1) }), policy }
+    }
+
+    pub(crate) fn with_policy(&self, policy: Policy) -> Self {
+        Self { inner: self.inner.clone(), policy }
+    }
+
+    /// Looks the session up, unless that is done already.
+    ///
+    /// Costs nothing when the request brought no token. After an outage it can be called again.
+    ///
+    /// # Errors
+    /// A [`Rejection`], which is a ready answer, when there is no live session and the [`Policy`] demands one, and when the
+    /// store does not answer and the policy says to reject that.
+    pub async fn load(&self) -> Result<(), Rejection> {
+        if let Some(candidates) = self.inner.unread() {
+            let _turn = self.inner.turn().await;
+            // Whoever had the turn before may have found it.
+            if self.inner.unread().is_some() {
+                self.inner.look_up(candidates).await;
+            }
+        }
+        self.verdict()
+    }
+
+    /// Saves now what has changed, instead of when the handler returns.
+    ///
+    /// After it returns, the store has confirmed everything that was changed before.
+    ///
+    /// # Errors
+    /// * [`SessionError::Store`]: not confirmed; the changes are kept, and saved again later.
+    /// * [`SessionError::TooLarge`], [`SessionError::Conflict`]: not saved.
+    /// * [`SessionError::ResponseSent`]: a new token is needed, and the response has left that could have given it.
+    /// * [`SessionError::NotLoaded`], [`SessionError::Unavailable`]: there is nothing that could be saved.
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// async fn pay(session: &Session) -> Result<(), SessionError> {
+    ///     session.insert("paid", &true)?;
+    ///     session.save().await // and only then ship
+    /// }
+    /// # let _ = pay;
+    /// ```
+    pub async fn save(&self) -> Result<(), SessionError> {
+        drop(self.writable()?);
+        self.inner.write(Delivery::Response).await
+    }
+
+    /// The value of `key`, or `None`.
+    ///
+    /// # Errors
+    /// [`SessionError::Decode`] when the value is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// let visits: u32 = session.get("visits")?.unwrap_or(0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, SessionError> {
+        // Decoded outside the lock: a `Deserialize` may do anything.
+        let value = self.readable()?.value(key).cloned();
+        value.map(|value| decode(key, &value)).transpose()
+    }
+
+    /// Whether there is a value of `key`.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// if !session.contains("csrf")? { /* … */ }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn contains(&self, key: &str) -> Result<bool, SessionError> {
+        Ok(self.readable()?.value(key).is_some())
+    }
+
+    /// Sets the value of `key`. The first value makes a session where there was none. Setting the value it has already
+    /// changes nothing, and costs no write.
+    ///
+    /// # Errors
+    /// [`SessionError::Encode`] when JSON cannot hold the value; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// session.insert("theme", "dark")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn insert<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), SessionError> {
+        let value: Box<RawValue> =
+            to_raw_value(value).map_err(|source| SessionError::Encode { key: key.to_owned(), source })?;
+        self.writable()?.set(key, Some(value.into()));
+        Ok(())
+    }
+
+    /// Removes the value of `key`, and says whether there was one. Removing what is not there costs no write.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// let was_there = session.remove("cart")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn remove(&self, key: &str) -> Result<bool, SessionError> {
+        Ok(self.writable()?.set(key, None))
+    }
+
+    /// Removes the value of `key` and returns it: a message to be shown once.
+    ///
+    /// # Errors
+    /// [`SessionError::Decode`] when the value is not a `T`: it is then kept; [`SessionError::NotLoaded`],
+    /// [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// if let Some(notice) = session.take::<String>("notice")? {
+    ///     println!("{notice}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn take<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, SessionError> {
+        let Some(raw) = self.writable()?.value(key).cloned() else { return Ok(None) };
+        let value = decode(key, &raw)?;
+        let mut state = self.writable()?;
+        // Another clone may have taken it while this one decoded: only one gets it.
+        let mine = state.value(key).is_some_and(|current| Arc::ptr_eq(current, &raw));
+        Ok((mine && state.set(key, None)).then_some(value))
+    }
+
+    /// Removes all values. Who is logged in stays so.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// session.clear()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn clear(&self) -> Result<(), SessionError> {
+        self.writable()?.clear();
+        Ok(())
+    }
+
+    /// Binds the session to `user`, gives it a new token, and starts its absolute timeout anew.
+    ///
+    /// The token the request came with is dead once this is saved, so a token that somebody else planted is worth
+    /// nothing (session fixation). An anonymous session keeps its values; the session of another user ends, and
+    /// none of its values is handed on.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// // The password was right:
+    /// session.login("ana")?;
+    /// assert_eq!(session.user().as_deref(), Some("ana"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn login(&self, user: impl Into<Arc<str>>) -> Result<(), SessionError> {
+        let user = user.into();
+        self.writable()?.login(user);
+        Ok(())
+    }
+
+    /// Ends the session of the user: [`destroy`](Self::destroy) by the name that handlers look for.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// session.logout()?;
+    /// assert!(session.user().is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn logout(&self) -> Result<(), SessionError> {
+        self.destroy()
+    }
+
+    /// Ends the session, with all its values, and takes the client's cookie away.
+    ///
+    /// What is inserted afterwards makes another session, with another token.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// session.destroy()?;
+    /// session.insert("notice", "Goodbye!")?; // in a new, anonymous session
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn destroy(&self) -> Result<(), SessionError> {
+        self.writable()?.destroy();
+        Ok(())
+    }
+
+    /// Gives the session a new token; the old one is dead once this is saved.
+    ///
+    /// For every change of what the session may do that is no [`login`](Self::login). Does nothing when there is no session.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// session.rotate()?;
+    /// session.insert("role", "admin")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn rotate(&self) -> Result<(), SessionError> {
+        self.writable()?.rotate();
+        Ok(())
+    }
+
+    /// Gives this session a lifetime of its own, which it keeps: "remember me".
+    ///
+    /// The absolute timeout still counts from when the session was created or logged in to. By itself this makes no session.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Lifetime, Session, SessionError};
+    /// # fn example(session: &Session, remember_me: bool) -> Result<(), SessionError> {
+    /// session.login("ana")?;
+    /// if remember_me {
+    ///     session.set_lifetime(Lifetime::aal1())?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_lifetime(&self, lifetime: Lifetime) -> Result<(), SessionError> {
+        self.writable()?.set_lifetime(lifetime);
+        Ok(())
+    }
+
+    /// Who is logged in. `None` as well while the session is not loaded.
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// # fn example(session: &Session) {
+    /// let Some(user) = session.user() else { return /* 401 */ };
+    /// # }
+    /// ```
+    pub fn user(&self) -> Option<Arc<str>> {
+        self.inner.state().user().cloned()
+    }
+
+    /// The id of the stored session: for logs, and for users to tell their sessions apart. `None` until it is stored.
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// # fn example(session: &Session) {
+    /// if let Some(id) = session.id() {
+    ///     println!("session {id}");
+    /// }
+    /// # }
+    /// ```
+    pub fn id(&self) -> Option<SessionId> {
+        self.inner.state().live().map(|live| live.id)
+    }
+
+    /// The token of the stored session: for a client that is to send it as a bearer token. `None` until it is stored, so
+    /// [`save`](Self::save) first. With cookies the layer delivers it, and handlers have no use for it.
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// async fn log_in(session: &Session) -> Result<Option<String>, SessionError> {
+    ///     session.login("ana")?;
+    ///     session.save().await?;
+    ///     Ok(session.token().map(|token| token.expose().to_owned()))
+    /// }
+    /// # let _ = log_in;
+    /// ```
+    pub fn token(&self) -> Option<Token> {
+        self.inner.token_of(self.inner.state().live()?)
+    }
+
+    /// When the session was created or last logged in to. `None` until it is stored.
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// # fn example(session: &Session) {
+    /// let age = session.created_at().and_then(|created| created.elapsed().ok());
+    /// # }
+    /// ```
+    pub fn created_at(&self) -> Option<SystemTime> {
+        self.inner.state().live().map(|live| live.record.created_at.into())
+    }
+
+    /// When the session was last used before this request, up to the
+    /// [touch interval](Lifetime::touch_every). `None` until it is stored.
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// # fn example(session: &Session) {
+    /// let idle = session.last_seen().and_then(|seen| seen.elapsed().ok());
+    /// # }
+    /// ```
+    pub fn last_seen(&self) -> Option<SystemTime> {
+        self.inner.state().live().map(|live| live.last_seen.into())
+    }
+
+    /// When the session ends if nobody uses it. `None` until it is stored.
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// # fn example(session: &Session) {
+    /// let expires = session.expires_at();
+    /// # }
+    /// ```
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.inner.state().live().map(|live| live.expires_at.into())
+    }
+
+    /// Whether the session began with this request, or has not begun yet. `false` while it is not loaded.
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// # fn example(session: &Session) {
+    /// let first_visit = session.is_new();
+    /// # }
+    /// ```
+    pub fn is_new(&self) -> bool {
+        let state = self.inner.state();
+        match (&state.known, state.live()) {
+            (Known::Unread | Known::Unavailable, _) => false,
+            (_, Some(live)) => live.is_new,
+            (_, None) => true,
+        }
+    }
+
+    /// Whether the store did not answer, and the session is empty for that reason only: see [`OnOutage`](crate::OnOutage).
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// # fn example(session: &Session) {
+    /// let greeting = if session.is_degraded() { "We cannot see who you are right now." } else { "Hello!" };
+    /// # }
+    /// ```
+    pub fn is_degraded(&self) -> bool {
+        matches!(self.inner.state().known, Known::Unavailable)
+    }
+
+    fn readable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
+        let state = self.inner.state();
+        match state.known {
+            Known::Unread => Err(SessionError::NotLoaded),
+            Known::Unavailable if self.policy.rejects_outage() => Err(SessionError::Unavailable),
+            _ => Ok(state),
+        }
+    }
+
+    fn writable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
+        let state = self.inner.state();
+        match state.known {
+            Known::Unread => Err(SessionError::NotLoaded),
+            Known::Unavailable => Err(SessionError::Unavailable),
+            _ => Ok(state),
+        }
+    }
+
+    /// What the policy says to what the look-up found.
+    fn verdict(&self) -> Result<(), Rejection> {
+        let state = self.inner.state();
+        match state.known {
+            Known::Unread => Ok(()),
+            Known::Unavailable if self.policy.rejects_outage() => Err(self.unsaved()),
+            Known::Absent if self.policy.rejects_missing() && !state.changes.create() => Err(self.missing()),
+            _ => Ok(()),
+        }
+    }
+
+    fn missing(&self) -> Rejection {
+        let (reason, error) = match &self.inner.presented {
+            Presented::Nothing => (Reason::NoCredential, None),
+            Presented::Malformed => (Reason::MalformedCredential, Some("invalid_request")),
+            Presented::Disagreement => (Reason::CredentialsDisagree, Some("invalid_token")),
+            Presented::Foreign(Transport::Bearer) | Presented::Tokens(Transport::Bearer, _) => {
+                (Reason::InvalidToken, Some("invalid_token"))
+            }
+            Presented::Foreign(Transport::Cookie) | Presented::Tokens(Transport::Cookie, _) => {
+                (Reason::InvalidToken, None)
+            }
+        };
+        let bearer = self.inner.shared.credentials.bearer.as_ref();
+        Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error)))
+    }
+}
+
+/// What the layer needs of a session.
+impl Session {
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
+    pub(crate) fn presented(&self) -> &Presented {
+        &self.inner.presented
+    }
+
+    pub(crate) fn belongs_to(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.inner.shared, shared)
+    }
+
+    /// The answer to a request whose credentials disagree.
+    pub(crate) fn disagreement(&self) -> Rejection {
+        self.missing()
+    }
+
+    /// The answer when what must be saved cannot be.
+    pub(crate) fn unsaved(&self) -> Rejection {
+        Rejection::unavailable(self.policy.retry_after)
+    }
+
+    /// Whether there is nothing to write.
+    pub(crate) fn is_settled(&self) -> bool {
+        let state = self.inner.state();
+        !state.is_dirty() && !matches!(&state.known, Known::Live(live) if live.touch_due)
+    }
+
+    /// Saves what the service left to be saved.
+    pub(crate) async fn commit(&self, delivery: Delivery) -> Result<(), SessionError> {
+        let saved = self.inner.write(delivery).await;
+        if let Err(error) = &saved {
+            let id = self.id();
+            let session = id.as_ref().map(tracing::field::display);
+            tracing::error!(session, error = %Causes(error), "session not saved");
+            self.inner.state().abandoned = true;
+        }
+        saved
+    }
+
+    /// Called when the head of the response leaves: no token can be given after this. `None` when nobody looked the session up.
+    pub(crate) fn close(&self) -> Option<Closing> {
+        let mut state = self.inner.state();
+        state.closed = true;
+        if let Known::Unread = state.known {
+            return None;
+        }
+        let untold = state.untold.take();
+        Some(Closing { set_cookie: untold.and_then(|untold| self.inner.set_cookie(untold, &state)) })
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turn.acquire().await.ok() // it is never closed
+    }
+
+    /// The tokens that are still to be looked up.
+    fn unread(&self) -> Option<&Candidates> {
+        let mut state = self.state();
+        match (&state.known, &self.presented) {
+            (Known::Unread | Known::Unavailable, Presented::Tokens(_, candidates)) => Some(candidates),
+            (Known::Unread, _) => {
+                state.known = Known::Absent;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    async fn look_up(&self, candidates: &Candidates) {
+        let mut known = Known::Absent;
+        for (place, token) in candidates.iter().enumerate() {
+            let id = token.id();
+            match self.shared.store.load(&id).await {
+                Ok(loaded) => {
+                    if let Some(live) = loaded.and_then(|loaded| self.alive(place, id, loaded)) {
+                        known = Known::Live(live);
+                        break;
+                    }
+                }
+                Err(error) => {
+                    self.shared.counters.outage();
+                    tracing::warn!(session = %id, error = %Causes(&error), "session not loaded");
+                    known = Known::Unavailable;
+                    break;
+                }
+            }
+        }
+        self.state().known = known;
+    }
+
+    /// What was loaded, unless its time is over.
+    fn alive(&self, place: usize, id: SessionId, Loaded { record, ttl }: Loaded) -> Option<Live> {
+        let now = self.shared.clock.now();
+        let left = record.ttl_left(now, ttl);
+        if left.is_zero() {
+            return None;
+        }
+        let unused = record.full_ttl(now).saturating_sub(left);
+        let expires_at = now.plus(left);
+        Some(Live {
+            id,
+            token: Held::Presented(place),
+            last_seen: record.written_at.max(expires_at.minus(record.idle_timeout)),
+            expires_at,
+            touch_due: unused >= self.shared.lifetime.touch_interval_of(record.idle_timeout),
+            is_new: false,
+            record,
+        })
+    }
+
+    fn token_of(&self, live: &Live) -> Option<Token> {
+        match (&live.token, &self.presented) {
+            (Held::Minted(token), _) => Some(token.clone()),
+            (Held::Presented(place), Presented::Tokens(_, candidates)) => candidates.get(*place).cloned(),
+            (Held::Presented(_), _) => None,
+        }
+    }
+
+    /// The header that tells the client what it does not know yet; bearer clients are told by handlers.
+    fn set_cookie(&self, untold: Untold, state: &State) -> Option<HeaderValue> {
+        let credentials = &self.shared.credentials;
+        let transport = self.presented.transport().unwrap_or(credentials.default_transport());
+        let cookie = credentials.cookie.as_ref().filter(|_| transport == Transport::Cookie)?;
+        let now = self.shared.clock.now();
+        match untold {
+            Untold::Token(token, until) => cookie.give(&token, now, until),
+            Untold::Extended(until) => cookie.give(&self.token_of(state.live()?)?, now, until),
+            Untold::End if matches!(self.presented, Presented::Nothing) => None,
+            Untold::End => cookie.remove(),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.is_dirty() && !mem::take(&mut state.abandoned) {
+            self.shared.counters.unsaved();
+            let id = state.live().map(|live| live.id);
+            let session = id.as_ref().map(tracing::field::display);
+            tracing::warn!(session, "session dropped with changes that were not saved");
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(key: &str, value: &RawValue) -> Result<T, SessionError> {
+    serde_json::from_str(value.get()).map_err(|_| SessionError::Decode { key: key.to_owned() })
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.id()).field("user", &self.user()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,289 @@
+//! What a save does: one write at a time, until nothing is left to write.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Inner, SessionError,
+    state::{Fate, Held, Known, Live, State, Untold},
+};
+use crate::{
+    observe::Causes,
+    record::{Record, Version},
+    shared::Shared,
+    store::{Loaded, Outcome, SessionStore, StoreError},
+    time::Timestamp,
+    token::{SessionId, Tag, Token},
+};
+
+/// How often a save merges with others before it gives up. Each failure is another request's success, so only
+/// many requests that write one session at the same moment come near.
+const MAX_ATTEMPTS: usize = 128;
+
+/// Whether a new token can still reach the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// With the response that is on its way.
+    Response,
+    /// No: the service failed, and there is no response.
+    None,
+}
+
+/// A write, complete: it can be repeated and means the same.
+pub(super) struct Attempt {
+    generation: u64,
+    write: Write,
+}
+
+enum Write {
+    Create {
+        token: Token,
+        id: SessionId,
+        record: Arc<Record>,
+        ttl: Duration,
+    },
+    Update {
+        id: SessionId,
+        expected: Version,
+        record: Arc<Record>,
+        ttl: Duration,
+    },
+    /// A rotation; or the end of one session and the beginning of another.
+    Replace {
+        old: SessionId,
+        expected: Version,
+        token: Token,
+        id: SessionId,
+        record: Arc<Record>,
+        ttl: Duration,
+    },
+    Destroy {
+        id: SessionId,
+    },
+}
+
+impl Write {
+    async fn run(&self, store: &dyn SessionStore) -> Result<Outcome, StoreError> {
+        match self {
+            Self::Create { id, record, ttl, .. } => store.create(id, record.clone(), *ttl).await,
+            Self::Update { id, expected, record, ttl } => store.update(id, *expected, record.clone(), *ttl).await,
+            Self::Replace { old, expected, id, record, ttl, .. } => {
+                store.rotate(old, *expected, id, record.clone(), *ttl).await
+            }
+            Self::Destroy { id } => store.destroy(id).await.map(|()| Outcome::Done),
+        }
+    }
+}
+
+impl Inner {
+    /// Writes what has changed, then extends the idle timeout if that is due.
+    pub(super) async fn write(&self, delivery: Delivery) -> Result<(), SessionError> {
+        let _turn = self.turn().await;
+        let store = &*self.shared.store;
+        for _ in 0..MAX_ATTEMPTS {
+            let Some(attempt) = self.state().next_attempt(&self.shared, delivery)? else {
+                self.touch(store).await;
+                return Ok(());
+            };
+            let outcome = attempt.write.run(store).await.inspect_err(|_| self.shared.counters.outage())?;
+            self.state().settle(&attempt, outcome, &self.shared);
+        }
+        Err(SessionError::Conflict)
+    }
+
+    /// Best effort: a read keeps working where writes fail, and the next request tries again.
+    async fn touch(&self, store: &dyn SessionStore) {
+        let now = self.shared.clock.now();
+        let due = match &self.state().known {
+            Known::Live(live) if live.touch_due => Some((live.id, live.record.full_ttl(now))),
+            _ => None,
+        };
+        let Some((id, ttl)) = due.filter(|(_, ttl)| !ttl.is_zero()) else { return };
+        match store.touch(&id, ttl).await {
+            Ok(()) => {
+                if let Known::Live(live) = &mut self.state().known {
+                    live.touch_due = false;
+                    live.expires_at = now.plus(ttl);
+                }
+            }
+            Err(error) => tracing::debug!(session = %id, error = %Causes(&error), "session not extended"),
+        }
+    }
+}
+
+impl State {
+    fn next_attempt(&mut self, shared: &Shared, delivery: Delivery) -> Result<Option<Arc<Attempt>>, SessionError> {
+        if self.attempt.is_none() {
+            self.attempt = self
+                .next_write(shared, delivery)?
+                .map(|write| Arc::new(Attempt { generation: self.changes.generation, write }));
+        }
+        Ok(self.attempt.clone())
+    }
+
+    /// The write that brings the store to where this session is to be.
+    fn next_write(&mut self, shared: &Shared, delivery: Delivery) -> Result<Option<Write>, SessionError> {
+        let now = shared.clock.now();
+        let live = match &self.known {
+            Known::Unread | Known::Unavailable => return Ok(None),
+            Known::Absent => None,
+            Known::Live(live) => Some(live),
+        };
+        let Some(live) = live else {
+            if !self.changes.create() {
+                return Ok(None);
+            }
+            let (token, record) = (self.mint(None, delivery)?, self.record(None, shared, now)?);
+            return Ok(Some(Write::Create { id: token.id(), ttl: record.full_ttl(now), token, record }));
+        };
+        let (id, expected) = (live.id, live.record.version());
+        match self.fate {
+            Fate::Keep if self.changes.is_empty() => Ok(None),
+            Fate::Keep => {
+                let record = self.record(Some(&live.record), shared, now)?;
+                let ttl = record.full_ttl(now);
+                Ok(Some(if ttl.is_zero() {
+                    Write::Destroy { id }
+                } else {
+                    Write::Update { id, expected, record, ttl }
+                }))
+            }
+            // Without a response the new session has nobody to go to; the old one ends all the same.
+            Fate::Destroy if delivery == Delivery::None || !self.changes.create() => Ok(Some(Write::Destroy { id })),
+            Fate::Rotate | Fate::Destroy => {
+                let carried = (self.fate == Fate::Rotate).then_some(&live.record);
+                let record = self.record(carried, shared, now)?;
+                let ttl = record.full_ttl(now);
+                if ttl.is_zero() {
+                    return Ok(Some(Write::Destroy { id }));
+                }
+                let token = self.mint(Some(id), delivery)?;
+                Ok(Some(Write::Replace { old: id, expected, id: token.id(), token, record, ttl }))
+            }
+        }
+    }
+
+    /// What is to be stored: what is carried over, and the changes.
+    fn record(
+        &self,
+        carried: Option<&Arc<Record>>,
+        shared: &Shared,
+        now: Timestamp,
+    ) -> Result<Arc<Record>, SessionError> {
+        let mut record = match carried {
+            Some(carried) => Record { version: carried.version.next()?, ..Record::clone(carried) },
+            None => Record::new(now, &shared.lifetime, Version::first()?),
+        };
+        self.changes.apply(&mut record, now);
+        let size = record.weight();
+        if size > shared.max_size {
+            return Err(SessionError::TooLarge { size, limit: shared.max_size });
+        }
+        Ok(Arc::new(record))
+    }
+
+    /// A new token: of the slot of its user, or else of the session that it follows.
+    fn mint(&self, follows: Option<SessionId>, delivery: Delivery) -> Result<Token, SessionError> {
+        if self.closed || delivery == Delivery::None {
+            return Err(SessionError::ResponseSent);
+        }
+        let user = self.user().map(|user| Tag::of_user(user));
+        let tag = user.or_else(|| follows.filter(|_| self.fate == Fate::Rotate).map(|id| id.tag()));
+        Ok(Token::mint(tag)?)
+    }
+
+    /// Takes in what the store said to an attempt.
+    fn settle(&mut self, attempt: &Attempt, outcome: Outcome, shared: &Shared) {
+        self.attempt = None;
+        match (&attempt.write, outcome) {
+            (Write::Create { token, id, record, ttl }, Outcome::Done) => {
+                self.settled(attempt, true, *id, token, record, *ttl);
+            }
+            // The id is taken, which 264 random bits rule out: the next attempt has another.
+            (Write::Create { .. }, _) => {}
+            (Write::Update { record, ttl, .. }, Outcome::Done) => {
+                if let Known::Live(live) = &mut self.known {
+                    let cookie_until = |record: &Record| record.persistent.then(|| record.absolute_deadline());
+                    let until = cookie_until(record);
+                    let extended = until != cookie_until(&live.record);
+                    live.record = record.clone();
+                    live.last_seen = record.written_at;
+                    live.expires_at = record.written_at.plus(*ttl);
+                    live.touch_due = false;
+                    if extended {
+                        self.untold = Some(Untold::Extended(until));
+                    }
+                }
+                self.saved(attempt);
+            }
+            (Write::Replace { token, id, record, ttl, .. }, Outcome::Done) => {
+                let is_new = self.fate == Fate::Destroy || matches!(&self.known, Known::Live(live) if live.is_new);
+                self.settled(attempt, is_new, *id, token, record, *ttl);
+            }
+            (Write::Update { .. } | Write::Replace { .. }, Outcome::Conflict(loaded)) => {
+                shared.counters.conflict();
+                self.rebase(loaded);
+            }
+            (Write::Update { id, .. } | Write::Replace { old: id, .. }, Outcome::Gone) => {
+                shared.counters.ended_meanwhile();
+                tracing::debug!(session = %id, "session ended meanwhile: changes dropped");
+                // A login, or what was begun after this request ended the session itself, is a session of its own. The
+                // rest belonged to the session that is gone.
+                let own = self.changes.login.is_some() || self.fate == Fate::Destroy;
+                self.end();
+                if !own {
+                    self.forget_changes();
+                }
+            }
+            (Write::Destroy { .. }, _) => {
+                // What was changed since belongs to another session. Unless time ended it, and not this request.
+                if self.fate != Fate::Destroy {
+                    self.forget_changes();
+                }
+                self.end();
+                self.untold = Some(Untold::End);
+            }
+        }
+    }
+
+    /// A session with a new token is in the store.
+    fn settled(
+        &mut self,
+        attempt: &Attempt,
+        is_new: bool,
+        id: SessionId,
+        token: &Token,
+        record: &Arc<Record>,
+        ttl: Duration,
+    ) {
+        let until = record.persistent.then(|| record.absolute_deadline());
+        self.untold = Some(Untold::Token(token.clone(), until));
+        self.known = Known::Live(Live {
+            id,
+            token: Held::Minted(token.clone()),
+            record: record.clone(),
+            last_seen: record.written_at,
+            expires_at: record.written_at.plus(ttl),
+            touch_due: false,
+            is_new,
+        });
+        self.saved(attempt);
+    }
+
+    /// What the attempt wrote is no change any more. What was changed while it ran still is: then all changes stay, and
+    /// are made once more.
+    fn saved(&mut self, attempt: &Attempt) {
+        if attempt.generation == self.changes.generation {
+            self.fate = Fate::Keep;
+            self.forget_changes();
+        } else if self.fate == Fate::Rotate {
+            self.fate = Fate::Keep;
+        }
+    }
+
+    /// Somebody else saved first: from here on their session is the one to change.
+    fn rebase(&mut self, loaded: Loaded) {
+        if let Known::Live(live) = &mut self.known {
+            live.record = loaded.record;
+        }
+    }
+}

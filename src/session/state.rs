@@ -1,0 +1,271 @@
+//! What is known of a session, and what is to become of it. No I/O here.
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use super::save::Attempt;
+use crate::{
+    lifetime::Lifetime,
+    record::Record,
+    time::Timestamp,
+    token::{SessionId, Token},
+};
+
+/// Everything that changes while a request is served.
+pub(super) struct State {
+    pub(super) known: Known,
+    pub(super) fate: Fate,
+    pub(super) changes: Changes,
+    /// A write that was begun and whose outcome is not known: to be repeated, as it was, before any other.
+    pub(super) attempt: Option<Arc<Attempt>>,
+    /// What the store has confirmed and the client does not know yet.
+    pub(super) untold: Option<Untold>,
+    /// The head of the response has left.
+    pub(super) closed: bool,
+    /// The session was given up and that was reported: no need to report it again when it is dropped.
+    pub(super) abandoned: bool,
+}
+
+/// What is known of the stored session.
+pub(super) enum Known {
+    /// Nothing: nobody asked yet.
+    Unread,
+    /// Nothing: the store did not answer.
+    Unavailable,
+    /// The request has no live session.
+    Absent,
+    /// The store has this.
+    Live(Live),
+}
+
+pub(super) struct Live {
+    pub(super) id: SessionId,
+    pub(super) token: Held,
+    pub(super) record: Arc<Record>,
+    pub(super) last_seen: Timestamp,
+    pub(super) expires_at: Timestamp,
+    /// Enough of the idle timeout has passed for this request to extend it.
+    pub(super) touch_due: bool,
+    /// Created by this request.
+    pub(super) is_new: bool,
+}
+
+/// Where the token of a live session is.
+pub(super) enum Held {
+    /// Among those that the request brought, at this place.
+    Presented(usize),
+    /// Made for this session.
+    Minted(Token),
+}
+
+/// What is to become of the stored session, apart from its changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Keep,
+    /// The same session with a new token.
+    Rotate,
+    /// It ends; what is changed from then on belongs to another, new session.
+    Destroy,
+}
+
+/// What the client must be told by a `Set-Cookie`.
+pub(super) enum Untold {
+    /// Its token, and until when to keep it if it is to outlive the browser.
+    Token(Token, Option<Timestamp>),
+    /// That it is to keep the token it has until another time.
+    Extended(Option<Timestamp>),
+    /// That it has no session.
+    End,
+}
+
+/// What a request has changed: applied to whatever the store holds when it is saved.
+#[derive(Default)]
+pub(super) struct Changes {
+    /// Counts the changes, to see whether any were made while others were being saved.
+    pub(super) generation: u64,
+    pub(super) cleared: bool,
+    pub(super) values: Vec<(Arc<str>, Option<Arc<RawValue>>)>,
+    pub(super) login: Option<Arc<str>>,
+    pub(super) lifetime: Option<Lifetime>,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.cleared && self.values.is_empty() && self.login.is_none() && self.lifetime.is_none()
+    }
+
+    /// Whether these changes make a session where there is none.
+    pub(super) fn create(&self) -> bool {
+        self.login.is_some() || self.values.iter().any(|(_, value)| value.is_some())
+    }
+
+    fn forget(&mut self) {
+        *self = Self { generation: self.generation + 1, ..Self::default() };
+    }
+
+    /// These changes made to `record`.
+    pub(super) fn apply(&self, record: &mut Record, now: Timestamp) {
+        record.written_at = now;
+        if let Some(lifetime) = &self.lifetime {
+            record.idle_timeout = lifetime.idle_timeout();
+            record.absolute_timeout = lifetime.absolute_timeout();
+            record.persistent = lifetime.is_persistent();
+        }
+        if let Some(user) = &self.login {
+            record.user = Some(user.clone());
+            record.created_at = now;
+        }
+        if self.cleared {
+            record.data.clear();
+        }
+        for (key, value) in &self.values {
+            match value {
+                Some(value) => record.data.insert(key.clone(), value.clone()),
+                None => record.data.remove(key),
+            };
+        }
+    }
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            known: Known::Unread,
+            fate: Fate::Keep,
+            changes: Changes::default(),
+            attempt: None,
+            untold: None,
+            closed: false,
+            abandoned: false,
+        }
+    }
+
+    /// The stored session, unless this request has ended it.
+    pub(super) fn live(&self) -> Option<&Live> {
+        match &self.known {
+            Known::Live(live) if self.fate != Fate::Destroy => Some(live),
+            _ => None,
+        }
+    }
+
+    /// Whether a save would write anything.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.attempt.is_some()
+            || match &self.known {
+                Known::Unread | Known::Unavailable => false,
+                Known::Absent => self.changes.create(),
+                Known::Live(_) => self.fate != Fate::Keep || !self.changes.is_empty(),
+            }
+    }
+
+    /// The value of `key`, with this request's changes.
+    pub(super) fn value(&self, key: &str) -> Option<&Arc<RawValue>> {
+        match self.changes.values.iter().find(|(changed, _)| **changed == *key) {
+            Some((_, value)) => value.as_ref(),
+            None => self.stored_value(key),
+        }
+    }
+
+    fn stored_value(&self, key: &str) -> Option<&Arc<RawValue>> {
+        if self.changes.cleared { None } else { self.live()?.record.data.get(key) }
+    }
+
+    pub(super) fn user(&self) -> Option<&Arc<str>> {
+        self.changes.login.as_ref().or_else(|| self.live()?.record.user.as_ref())
+    }
+
+    /// Sets or removes a value; `false` when that changes nothing.
+    pub(super) fn set(&mut self, key: &str, value: Option<Arc<RawValue>>) -> bool {
+        if same(self.value(key), value.as_ref()) {
+            return false;
+        }
+        self.changes.generation += 1;
+        let undone = same(self.stored_value(key), value.as_ref());
+        let place = self.changes.values.iter().position(|(changed, _)| **changed == *key);
+        match place {
+            // Back to what is stored: nothing has changed after all.
+            Some(place) if undone => drop(self.changes.values.swap_remove(place)),
+            Some(place) => self.changes.values[place].1 = value,
+            None => {
+                let stored = self.live().and_then(|live| live.record.data.get_key_value(key));
+                let key = stored.map_or_else(|| Arc::from(key), |(key, _)| key.clone());
+                self.changes.values.push((key, value));
+            }
+        }
+        true
+    }
+
+    pub(super) fn clear(&mut self) {
+        let stored = self.live().is_some_and(|live| !live.record.data.is_empty());
+        if self.changes.values.is_empty() && (self.changes.cleared || !stored) {
+            return;
+        }
+        self.changes.generation += 1;
+        self.changes.values.clear();
+        self.changes.cleared = stored;
+    }
+
+    pub(super) fn set_lifetime(&mut self, lifetime: Lifetime) {
+        let unchanged = self.changes.lifetime.is_none()
+            && self.live().is_some_and(|Live { record, .. }| {
+                record.idle_timeout == lifetime.idle_timeout()
+                    && record.absolute_timeout == lifetime.absolute_timeout()
+                    && record.persistent == lifetime.is_persistent()
+            });
+        if !unchanged {
+            self.changes.generation += 1;
+            self.changes.lifetime = Some(lifetime);
+        }
+    }
+
+    pub(super) fn login(&mut self, user: Arc<str>) {
+        // What belongs to one user is not handed to another.
+        if self.user().is_some_and(|current| *current != user) {
+            self.destroy();
+        }
+        self.rotate();
+        self.changes.generation += 1;
+        self.changes.login = Some(user);
+    }
+
+    pub(super) fn rotate(&mut self) {
+        if let (Known::Live(_), Fate::Keep) = (&self.known, self.fate) {
+            self.changes.generation += 1;
+            self.fate = Fate::Rotate;
+        }
+    }
+
+    pub(super) fn destroy(&mut self) {
+        self.changes.forget();
+        if let Known::Live(_) = self.known {
+            self.fate = Fate::Destroy;
+        }
+    }
+
+    /// The session has ended, here or elsewhere.
+    pub(super) fn end(&mut self) {
+        self.known = Known::Absent;
+        self.fate = Fate::Keep;
+    }
+
+    pub(super) fn forget_changes(&mut self) {
+        self.changes.forget();
+    }
+}
+
+/// Whether two values are the same JSON. A map that was written in another order is.
+fn same(one: Option<&Arc<RawValue>>, other: Option<&Arc<RawValue>>) -> bool {
+    match (one, other) {
+        (None, None) => true,
+        (Some(one), Some(other)) => {
+            let (one, other) = (one.get(), other.get());
+            one == other || one.len() == other.len() && parse(one).is_some_and(|one| Some(one) == parse(other))
+        }
+        _ => false,
+    }
+}
+
+fn parse(text: &str) -> Option<serde_json::Value> {
+    serde_json::from_str(text).ok()
+}

@@ -1,0 +1,402 @@
+//! Sessions in this process.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    fmt,
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{Health, Loaded, Outcome, Record, SessionStore, StoreError, StoreFuture, Version};
+use crate::{
+    time::{Clock, SystemClock, Timestamp},
+    token::SessionId,
+};
+
+const SHARDS: usize = 64;
+
+/// Keeps sessions in the memory of this process: for development, tests, and services of one instance.
+///
+/// Sessions end with the process. Clones share the sessions.
+///
+/// It is bounded: when [`capacity`](Self::capacity) is reached, a new session takes the place of the one that has been idle
+/// longest. Expired sessions are freed as others are used; there is no background task. Each of its 64 shards has a lock
+/// of its own, held for the time of a map look-up.
+///
+/// ```
+/// use tower_keep::{MemoryStore, SessionLayer};
+///
+/// let store = MemoryStore::new().capacity(10_000);
+/// let layer = SessionLayer::new(store.clone());
+/// assert!(store.is_empty());
+/// # let _ = layer;
+/// ```
+#[derive(Clone)]
+pub struct MemoryStore {
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    capacity: usize,
+}
+
+struct Shared {
+    shards: [Mutex<Shard>; SHARDS],
+    len: AtomicUsize,
+}
+
+impl MemoryStore {
+    /// An empty store of 100,000 sessions at most.
+    pub fn new() -> Self {
+        Self {
+            shared: Arc::new(Shared { shards: std::array::from_fn(|_| Mutex::default()), len: AtomicUsize::new(0) }),
+            clock: Arc::new(SystemClock),
+            capacity: 100_000,
+        }
+    }
+
+    /// How many sessions it holds at most. Default: 100,000, some 50 MB of small sessions. At least one.
+    ///
+    /// A clone made before keeps the capacity it had.
+    #[must_use]
+    pub fn capacity(mut self, sessions: usize) -> Self {
+        self.capacity = sessions.max(1);
+        self
+    }
+
+    /// The clock that sessions expire by. Default: the system's.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// How many sessions it holds, those included that have expired and were not freed yet.
+    pub fn len(&self) -> usize {
+        self.shared.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether it holds no session.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shard of `id`, with some of what has expired in it freed.
+    fn shard(&self, index: usize, now: Timestamp) -> MutexGuard<'_, Shard> {
+        let mut shard = self.shared.shards[index].lock().unwrap_or_else(PoisonError::into_inner);
+        let freed = shard.free_expired(now);
+        if freed > 0 {
+            self.shared.len.fetch_sub(freed, Ordering::Relaxed);
+        }
+        shard
+    }
+
+    /// Counts one more session in, after making room for it.
+    fn take_place(&self, now: Timestamp) {
+        loop {
+            let taken = self
+                .shared
+                .len
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |len| (len < self.capacity).then_some(len + 1));
+            if taken.is_ok() {
+                return;
+            }
+            let oldest = (0..SHARDS).filter_map(|index| Some((self.shard(index, now).oldest()?, index))).min();
+            if let Some((_, index)) = oldest
+                && self.shard(index, now).evict_oldest()
+            {
+                self.shared.len.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn give_place_back(&self) {
+        self.shared.len.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn load_now(&self, id: &SessionId) -> Option<Loaded> {
+        let now = self.clock.now();
+        let mut shard = self.shard(index(id), now);
+        let entry = shard.live(id, now)?;
+        entry.used_at = now;
+        Some(entry.loaded(now))
+    }
+
+    fn create_now(&self, id: &SessionId, record: Arc<Record>, ttl: Duration) -> Outcome {
+        let now = self.clock.now();
+        self.take_place(now);
+        let mut shard = self.shard(index(id), now);
+        match shard.live(id, now) {
+            None => {
+                // An expired record of the same id may linger: it gives its place to this one.
+                if shard.insert(*id, record, now, ttl).is_some() {
+                    self.give_place_back();
+                }
+                Outcome::Done
+            }
+            Some(entry) => {
+                self.give_place_back();
+                entry.unless_written(record.version(), now)
+            }
+        }
+    }
+
+    fn update_now(&self, id: &SessionId, expected: Version, record: Arc<Record>, ttl: Duration) -> Outcome {
+        let now = self.clock.now();
+        let mut shard = self.shard(index(id), now);
+        match shard.live(id, now) {
+            None => Outcome::Gone,
+            Some(entry) if entry.record.version() == expected => {
+                *entry = Entry::new(record, now, ttl);
+                Outcome::Done
+            }
+            Some(entry) => entry.unless_written(record.version(), now),
+        }
+    }
+
+    fn touch_now(&self, id: &SessionId, ttl: Duration) {
+        let now = self.clock.now();
+        if let Some(entry) = self.shard(index(id), now).live(id, now) {
+            entry.used_at = now;
+            entry.expires_at = now.plus(ttl);
+        }
+    }
+
+    fn rotate_now(
+        &self,
+        old: &SessionId,
+        expected: Version,
+        new: &SessionId,
+        record: Arc<Record>,
+        ttl: Duration,
+    ) -> Outcome {
+        let now = self.clock.now();
+        let (old_index, new_index) = (index(old), index(new));
+        // Both shards at once, always in the order of their numbers.
+        let mut first = self.shard(old_index.min(new_index), now);
+        let mut second = (old_index != new_index).then(|| self.shard(old_index.max(new_index), now));
+        let (old_shard, new_shard) = match &mut second {
+            None => (&mut first, None),
+            Some(second) if old_index < new_index => (&mut first, Some(second)),
+            Some(second) => (second, Some(&mut first)),
+        };
+        match old_shard.live(old, now) {
+            Some(entry) if entry.record.version() == expected => {
+                old_shard.entries.remove(old);
+                // One out, one in: no place is taken.
+                new_shard.unwrap_or(old_shard).insert(*new, record, now, ttl);
+                Outcome::Done
+            }
+            Some(entry) => Outcome::Conflict(entry.loaded(now)),
+            None => match new_shard.unwrap_or(old_shard).live(new, now) {
+                Some(entry) if entry.record.version() == record.version() => Outcome::Done,
+                _ => Outcome::Gone,
+            },
+        }
+    }
+
+    fn destroy_now(&self, id: &SessionId) {
+        let now = self.clock.now();
+        if self.shard(index(id), now).entries.remove(id).is_some() {
+            self.give_place_back();
+        }
+    }
+}
+
+impl SessionStore for MemoryStore {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Option<Loaded>> {
+        ready(self.load_now(id))
+    }
+
+    fn create<'a>(&'a self, id: &'a SessionId, record: Arc<Record>, ttl: Duration) -> StoreFuture<'a, Outcome> {
+        ready(self.create_now(id, record, ttl))
+    }
+
+    fn update<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Version,
+        record: Arc<Record>,
+        ttl: Duration,
+    ) -> StoreFuture<'a, Outcome> {
+        ready(self.update_now(id, expected, record, ttl))
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, ttl: Duration) -> StoreFuture<'a, ()> {
+        self.touch_now(id, ttl);
+        ready(())
+    }
+
+    fn rotate<'a>(
+        &'a self,
+        old: &'a SessionId,
+        expected: Version,
+        new: &'a SessionId,
+        record: Arc<Record>,
+        ttl: Duration,
+    ) -> StoreFuture<'a, Outcome> {
+        ready(self.rotate_now(old, expected, new, record, ttl))
+    }
+
+    fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()> {
+        self.destroy_now(id);
+        ready(())
+    }
+
+    fn health(&self) -> StoreFuture<'_, Health> {
+        ready(Health::Up)
+    }
+
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+}
+
+fn ready<'a, T>(answer: T) -> StoreFuture<'a, T> {
+    StoreFuture::ready(Ok::<T, StoreError>(answer))
+}
+
+fn index(id: &SessionId) -> usize {
+    (id.spread() % SHARDS as u64) as usize
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").field("len", &self.len()).field("capacity", &self.capacity).finish()
+    }
+}
+
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<SessionId, Entry, BuildHasherDefault<IdHasher>>,
+    by_expiry: Queue,
+    by_use: Queue,
+}
+
+struct Entry {
+    record: Arc<Record>,
+    expires_at: Timestamp,
+    used_at: Timestamp,
+}
+
+impl Entry {
+    fn new(record: Arc<Record>, now: Timestamp, ttl: Duration) -> Self {
+        Self { record, expires_at: now.plus(ttl), used_at: now }
+    }
+
+    fn loaded(&self, now: Timestamp) -> Loaded {
+        Loaded { record: self.record.clone(), ttl: Some(self.expires_at.since(now)) }
+    }
+
+    /// What to say to a write that found another version than it expected: perhaps its own.
+    fn unless_written(&self, version: Version, now: Timestamp) -> Outcome {
+        if self.record.version() == version { Outcome::Done } else { Outcome::Conflict(self.loaded(now)) }
+    }
+}
+
+impl Shard {
+    fn live(&mut self, id: &SessionId, now: Timestamp) -> Option<&mut Entry> {
+        self.entries.get_mut(id).filter(|entry| entry.expires_at > now)
+    }
+
+    fn insert(&mut self, id: SessionId, record: Arc<Record>, now: Timestamp, ttl: Duration) -> Option<Entry> {
+        let entry = Entry::new(record, now, ttl);
+        self.by_expiry.push(entry.expires_at, id, &self.entries);
+        self.by_use.push(entry.used_at, id, &self.entries);
+        self.entries.insert(id, entry)
+    }
+
+    /// Frees a few expired entries: enough to free more than come in, few enough that nobody waits for it.
+    fn free_expired(&mut self, now: Timestamp) -> usize {
+        let mut freed = 0;
+        while freed < 8
+            && self.by_expiry.peek().is_some_and(|due| due <= now)
+            && let Some((expires_at, id)) = self.by_expiry.first(&self.entries, |entry| entry.expires_at)
+            && expires_at <= now
+        {
+            self.entries.remove(&id);
+            freed += 1;
+        }
+        freed
+    }
+
+    fn oldest(&mut self) -> Option<Timestamp> {
+        self.by_use.first(&self.entries, |entry| entry.used_at).map(|(used_at, _)| used_at)
+    }
+
+    fn evict_oldest(&mut self) -> bool {
+        match self.by_use.first(&self.entries, |entry| entry.used_at) {
+            Some((_, id)) => self.entries.remove(&id).is_some(),
+            None => false,
+        }
+    }
+}
+
+/// Ids in the order of a time that mostly moves forward.
+///
+/// Lazy: when an entry's time moves, its place in the queue stays, and is corrected when it comes to the front. So using
+/// a session costs the queue nothing.
+#[derive(Default)]
+struct Queue(BinaryHeap<Reverse<(Timestamp, SessionId)>>);
+
+type Entries = HashMap<SessionId, Entry, BuildHasherDefault<IdHasher>>;
+
+impl Queue {
+    fn push(&mut self, time: Timestamp, id: SessionId, entries: &Entries) {
+        // Places of ids that are gone are dropped before they outnumber the others.
+        if self.0.len() > 2 * entries.len() + 64 {
+            self.0.retain(|Reverse((_, id))| entries.contains_key(id));
+        }
+        self.0.push(Reverse((time, id)));
+    }
+
+    /// A time that no entry's is before.
+    fn peek(&self) -> Option<Timestamp> {
+        self.0.peek().map(|Reverse((time, _))| *time)
+    }
+
+    /// The entry whose time comes first; it keeps its place.
+    fn first(&mut self, entries: &Entries, time: impl Fn(&Entry) -> Timestamp) -> Option<(Timestamp, SessionId)> {
+        loop {
+            let mut place = self.0.peek_mut()?;
+            let Reverse((assumed, id)) = *place;
+            match entries.get(&id).map(&time) {
+                None => {
+                    std::collections::binary_heap::PeekMut::pop(place);
+                }
+                Some(actual) if actual > assumed => place.0.0 = actual,
+                Some(_) => return Some((assumed, id)),
+            }
+        }
+    }
+}
+
+/// Session ids are hashes already, and nobody outside chooses them: no need to hash them again.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, spread: u64) {
+        // The low bits have chosen the shard; the map takes its bucket from them too.
+        self.0 = spread.rotate_right(SHARDS.trailing_zeros());
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,114 @@
+//! What an error of the Redis client means for a session.
+
+use std::{error::Error, fmt};
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use crate::store::{InvalidRecord, StoreError};
+
+/// A failed operation.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: StoreError,
+    /// What it says about the connection it happened on.
+    pub(super) verdict: Verdict,
+    /// Redis answered, that this user may not.
+    pub(super) denied: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The connection is as good as before.
+    Sound,
+    /// No answer came in time: one more, and the server counts as hung.
+    Silent,
+    /// The connection is lost, and with it what was under way; another may work at once.
+    Lost,
+    /// The connection works, and is of no use until something changes: make another.
+    Useless,
+}
+
+impl Failure {
+    pub(super) fn new(error: StoreError, verdict: Verdict) -> Self {
+        Self { error, verdict, denied: false }
+    }
+
+    pub(super) fn timeout() -> Self {
+        Self::outage(Cause::Timeout, Verdict::Silent)
+    }
+
+    pub(super) fn no_runtime() -> Self {
+        Self::outage(Cause::NoRuntime, Verdict::Sound)
+    }
+
+    pub(super) fn unexpected_reply() -> Self {
+        Self::new(StoreError::Corrupt(Cause::UnexpectedReply.into()), Verdict::Sound)
+    }
+
+    pub(super) fn corrupt(source: InvalidRecord) -> Self {
+        Self::new(StoreError::Corrupt(source.into()), Verdict::Sound)
+    }
+
+    fn outage(source: impl Into<Box<dyn Error + Send + Sync>>, verdict: Verdict) -> Self {
+        Self::new(StoreError::Outage(source.into()), verdict)
+    }
+
+    fn configuration(source: RedisError, verdict: Verdict) -> Self {
+        Self::new(StoreError::Configuration(source.into()), verdict)
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        use ServerErrorKind as Server;
+        match error.kind() {
+            // The client's text would show the reply.
+            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::outage(Cause::Garbage, Verdict::Lost),
+            ErrorKind::Io if error.is_timeout() => Self::timeout(),
+            ErrorKind::Io => Self::outage(error, Verdict::Lost),
+            ErrorKind::Server(Server::BusyLoading | Server::TryAgain | Server::ClusterDown | Server::MasterDown) => {
+                Self::outage(error, Verdict::Sound)
+            }
+            ErrorKind::Server(Server::ReadOnly) => Self::outage(error, Verdict::Useless),
+            ErrorKind::Server(Server::NoPerm) => Self { denied: true, ..Self::configuration(error, Verdict::Sound) },
+            ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Useless),
+            _ => match error.code() {
+                Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY" | "UNKILLABLE") => Self::outage(error, Verdict::Sound),
+                Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Useless),
+                Some("WRONGTYPE") => Self::new(StoreError::Corrupt(error.into()), Verdict::Sound),
+                Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
+                    Self::outage(error, Verdict::Lost)
+                }
+                _ => Self::configuration(error, Verdict::Sound),
+            },
+        }
+    }
+}
+
+/// Causes that are no error of the client.
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    Timeout,
+    NoRuntime,
+    Garbage,
+    UnexpectedReply,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Timeout => "no answer from Redis in time",
+            Self::NoRuntime => "there is no tokio runtime to connect to Redis on",
+            Self::Garbage => "what Redis answered is not of its protocol",
+            Self::UnexpectedReply => "Redis answered what the command never answers",
+        })
+    }
+}
+
+impl Error for Cause {}

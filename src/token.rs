@@ -1,0 +1,279 @@
+//! The token a client holds, and the session id everybody else sees.
+//!
+//! ```text
+//! token   AAAAAAAAAAAA SSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSS     56 characters
+//!         slot tag (12) secret (44 = 264 random bits)
+//! id      AAAAAAAAAAAA HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH                 44 characters
+//!         slot tag (12) hash of the whole token (32 = 192 bits)
+//! ```
+//!
+//! Every part is a multiple of three bytes, so base64url needs no padding, leaves no spare bits, and a text has exactly
+//! one meaning. A token and an id differ in length: an id can never be parsed as a token.
+
+use std::{fmt, str::FromStr};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Characters of a token.
+pub(crate) const TOKEN_LEN: usize = 56;
+const TAG_LEN: usize = 12;
+const HASH_LEN: usize = 24;
+const ID_LEN: usize = TAG_LEN + HASH_LEN / 3 * 4;
+
+/// Keys of the two hashes; they keep an id from ever being equal to a tag, or to anybody else's BLAKE3 of a token.
+const ID_KEY: &[u8; 32] = b"tower-keep v1, session id, token";
+const TAG_KEY: &[u8; 32] = b"tower-keep v1 slot tag of a user";
+
+const BASE64URL: [bool; 256] = {
+    let mut table = [false; 256];
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut i = 0;
+    while i < alphabet.len() {
+        table[alphabet[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
+fn is_base64url(bytes: &[u8]) -> bool {
+    // No early exit: the time taken tells nothing about where a text goes wrong, and the loop is shorter.
+    bytes.iter().fold(true, |ok, byte| ok & BASE64URL[*byte as usize])
+}
+
+/// The secret that a client holds: 264 bits from the operating system's random number generator, in base64url.
+///
+/// Whoever has it has the session. It is never stored and never logged: its `Debug` is redacted, it has no `Display`,
+/// and it is wiped from memory when dropped. What stores, logs and operators see is its [`SessionId`].
+///
+/// ```
+/// use tower_keep::Token;
+///
+/// // Strict: 56 characters of the base64url alphabet, nothing else.
+/// assert!(Token::parse("short").is_err());
+/// let token = Token::parse(&"a".repeat(56))?;
+/// assert_eq!(format!("{token:?}"), "Token(redacted)");
+/// assert_eq!(token.expose().len(), 56);
+/// # Ok::<(), tower_keep::InvalidToken>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+pub struct Token([u8; TOKEN_LEN]);
+
+impl Token {
+    /// Reads a token from what a client sent.
+    ///
+    /// # Errors
+    /// [`InvalidToken`] unless the text is exactly 56 characters of the base64url alphabet. A text that passes may still
+    /// be unknown to the store.
+    pub fn parse(text: impl AsRef<[u8]>) -> Result<Self, InvalidToken> {
+        let text: [u8; TOKEN_LEN] = text.as_ref().try_into().map_err(|_| InvalidToken)?;
+        if is_base64url(&text) { Ok(Self(text)) } else { Err(InvalidToken) }
+    }
+
+    /// The secret itself, to be handed to the client that owns it and to nobody else.
+    pub fn expose(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// The id of the session that this token opens.
+    ///
+    /// ```
+    /// use tower_keep::Token;
+    ///
+    /// let token = Token::parse(&"a".repeat(56))?;
+    /// let id = token.id().to_string();
+    /// assert_eq!(id.len(), 44);
+    /// assert!(Token::parse(&id).is_err(), "an id is not a credential");
+    /// # Ok::<(), tower_keep::InvalidToken>(())
+    /// ```
+    pub fn id(&self) -> SessionId {
+        let digest = blake3::keyed_hash(ID_KEY, &self.0);
+        let mut id = SessionId { tag: Tag([0; TAG_LEN]), hash: [0; HASH_LEN] };
+        id.tag.0.copy_from_slice(&self.0[..TAG_LEN]);
+        id.hash.copy_from_slice(&digest.as_bytes()[..HASH_LEN]);
+        id
+    }
+
+    /// A new token; its slot tag is `tag`, or random.
+    pub(crate) fn mint(tag: Option<Tag>) -> Result<Self, getrandom::Error> {
+        let mut random = [0; TOKEN_LEN / 4 * 3];
+        getrandom::fill(&mut random)?;
+        let mut token = Self([0; TOKEN_LEN]);
+        encode(&random, &mut token.0);
+        random.zeroize();
+        if let Some(tag) = tag {
+            token.0[..TAG_LEN].copy_from_slice(&tag.0);
+        }
+        Ok(token)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+/// The text is not a token: wrong length, or a character outside the base64url alphabet.
+///
+/// It says no more, so that the text cannot leak into a log through it.
+///
+/// ```
+/// use tower_keep::Token;
+///
+/// let error = Token::parse("' OR 1=1 --").unwrap_err();
+/// assert_eq!(error.to_string(), "not a session token");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InvalidToken;
+
+impl fmt::Display for InvalidToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a session token")
+    }
+}
+
+impl std::error::Error for InvalidToken {}
+
+/// Which sessions belong together: the first 12 characters of a token and of its id.
+///
+/// Random for an anonymous session, derived from the user after a login. A store that spreads its keys over several
+/// machines keeps one tag on one machine (in Redis Cluster it is the hash tag).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tag([u8; TAG_LEN]);
+
+impl Tag {
+    pub(crate) fn of_user(user: &str) -> Self {
+        let digest = blake3::keyed_hash(TAG_KEY, user.as_bytes());
+        let mut tag = Self([0; TAG_LEN]);
+        encode(&digest.as_bytes()[..TAG_LEN / 4 * 3], &mut tag.0);
+        tag
+    }
+}
+
+/// The public name of a session: what stores, logs, admin pages and users see.
+///
+/// It is a hash of the [`Token`], so knowing it gives no access. Its text is 44 base64url characters.
+///
+/// ```
+/// use tower_keep::{SessionId, Token};
+///
+/// let id = Token::parse(&"a".repeat(56))?.id();
+/// let same: SessionId = id.to_string().parse().unwrap();
+/// assert_eq!(id, same);
+/// # Ok::<(), tower_keep::InvalidToken>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionId {
+    tag: Tag,
+    hash: [u8; HASH_LEN],
+}
+
+impl SessionId {
+    /// The text of the slot tag (12 characters): equal for all sessions of one user, random before login.
+    ///
+    /// A distributed store keeps what shares a tag in one place.
+    pub fn slot_tag(&self) -> &str {
+        std::str::from_utf8(&self.tag.0).unwrap_or_default()
+    }
+
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// The eight bytes that spread best, for choosing a shard or a bucket.
+    pub(crate) fn spread(&self) -> u64 {
+        u64::from_le_bytes([
+            self.hash[0],
+            self.hash[1],
+            self.hash[2],
+            self.hash[3],
+            self.hash[4],
+            self.hash[5],
+            self.hash[6],
+            self.hash[7],
+        ])
+    }
+
+    fn text(&self) -> [u8; ID_LEN] {
+        let mut text = [0; ID_LEN];
+        text[..TAG_LEN].copy_from_slice(&self.tag.0);
+        encode(&self.hash, &mut text[TAG_LEN..]);
+        text
+    }
+}
+
+impl std::hash::Hash for SessionId {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.spread());
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({self})")
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = InvalidSessionId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSessionId> {
+        let text: &[u8; ID_LEN] = text.as_bytes().try_into().map_err(|_| InvalidSessionId)?;
+        if !is_base64url(text) {
+            return Err(InvalidSessionId);
+        }
+        let mut id = Self { tag: Tag([0; TAG_LEN]), hash: [0; HASH_LEN] };
+        id.tag.0.copy_from_slice(&text[..TAG_LEN]);
+        match URL_SAFE_NO_PAD.decode_slice(&text[TAG_LEN..], &mut id.hash) {
+            Ok(HASH_LEN) => Ok(id),
+            _ => Err(InvalidSessionId),
+        }
+    }
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SessionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// The text is not a session id: wrong length, or a character outside the base64url alphabet.
+///
+/// ```
+/// use tower_keep::SessionId;
+///
+/// assert_eq!("sess:*".parse::<SessionId>().unwrap_err().to_string(), "not a session id");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InvalidSessionId;
+
+impl fmt::Display for InvalidSessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a session id")
+    }
+}
+
+impl std::error::Error for InvalidSessionId {}
+
+/// Base64url of `bytes` into `text`, which must be exactly four characters for every three bytes.
+fn encode(bytes: &[u8], text: &mut [u8]) {
+    debug_assert_eq!(bytes.len() / 3 * 4, text.len());
+    let written = URL_SAFE_NO_PAD.encode_slice(bytes, text);
+    debug_assert!(written.is_ok(), "every length here is a constant multiple of three");
+}
