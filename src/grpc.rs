@@ -8,7 +8,7 @@
 //!
 //! async fn who_am_i(request: Request<()>) -> Result<Response<String>, Status> {
 //!     let session = tower_keep::grpc::session(&request).await?;
-//!     let user = session.user().ok_or(Status::unauthenticated("log in first"))?;
+//!     let user = session.user()?.ok_or(Status::unauthenticated("log in first"))?;
 //!     Ok(Response::new(user.to_string()))
 //! }
 //! # let _ = who_am_i;

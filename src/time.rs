@@ -91,7 +91,6 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 /// # let _ = layer;
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
 pub struct SystemClock;
 
 impl Clock for SystemClock {

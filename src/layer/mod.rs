@@ -18,6 +18,7 @@
 //! ```
 
 mod future;
+#[allow(clippy::module_inception)] // the layer of the module `layer`
 mod layer;
 mod policy;
 mod reject;

@@ -22,7 +22,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 ///         return Response::new("the session layer is missing".into());
 ///     };
 ///     match session.load().await {
-///         Ok(()) => Response::new(format!("hello {:?}", session.user())),
+///         Ok(()) => Response::new(format!("hello {:?}", session.user())), // Ok(Some("ana"))
 ///         Err(rejection) => rejection.into_response(),
 ///     }
 /// }

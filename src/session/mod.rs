@@ -248,7 +248,7 @@ impl Session {
     /// # fn example(session: &Session) -> Result<(), SessionError> {
     /// // The password was right:
     /// session.login("ana")?;
-    /// assert_eq!(session.user().as_deref(), Some("ana"));
+    /// assert_eq!(session.user()?.as_deref(), Some("ana"));
     /// # Ok(())
     /// # }
     /// ```
@@ -267,7 +267,7 @@ impl Session {
     /// # use tower_keep::{Session, SessionError};
     /// # fn example(session: &Session) -> Result<(), SessionError> {
     /// session.logout()?;
-    /// assert!(session.user().is_none());
+    /// assert!(session.user()?.is_none());
     /// # Ok(())
     /// # }
     /// ```
@@ -337,100 +337,124 @@ impl Session {
         Ok(())
     }
 
-    /// Who is logged in. `None` as well while the session is not loaded.
+    /// Who is logged in.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
     ///
     /// ```
-    /// # use tower_keep::Session;
-    /// # fn example(session: &Session) {
-    /// let Some(user) = session.user() else { return /* 401 */ };
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// if let Some(user) = session.user()? {
+    ///     println!("hello {user}");
+    /// }
+    /// # Ok(())
     /// # }
     /// ```
-    pub fn user(&self) -> Option<Arc<str>> {
-        self.inner.state().user().cloned()
+    pub fn user(&self) -> Result<Option<Arc<str>>, SessionError> {
+        Ok(self.readable()?.user().cloned())
     }
 
     /// The id of the stored session: for logs, and for users to tell their sessions apart. `None` until it is stored.
     ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
     /// ```
-    /// # use tower_keep::Session;
-    /// # fn example(session: &Session) {
-    /// if let Some(id) = session.id() {
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// if let Some(id) = session.id()? {
     ///     println!("session {id}");
     /// }
+    /// # Ok(())
     /// # }
     /// ```
-    pub fn id(&self) -> Option<SessionId> {
-        self.inner.state().live().map(|live| live.id)
+    pub fn id(&self) -> Result<Option<SessionId>, SessionError> {
+        Ok(self.readable()?.live().map(|live| live.id))
     }
 
     /// The token of the stored session: for a client that is to send it as a bearer token. `None` until it is stored, so
     /// [`save`](Self::save) first. With cookies the layer delivers it, and handlers have no use for it.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
     /// async fn log_in(session: &Session) -> Result<Option<String>, SessionError> {
     ///     session.login("ana")?;
     ///     session.save().await?;
-    ///     Ok(session.token().map(|token| token.expose().to_owned()))
+    ///     Ok(session.token()?.map(|token| token.expose().to_owned()))
     /// }
     /// # let _ = log_in;
     /// ```
-    pub fn token(&self) -> Option<Token> {
-        self.inner.token_of(self.inner.state().live()?)
+    pub fn token(&self) -> Result<Option<Token>, SessionError> {
+        Ok(self.readable()?.live().and_then(|live| self.inner.token_of(live)))
     }
 
     /// When the session was created or last logged in to. `None` until it is stored.
     ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
     /// ```
-    /// # use tower_keep::Session;
-    /// # fn example(session: &Session) {
-    /// let age = session.created_at().and_then(|created| created.elapsed().ok());
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// let age = session.created_at()?.and_then(|created| created.elapsed().ok());
+    /// # Ok(())
     /// # }
     /// ```
-    pub fn created_at(&self) -> Option<SystemTime> {
-        self.inner.state().live().map(|live| live.record.created_at.into())
+    pub fn created_at(&self) -> Result<Option<SystemTime>, SessionError> {
+        Ok(self.readable()?.live().map(|live| live.record.created_at.into()))
     }
 
     /// When the session was last used before this request, up to the
     /// [touch interval](Lifetime::touch_every). `None` until it is stored.
     ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
     /// ```
-    /// # use tower_keep::Session;
-    /// # fn example(session: &Session) {
-    /// let idle = session.last_seen().and_then(|seen| seen.elapsed().ok());
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// let idle = session.last_seen()?.and_then(|seen| seen.elapsed().ok());
+    /// # Ok(())
     /// # }
     /// ```
-    pub fn last_seen(&self) -> Option<SystemTime> {
-        self.inner.state().live().map(|live| live.last_seen.into())
+    pub fn last_seen(&self) -> Result<Option<SystemTime>, SessionError> {
+        Ok(self.readable()?.live().map(|live| live.last_seen.into()))
     }
 
     /// When the session ends if nobody uses it. `None` until it is stored.
     ///
-    /// ```
-    /// # use tower_keep::Session;
-    /// # fn example(session: &Session) {
-    /// let expires = session.expires_at();
-    /// # }
-    /// ```
-    pub fn expires_at(&self) -> Option<SystemTime> {
-        self.inner.state().live().map(|live| live.expires_at.into())
-    }
-
-    /// Whether the session began with this request, or has not begun yet. `false` while it is not loaded.
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
     ///
     /// ```
-    /// # use tower_keep::Session;
-    /// # fn example(session: &Session) {
-    /// let first_visit = session.is_new();
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// let expires = session.expires_at()?;
+    /// # Ok(())
     /// # }
     /// ```
-    pub fn is_new(&self) -> bool {
-        let state = self.inner.state();
-        match (&state.known, state.live()) {
-            (Known::Unread | Known::Unavailable, _) => false,
-            (_, Some(live)) => live.is_new,
-            (_, None) => true,
-        }
+    pub fn expires_at(&self) -> Result<Option<SystemTime>, SessionError> {
+        Ok(self.readable()?.live().map(|live| live.expires_at.into()))
+    }
+
+    /// Whether the session began with this request, or has not begun yet.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// let first_visit = session.is_new()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn is_new(&self) -> Result<bool, SessionError> {
+        Ok(self.readable()?.live().is_none_or(|live| live.is_new))
     }
 
     /// Whether the store did not answer, and the session is empty for that reason only: see [`OnOutage`](crate::OnOutage).
@@ -525,7 +549,7 @@ impl Session {
     pub(crate) async fn commit(&self, delivery: Delivery) -> Result<(), SessionError> {
         let saved = self.inner.write(delivery).await;
         if let Err(error) = &saved {
-            let id = self.id();
+            let id = self.inner.state().live().map(|live| live.id);
             let session = id.as_ref().map(tracing::field::display);
             tracing::error!(session, error = %Causes(error), "session not saved");
             self.inner.state().abandoned = true;
@@ -650,6 +674,7 @@ fn decode<T: DeserializeOwned>(key: &str, value: &RawValue) -> Result<T, Session
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("id", &self.id()).field("user", &self.user()).finish_non_exhaustive()
+        let (id, user) = (self.id(), self.user());
+        f.debug_struct("Session").field("id", &id).field("user", &user).finish_non_exhaustive()
     }
 }

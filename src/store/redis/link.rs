@@ -242,17 +242,17 @@ async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, patience:
 
 /// Draws the consequence of a failure for the connection it happened on, unless that was done already.
 fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
-    let silent = failure.verdict == Verdict::Silent && line.silence.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SILENCE;
-    match failure.verdict {
+    let gives_up = match failure.verdict {
+        Verdict::Sound => false,
+        Verdict::Silent => line.silence.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SILENCE,
+        Verdict::Useless => true,
         Verdict::Lost => {
             change(state, line.epoch, || State::Connecting);
+            false
         }
-        Verdict::Silent | Verdict::Useless if silent || failure.verdict == Verdict::Useless => {
-            if change(state, line.epoch, || State::Down(Arc::new(down(&failure.error)))) {
-                tracing::warn!(error = %Causes(&failure.error), "giving up a connection to Redis");
-            }
-        }
-        _ => {}
+    };
+    if gives_up && change(state, line.epoch, || State::Down(Arc::new(down(&failure.error)))) {
+        tracing::warn!(error = %Causes(&failure.error), "giving up a connection to Redis");
     }
 }
 

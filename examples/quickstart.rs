@@ -1,0 +1,129 @@
+//! Sessions in an axum app, in memory or, with `REDIS_URL` or its parts in the environment, in Redis.
+//!
+//! ```text
+//! cargo run --example quickstart
+//! ```
+
+mod support;
+
+use std::{error::Error, process::ExitCode};
+
+use axum::{
+    Form, Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{Html, IntoResponse, Redirect, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use serde_json::json;
+use tower_keep::{Bearer, Session, SessionCookie, SessionError, SessionLayer, Sessions, store};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    support::log();
+    support::exit(serve().await)
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
+    let layer = SessionLayer::new(store::from_env()?)
+        .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
+        .bearer(Bearer::new());
+    let app = Router::new()
+        .route("/me", get(me).layer(layer.clone().require())) // 401 without a session
+        .route("/", get(home))
+        .route("/login", post(login))
+        .route("/logout", post(logout))
+        .route("/token", post(token))
+        .route("/public", get(async || "open to everybody, whatever happens to the sessions\n"))
+        .route("/health", get(health))
+        .with_state(layer.sessions())
+        .layer(layer);
+    let listener = support::listen().await?;
+    axum::serve(listener, app).with_graceful_shutdown(support::stopped()).await?;
+    Ok(())
+}
+
+async fn home(session: Session) -> Result<Html<String>, SessionError> {
+    let body = match session.user()? {
+        None => r#"<p>Who are you?</p>
+<form method="post" action="/login"><input name="user" placeholder="your name" required autofocus><button>Log in</button></form>"#
+            .to_owned(),
+        Some(user) => format!(
+            r#"<p>Hello, <strong>{}</strong>! Visits to <a href="/me">/me</a> in this session: {}.</p>
+<form method="post" action="/logout"><button>Log out</button></form>"#,
+            escape(&user),
+            session.get::<u64>("visits")?.unwrap_or(0),
+        ),
+    };
+    Ok(Html(page(&body)))
+}
+
+#[derive(Deserialize)]
+struct Login {
+    user: String,
+}
+
+async fn login(session: Session, Form(Login { user }): Form<Login>) -> Result<Response, SessionError> {
+    if user.trim().is_empty() {
+        return Ok((StatusCode::BAD_REQUEST, "a user needs a name\n").into_response());
+    }
+    session.login(user)?;
+    Ok(Redirect::to("/").into_response())
+}
+
+async fn logout(session: Session) -> Result<Redirect, SessionError> {
+    session.logout()?;
+    Ok(Redirect::to("/"))
+}
+
+async fn me(session: Session) -> Result<Response, SessionError> {
+    let Some(user) = session.user()? else {
+        return Ok(StatusCode::UNAUTHORIZED.into_response());
+    };
+    let visits = session.get::<u64>("visits")?.unwrap_or(0) + 1;
+    session.insert("visits", &visits)?;
+    Ok(Json(json!({ "user": user, "visits": visits, "session_id": session.id()? })).into_response())
+}
+
+/// A session of its own for a script: `curl -H "Authorization: Bearer $TOKEN" …/me`.
+async fn token(State(sessions): State<Sessions>, Json(Login { user }): Json<Login>) -> Result<Response, SessionError> {
+    if user.trim().is_empty() {
+        return Ok((StatusCode::BAD_REQUEST, "a user needs a name\n").into_response());
+    }
+    let token = sessions.create(user).await?;
+    Ok(([("cache-control", "no-store")], Json(json!({ "token": token.expose() }))).into_response())
+}
+
+async fn health(State(sessions): State<Sessions>) -> Json<serde_json::Value> {
+    let status = sessions.health().await.map_or("down", |health| health.as_str());
+    Json(json!({ "status": status, "store": sessions.store_name() }))
+}
+
+fn page(body: &str) -> String {
+    format!(
+        r#"<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>tower-keep</title>
+<style>
+  body {{ font: 1.1rem/1.6 system-ui, sans-serif; color: #23303d; background: #eef1f5; margin: 0; min-height: 100vh; display: grid; place-items: center }}
+  main {{ background: #fff; padding: 2rem 2.5rem; border-radius: 1rem; box-shadow: 0 .5rem 2rem #23303d22; max-width: 26rem }}
+  h1 {{ font-size: 1.3rem; margin: 0 0 1rem }}
+  form {{ display: flex; gap: .5rem }}
+  input, button {{ font: inherit; padding: .4rem .8rem; border: 1px solid #b9c3cf; border-radius: .5rem; min-width: 0 }}
+  button {{ background: #2b5f8a; border-color: #2b5f8a; color: #fff; cursor: pointer }}
+</style>
+<main>
+<h1>tower-keep</h1>
+{body}
+</main>
+</html>
+"#
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

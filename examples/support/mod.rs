@@ -1,0 +1,52 @@
+//! What every example server does besides its business: listen where `ADDR` says, stop when asked to, and say in one line
+//! what is wrong with its configuration.
+
+use std::{env, error::Error, process::ExitCode};
+
+use tokio::{net::TcpListener, signal};
+
+/// Turns the result of a server into an exit code.
+pub fn exit(result: Result<(), Box<dyn Error>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs to standard error.
+pub fn log() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+/// The address in `ADDR`, or 127.0.0.1:3000.
+pub fn addr() -> String {
+    env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".into())
+}
+
+/// Listens there, and says so.
+pub async fn listen() -> Result<TcpListener, Box<dyn Error>> {
+    let addr = addr();
+    let listener = TcpListener::bind(&addr).await.map_err(|error| format!("ADDR={addr}: {error}"))?;
+    println!("listening on http://{}", listener.local_addr()?);
+    Ok(listener)
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub async fn stopped() {
+    #[cfg(unix)]
+    let terminated = async {
+        match signal::unix::signal(signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminated = std::future::pending::<()>();
+    tokio::select! {
+        _ = signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}
