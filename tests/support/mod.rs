@@ -1,0 +1,21 @@
+//! What the tests stand on: real Redis servers, a real HTTP server whose handlers do what a request tells them, and a
+//! client with a cookie jar.
+
+#![allow(dead_code)] // each test binary uses its part
+
+pub mod app;
+pub mod client;
+pub mod redis_server;
+
+use std::time::Duration;
+
+/// Waits until `condition` holds. The limit is only there so that a broken test ends.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    for _ in 0..3000 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never happened: {what}");
+}

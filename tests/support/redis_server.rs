@@ -1,0 +1,162 @@
+//! A `redis-server` of the test's own: on a free port, in a directory of its own, gone when dropped.
+
+use std::{
+    env, fs,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value, aio::MultiplexedConnection};
+
+use super::eventually;
+
+pub struct RedisServer {
+    port: u16,
+    dir: PathBuf,
+    args: Vec<String>,
+    child: Option<Child>,
+    /// What the test itself logs in with.
+    password: Option<String>,
+}
+
+impl RedisServer {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more arguments: `&["--maxclients", "5"]`.
+    pub async fn start_with(args: &[&str]) -> Self {
+        let mut server = Self::stopped();
+        server.args = args.iter().map(|arg| arg.to_string()).collect();
+        if let Some(place) = args.iter().position(|arg| *arg == "--requirepass") {
+            server.password = Some(args[place + 1].to_owned());
+        }
+        server.run().await;
+        server
+    }
+
+    /// Not started yet: a port on which nobody answers.
+    pub fn stopped() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let dir = env::temp_dir().join(format!("tower-keep-{}-{port}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self { port, dir, args: Vec::new(), child: None, password: None }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Without a password.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Starts the server, again if need be, on the same port; returns when it answers.
+    pub async fn run(&mut self) {
+        self.stop();
+        let binary = env::var("REDIS_SERVER_BIN").unwrap_or_else(|_| "redis-server".into());
+        let child = Command::new(&binary)
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
+            .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
+            .arg("--dir")
+            .arg(&self.dir)
+            .args(&self.args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{binary}: {error}"));
+        self.child = Some(child);
+        eventually("redis-server answers", async || self.connect().await.is_ok()).await;
+    }
+
+    /// Ends the server at once (SIGKILL).
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGSTOP: the server hangs; connections stay open, and new ones are accepted by the kernel.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// A connection of the test's own.
+    pub async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let mut settings = RedisConnectionInfo::default();
+        if let Some(password) = &self.password {
+            settings = settings.set_password(password);
+        }
+        let info: ConnectionInfo = ("127.0.0.1", self.port).into_connection_info()?.set_redis_settings(settings);
+        let mut connection = Client::open(info)?.get_multiplexed_async_connection().await?;
+        redis::cmd("PING").query_async::<Value>(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Runs one command: `server.command("CONFIG SET maxmemory 1mb")`.
+    pub async fn command(&self, command: &str) -> Value {
+        self.try_command(command).await.unwrap()
+    }
+
+    pub async fn try_command(&self, command: &str) -> redis::RedisResult<Value> {
+        let mut words = command.split_whitespace();
+        let mut cmd = redis::cmd(words.next().unwrap());
+        for word in words {
+            cmd.arg(word);
+        }
+        cmd.query_async(&mut self.connect().await?).await
+    }
+
+    /// Changes the password; the test logs in with the new one from then on.
+    pub async fn set_password(&mut self, password: &str) {
+        self.command(&format!("CONFIG SET requirepass {password}")).await;
+        self.password = Some(password.to_owned());
+    }
+
+    pub async fn keys(&self) -> Vec<String> {
+        match self.command("KEYS *").await {
+            Value::Array(keys) => keys.iter().map(text).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Calls of each command so far, from `INFO commandstats`.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let info = text(&self.command("INFO commandstats").await);
+        let line =
+            info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{}:calls=", command.to_lowercase())));
+        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+}
+
+/// A reply as text.
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) => text.clone(),
+        Value::VerbatimString { text, .. } => text.clone(),
+        Value::Int(number) => number.to_string(),
+        Value::Okay => "OK".into(),
+        other => panic!("not a text: {other:?}"),
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
