@@ -1,0 +1,88 @@
+//! The requests that are measured.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    hint::black_box,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use http::{HeaderMap, Request, Response, header};
+use tower::{Layer, Service, service_fn};
+use tower_keep::{MemoryStore, Session, SessionCookie, SessionLayer};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Case {
+    Anonymous,
+    Unused,
+    Read,
+    Write,
+}
+
+pub const CASES: [(&str, Case); 4] = [
+    ("no token", Case::Anonymous),
+    ("token present, session unused", Case::Unused),
+    ("session read", Case::Read),
+    ("session written", Case::Write),
+];
+/// Serves so many requests.
+pub fn run(case: Case, bare: bool, times: u64) {
+    let layer = SessionLayer::new(MemoryStore::new()).cookie(SessionCookie::development());
+    let cookie = (case != Case::Anonymous).then(|| log_in(&layer));
+    let mut service = service_fn(move |request| handle(case, request));
+    let mut wrapped = layer.layer(service.clone());
+    for _ in 0..times {
+        let request = request(cookie.as_deref());
+        let response = if bare { now(service.call(request)) } else { now(wrapped.call(request)) };
+        black_box(response.unwrap());
+    }
+}
+
+async fn handle(case: Case, request: Request<()>) -> Result<Response<()>, Infallible> {
+    let session = request.extensions().get::<Session>();
+    match (case, session) {
+        (Case::Read, Some(session)) => {
+            session.load().await.unwrap();
+            black_box(session.get::<u64>("visits").unwrap());
+        }
+        (Case::Write, Some(session)) => {
+            session.load().await.unwrap();
+            let visits = session.get::<u64>("visits").unwrap().unwrap_or(0);
+            session.insert("visits", &(visits + 1)).unwrap();
+        }
+        _ => {}
+    }
+    Ok(Response::new(()))
+}
+
+fn request(cookie: Option<&str>) -> Request<()> {
+    let mut headers = HeaderMap::with_capacity(4);
+    if let Some(cookie) = cookie {
+        headers.insert(header::COOKIE, cookie.parse().unwrap());
+    }
+    let mut request = Request::new(());
+    *request.headers_mut() = headers;
+    request
+}
+
+fn log_in(layer: &SessionLayer) -> String {
+    let mut login = layer.layer(service_fn(async |request: Request<()>| {
+        let session = request.extensions().get::<Session>().unwrap();
+        session.load().await.unwrap();
+        session.login("ana").unwrap();
+        session.insert("visits", &1_000_000).unwrap();
+        Ok::<_, Infallible>(Response::new(()))
+    }));
+    let response = now(login.call(request(None))).unwrap();
+    let cookie = response.headers()[header::SET_COOKIE].to_str().unwrap();
+    cookie.split(';').next().unwrap().to_owned()
+}
+
+/// In memory nothing ever waits: no runtime is needed, and none is measured.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("waited"),
+    }
+}

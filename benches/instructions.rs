@@ -1,0 +1,52 @@
+//! Instructions that the layer adds to a request over the bare service, in memory and without a network.
+//!
+//! ```text
+//! cargo bench --bench instructions
+//! ```
+//!
+//! They are counted by valgrind (callgrind), which must be installed, and are the same whatever else the machine does. Each case
+//! is run twice in a process of its own, and the shorter run is subtracted, so that starting up does not count.
+
+mod cases;
+
+use std::{env, process::Command};
+
+use cases::{CASES, Case, run};
+
+const FEW: u64 = 1_000;
+const MANY: u64 = 11_000;
+
+fn main() {
+    let args: Vec<String> = env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match args.as_slice() {
+        [case, variant, times] => {
+            let (_, case) = CASES.into_iter().find(|(_, known)| format!("{known:?}") == *case).unwrap();
+            run(case, variant == "bare", times.parse().unwrap());
+        }
+        _ => report(),
+    }
+}
+
+fn report() {
+    println!("{:<32}{:>14}", "added to the bare service", "instructions");
+    for (name, case) in CASES {
+        let instructions = instructions(case, "keep").zip(instructions(case, "bare"));
+        let instructions = instructions.map_or("no valgrind".into(), |(keep, bare)| (keep - bare).to_string());
+        println!("{name:<32}{instructions:>14}");
+    }
+}
+
+/// Instructions per request.
+fn instructions(case: Case, variant: &str) -> Option<i64> {
+    let count = |times: u64| -> Option<i64> {
+        let run = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg(env::current_exe().ok()?)
+            .args([&format!("{case:?}"), variant, &times.to_string()])
+            .output()
+            .ok()?;
+        let text = String::from_utf8(run.stderr).ok()?;
+        text.split("Collected :").nth(1)?.split_whitespace().next()?.parse().ok()
+    };
+    Some((count(MANY)? - count(FEW)?) / (MANY - FEW) as i64)
+}
