@@ -3,7 +3,7 @@
 mod bearer;
 mod cookie;
 
-use ::http::{HeaderMap, HeaderName, header};
+use ::http::{HeaderMap, HeaderValue, header};
 
 use self::bearer::Header;
 pub use self::{
@@ -68,11 +68,42 @@ impl Candidates {
 /// The credentials that a layer reads.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
-    pub(crate) cookie: Option<SessionCookie>,
-    pub(crate) bearer: Option<Bearer>,
+    cookie: Option<SessionCookie>,
+    bearer: Option<Bearer>,
+    vary: HeaderValue,
 }
 
 impl Credentials {
+    pub(crate) fn new(cookie: Option<SessionCookie>, bearer: Option<Bearer>) -> Self {
+        let mut names = Vec::new();
+        names.extend(cookie.as_ref().map(|_| header::COOKIE.as_str()));
+        names.extend(bearer.as_ref().map(|bearer| bearer.header_name().as_str()));
+        // Names of headers are values of headers.
+        let vary = HeaderValue::try_from(names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
+        Self { cookie, bearer, vary }
+    }
+
+    pub(crate) fn with_cookie(&self, cookie: Option<SessionCookie>) -> Self {
+        Self::new(cookie, self.bearer.clone())
+    }
+
+    pub(crate) fn with_bearer(&self, bearer: Bearer) -> Self {
+        Self::new(self.cookie.clone(), Some(bearer))
+    }
+
+    pub(crate) fn cookie(&self) -> Option<&SessionCookie> {
+        self.cookie.as_ref()
+    }
+
+    pub(crate) fn bearer(&self) -> Option<&Bearer> {
+        self.bearer.as_ref()
+    }
+
+    /// The request headers that a response depends on once its session was read, as `Vary` names them.
+    pub(crate) fn vary(&self) -> &HeaderValue {
+        &self.vary
+    }
+
     pub(crate) fn read(&self, headers: &HeaderMap) -> Presented {
         let cookie = match &self.cookie {
             Some(cookie) => cookie.read(headers),
@@ -104,11 +135,5 @@ impl Credentials {
     /// How a session reaches a client that brought no credential.
     pub(crate) fn default_transport(&self) -> Transport {
         if self.cookie.is_some() { Transport::Cookie } else { Transport::Bearer }
-    }
-
-    /// The request headers that a response depends on once its session was read.
-    pub(crate) fn vary(&self) -> impl Iterator<Item = &HeaderName> {
-        let cookie = self.cookie.as_ref().map(|_| &header::COOKIE);
-        cookie.into_iter().chain(self.bearer.as_ref().map(Bearer::header_name))
     }
 }

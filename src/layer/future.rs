@@ -14,10 +14,13 @@ use crate::session::{Delivery, Session, SessionError};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// What is known of the caller that only its answer needs.
-pub(super) struct Caller<R> {
-    pub(super) reject: R,
+/// What the response will need of the request.
+pub(super) struct Exchange<R> {
+    pub(super) session: Session,
+    /// Inside another layer over the same sessions: that one saves them.
+    pub(super) nested: bool,
     pub(super) grpc: bool,
+    pub(super) reject: R,
 }
 
 pin_project! {
@@ -31,19 +34,18 @@ pin_project! {
     {
         #[pin]
         state: State<S, S::Future, ReqBody, S::Response, S::Error>,
-        caller: Caller<R>,
+        exchange: Exchange<R>,
     }
 }
 
 pin_project! {
-    /// The life of a request, from top to bottom; `Rejected` and `Done` end it early.
+    /// The life of a request, from top to bottom. `Rejected` ends it early.
     #[project = StateProj]
     enum State<S, F, ReqBody, Res, Err> {
-        LookingUp { lookup: BoxFuture<Result<(), Rejection>>, call: Option<(S, Request<ReqBody>)>, session: Session, nested: bool },
-        Calling { #[pin] response: F, session: Session, nested: bool },
-        Saving { save: BoxFuture<Result<(), SessionError>>, response: Option<Result<Res, Err>>, session: Session },
-        Rejected { rejection: Rejection },
-        Done,
+        LookingUp { lookup: BoxFuture<Result<(), Rejection>>, call: Option<Box<(S, Request<ReqBody>)>> },
+        Calling { #[pin] response: F },
+        Saving { save: BoxFuture<Result<(), SessionError>>, response: Option<Result<Res, Err>> },
+        Rejected { rejection: Box<Rejection> },
     }
 }
 
@@ -51,24 +53,18 @@ impl<S, R, ReqBody> ResponseFuture<S, R, ReqBody>
 where
     S: Service<Request<ReqBody>>,
 {
-    pub(super) fn looking_up(
-        session: Session,
-        nested: bool,
-        service: S,
-        request: Request<ReqBody>,
-        caller: Caller<R>,
-    ) -> Self {
-        let lookup = session.clone();
-        let lookup = Box::pin(async move { lookup.load().await });
-        Self { state: State::LookingUp { lookup, call: Some((service, request)), session, nested }, caller }
+    pub(super) fn looking_up(service: S, request: Request<ReqBody>, exchange: Exchange<R>) -> Self {
+        let session = exchange.session.clone();
+        let lookup = Box::pin(async move { session.load().await });
+        Self { state: State::LookingUp { lookup, call: Some(Box::new((service, request))) }, exchange }
     }
 
-    pub(super) fn calling(response: S::Future, session: Session, nested: bool, caller: Caller<R>) -> Self {
-        Self { state: State::Calling { response, session, nested }, caller }
+    pub(super) fn calling(response: S::Future, exchange: Exchange<R>) -> Self {
+        Self { state: State::Calling { response }, exchange }
     }
 
-    pub(super) fn rejected(rejection: Rejection, caller: Caller<R>) -> Self {
-        Self { state: State::Rejected { rejection }, caller }
+    pub(super) fn rejected(rejection: Rejection, exchange: Exchange<R>) -> Self {
+        Self { state: State::Rejected { rejection: Box::new(rejection) }, exchange }
     }
 }
 
@@ -81,59 +77,49 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let exchange = &*this.exchange;
         loop {
             let next = match this.state.as_mut().project() {
-                StateProj::LookingUp { lookup, call, session, nested } => {
-                    let found = ready!(lookup.as_mut().poll(cx));
-                    match (found, call.take()) {
-                        (Ok(()), Some((mut service, request))) => State::Calling {
-                            response: service.call(request),
-                            session: session.clone(),
-                            nested: *nested,
-                        },
-                        (Err(rejection), _) => State::Rejected { rejection },
-                        (Ok(()), None) => return Poll::Pending,
+                StateProj::LookingUp { lookup, call } => match (ready!(lookup.as_mut().poll(cx)), call.take()) {
+                    (Ok(()), Some(mut call)) => {
+                        let request = call.1;
+                        State::Calling { response: call.0.call(request) }
                     }
-                }
-                StateProj::Calling { response, session, nested } => {
-                    let response = ready!(response.poll(cx)).map(|response| this.caller.answer(response));
-                    if *nested {
+                    (Err(rejection), _) => State::Rejected { rejection: Box::new(rejection) },
+                    (Ok(()), None) => return Poll::Pending, // polled again after it was ready
+                },
+                StateProj::Calling { response } => {
+                    let response = ready!(response.poll(cx)).map(|response| exchange.answer(response));
+                    if exchange.nested {
                         return Poll::Ready(response);
                     }
-                    let delivery = if response.is_ok() { Delivery::Response } else { Delivery::None };
-                    if session.is_settled() {
-                        return Poll::Ready(response.map(|response| respond::finish(response, session)));
+                    if exchange.session.is_settled() {
+                        return Poll::Ready(response.map(|response| respond::finish(response, &exchange.session)));
                     }
-                    let (session, save) = (session.clone(), session.clone());
-                    let save = Box::pin(async move { save.commit(delivery).await });
-                    State::Saving { save, response: Some(response), session }
+                    let delivery = if response.is_ok() { Delivery::Response } else { Delivery::None };
+                    let session = exchange.session.clone();
+                    let save = Box::pin(async move { session.commit(delivery).await });
+                    State::Saving { save, response: Some(response) }
                 }
-                StateProj::Saving { save, response, session } => {
+                StateProj::Saving { save, response } => {
                     let saved = ready!(save.as_mut().poll(cx));
                     let Some(response) = response.take() else { return Poll::Pending };
-                    let response = response.map(|response| {
+                    return Poll::Ready(response.map(|response| {
                         let response = match saved {
                             Ok(()) => response,
-                            Err(_) => this.caller.reject(session.unsaved()),
+                            Err(_) => exchange.reject(exchange.session.unsaved()),
                         };
-                        respond::finish(response, session)
-                    });
-                    this.state.set(State::Done);
-                    return Poll::Ready(response);
+                        respond::finish(response, &exchange.session)
+                    }));
                 }
-                StateProj::Rejected { rejection } => {
-                    let response = this.caller.reject(rejection.clone());
-                    this.state.set(State::Done);
-                    return Poll::Ready(Ok(response));
-                }
-                StateProj::Done => return Poll::Pending,
+                StateProj::Rejected { rejection } => return Poll::Ready(Ok(exchange.reject((**rejection).clone()))),
             };
             this.state.set(next);
         }
     }
 }
 
-impl<R> Caller<R> {
+impl<R> Exchange<R> {
     fn reject<B>(&self, rejection: Rejection) -> Response<B>
     where
         R: ResponseForRejection<B>,

@@ -60,7 +60,7 @@ impl SessionLayer {
     pub fn new(store: impl SessionStore) -> Self {
         let shared = Shared {
             store: Arc::new(store),
-            credentials: Credentials { cookie: Some(SessionCookie::default()), bearer: None },
+            credentials: Credentials::new(Some(SessionCookie::default()), None),
             lifetime: Lifetime::default(),
             clock: Arc::new(SystemClock),
             max_size: 64 * 1024,
@@ -73,19 +73,19 @@ impl SessionLayer {
 impl<R> SessionLayer<R> {
     /// How the session cookie looks. Default: [`SessionCookie::default`].
     pub fn cookie(mut self, cookie: SessionCookie) -> Self {
-        self.shared_mut().credentials.cookie = Some(cookie);
+        self.shared_mut().credentials = self.shared.credentials.with_cookie(Some(cookie));
         self
     }
 
     /// Neither read nor set cookies.
     pub fn without_cookie(mut self) -> Self {
-        self.shared_mut().credentials.cookie = None;
+        self.shared_mut().credentials = self.shared.credentials.with_cookie(None);
         self
     }
 
     /// Read bearer tokens, beside cookies or instead of them. Default: no bearer tokens.
     pub fn bearer(mut self, bearer: Bearer) -> Self {
-        self.shared_mut().credentials.bearer = Some(bearer);
+        self.shared_mut().credentials = self.shared.credentials.with_bearer(bearer);
         self
     }
 

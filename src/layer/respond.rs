@@ -11,7 +11,7 @@ pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Respons
     };
     let credentials = &session.shared().credentials;
     let headers = response.headers_mut();
-    if let (Some(value), Some(cookie)) = (closing.set_cookie, &credentials.cookie) {
+    if let (Some(value), Some(cookie)) = (closing.set_cookie, credentials.cookie()) {
         let others: Vec<_> =
             headers.get_all(header::SET_COOKIE).iter().filter(|other| !cookie.is_set_by(other)).cloned().collect();
         headers.insert(header::SET_COOKIE, value);
@@ -20,24 +20,26 @@ pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Respons
         }
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    for name in credentials.vary() {
-        vary(headers, name.as_str());
-    }
+    vary(headers, credentials.vary());
     response
 }
 
-fn vary(headers: &mut HeaderMap, name: &str) {
-    let named = headers.get_all(header::VARY).iter().any(|value| {
-        value.as_bytes().split(|byte| *byte == b',').any(|item| {
-            let item = item.trim_ascii();
-            item == b"*" || item.eq_ignore_ascii_case(name.as_bytes())
-        })
-    });
-    if !named {
-        let value = match name {
-            "cookie" => HeaderValue::from_static("cookie"),
-            name => HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("*")),
-        };
-        headers.append(header::VARY, value);
+/// Adds the names in `names` that are not there yet.
+fn vary(headers: &mut HeaderMap, names: &HeaderValue) {
+    if !headers.contains_key(header::VARY) {
+        headers.insert(header::VARY, names.clone());
+        return;
     }
+    for name in items(names) {
+        let named = headers.get_all(header::VARY).iter().flat_map(items);
+        if !named.into_iter().any(|other| other == b"*" || other.eq_ignore_ascii_case(name))
+            && let Ok(name) = HeaderValue::from_bytes(name)
+        {
+            headers.append(header::VARY, name);
+        }
+    }
+}
+
+fn items(list: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    list.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }

@@ -7,7 +7,7 @@ use std::{
 use http::{Method, Request, Response, header};
 use tower_service::Service;
 
-use super::{Lookup, Policy, ResponseForRejection, ResponseFuture, future::Caller};
+use super::{Lookup, Policy, ResponseForRejection, ResponseFuture, future::Exchange};
 use crate::{credential::Presented, session::Session, shared::Shared};
 
 /// A service wrapped by [`SessionLayer`](crate::SessionLayer).
@@ -50,31 +50,30 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let caller = Caller { reject: self.reject.clone(), grpc: is_grpc(&request) };
         let policy = request.extensions().get::<Policy>().copied().unwrap_or(self.policy);
-
         // Inside another layer over the same sessions, this one changes the policy and leaves the rest to that.
         let outer = request.extensions().get::<Session>().filter(|session| session.belongs_to(&self.shared));
-        let (session, nested) = match outer {
-            Some(session) => (session.with_policy(policy), true),
-            None => (Session::new(self.shared.clone(), self.shared.credentials.read(request.headers()), policy), false),
+        let nested = outer.is_some();
+        let session = match outer {
+            Some(session) => session.with_policy(policy),
+            None => Session::new(self.shared.clone(), self.shared.credentials.read(request.headers()), policy),
         };
-        if let Presented::Disagreement = session.presented() {
-            return ResponseFuture::rejected(session.disagreement(), caller);
-        }
-        request.extensions_mut().insert(session.clone());
-
-        let look_up_first = match policy.lookup {
-            Lookup::Lazy => false,
-            Lookup::Eager => !matches!(session.presented(), Presented::Nothing),
-            Lookup::Required => true,
+        let exchange = Exchange { session, nested, grpc: is_grpc(&request), reject: self.reject.clone() };
+        let presented = exchange.session.presented();
+        let look_up_first = match (policy.lookup, presented) {
+            (_, Presented::Disagreement) => {
+                return ResponseFuture::rejected(exchange.session.disagreement(), exchange);
+            }
+            (Lookup::Lazy, _) | (Lookup::Eager, Presented::Nothing) => false,
+            (Lookup::Eager | Lookup::Required, _) => true,
         };
+        request.extensions_mut().insert(exchange.session.clone());
         if look_up_first {
             let next = self.inner.clone();
             let ready = mem::replace(&mut self.inner, next);
-            ResponseFuture::looking_up(session, nested, ready, request, caller)
+            ResponseFuture::looking_up(ready, request, exchange)
         } else {
-            ResponseFuture::calling(self.inner.call(request), session, nested, caller)
+            ResponseFuture::calling(self.inner.call(request), exchange)
         }
     }
 }

@@ -510,7 +510,7 @@ impl Session {
                 (Reason::InvalidToken, None)
             }
         };
-        let bearer = self.inner.shared.credentials.bearer.as_ref();
+        let bearer = self.inner.shared.credentials.bearer();
         Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error)))
     }
 }
@@ -575,7 +575,10 @@ impl Inner {
     }
 
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.turn.acquire().await.ok() // it is never closed
+        match self.turn.try_acquire() {
+            Ok(turn) => Some(turn),
+            Err(_) => self.turn.acquire().await.ok(), // it is never closed
+        }
     }
 
     /// The tokens that are still to be looked up.
@@ -635,7 +638,7 @@ impl Inner {
 
     fn token_of(&self, live: &Live) -> Option<Token> {
         match (&live.token, &self.presented) {
-            (Held::Minted(token), _) => Some(token.clone()),
+            (Held::Minted(token), _) => Some(Token::clone(token)),
             (Held::Presented(place), Presented::Tokens(_, candidates)) => candidates.get(*place).cloned(),
             (Held::Presented(_), _) => None,
         }
@@ -645,11 +648,10 @@ impl Inner {
     fn set_cookie(&self, untold: Untold, state: &State) -> Option<HeaderValue> {
         let credentials = &self.shared.credentials;
         let transport = self.presented.transport().unwrap_or(credentials.default_transport());
-        let cookie = credentials.cookie.as_ref().filter(|_| transport == Transport::Cookie)?;
+        let cookie = credentials.cookie().filter(|_| transport == Transport::Cookie)?;
         let now = self.shared.clock.now();
         match untold {
-            Untold::Token(token, until) => cookie.give(&token, now, until),
-            Untold::Extended(until) => cookie.give(&self.token_of(state.live()?)?, now, until),
+            Untold::Token(until) => cookie.give(&self.token_of(state.live()?)?, now, until),
             Untold::End if matches!(self.presented, Presented::Nothing) => None,
             Untold::End => cookie.remove(),
         }

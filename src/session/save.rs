@@ -210,7 +210,7 @@ impl State {
                     live.expires_at = record.written_at.plus(*ttl);
                     live.touch_due = false;
                     if extended {
-                        self.untold = Some(Untold::Extended(until));
+                        self.untold = Some(Untold::Token(until));
                     }
                 }
                 self.saved(attempt);
@@ -256,10 +256,10 @@ impl State {
         ttl: Duration,
     ) {
         let until = record.persistent.then(|| record.absolute_deadline());
-        self.untold = Some(Untold::Token(token.clone(), until));
+        self.untold = Some(Untold::Token(until));
         self.known = Known::Live(Live {
             id,
-            token: Held::Minted(token.clone()),
+            token: Held::Minted(Box::new(token.clone())),
             record: record.clone(),
             last_seen: record.written_at,
             expires_at: record.written_at.plus(ttl),

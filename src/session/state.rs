@@ -56,7 +56,7 @@ pub(super) enum Held {
     /// Among those that the request brought, at this place.
     Presented(usize),
     /// Made for this session.
-    Minted(Token),
+    Minted(Box<Token>),
 }
 
 /// What is to become of the stored session, apart from its changes.
@@ -72,9 +72,7 @@ pub(super) enum Fate {
 /// What the client must be told by a `Set-Cookie`.
 pub(super) enum Untold {
     /// Its token, and until when to keep it if it is to outlive the browser.
-    Token(Token, Option<Timestamp>),
-    /// That it is to keep the token it has until another time.
-    Extended(Option<Timestamp>),
+    Token(Option<Timestamp>),
     /// That it has no session.
     End,
 }
@@ -87,7 +85,7 @@ pub(super) struct Changes {
     pub(super) cleared: bool,
     pub(super) values: Vec<(Arc<str>, Option<Arc<RawValue>>)>,
     pub(super) login: Option<Arc<str>>,
-    pub(super) lifetime: Option<Lifetime>,
+    pub(super) lifetime: Option<Box<Lifetime>>,
 }
 
 impl Changes {
@@ -215,7 +213,7 @@ impl State {
             });
         if !unchanged {
             self.changes.generation += 1;
-            self.changes.lifetime = Some(lifetime);
+            self.changes.lifetime = Some(Box::new(lifetime));
         }
     }
 
@@ -260,7 +258,8 @@ fn same(one: Option<&Arc<RawValue>>, other: Option<&Arc<RawValue>>) -> bool {
         (None, None) => true,
         (Some(one), Some(other)) => {
             let (one, other) = (one.get(), other.get());
-            one == other || one.len() == other.len() && parse(one).is_some_and(|one| Some(one) == parse(other))
+            let reordered = || one.len() == other.len() && one.starts_with(['{', '[']);
+            one == other || reordered() && parse(one).is_some_and(|one| Some(one) == parse(other))
         }
         _ => false,
     }
