@@ -1,4 +1,56 @@
-//! Sessions for tower services: cookies and bearer tokens, Redis or memory, safe by default.
+//! Sessions for every tower service, with cookies and bearer tokens, in memory or in Redis.
+//!
+//! ```
+//! use tower_keep::{MemoryStore, Session, SessionError, SessionLayer};
+//! # #[cfg(feature = "axum")] {
+//! use axum::{Router, routing::get};
+//!
+//! async fn visits(session: Session) -> Result<String, SessionError> {
+//!     let visits = session.get("visits")?.unwrap_or(0) + 1;
+//!     session.insert("visits", &visits)?;
+//!     Ok(format!("visit number {visits}"))
+//! }
+//!
+//! let app: Router = Router::new().route("/", get(visits)).layer(SessionLayer::new(MemoryStore::new()));
+//! # let _ = app;
+//! # }
+//! ```
+//!
+//! # Words
+//! * A **token** is the secret that a client holds ([`Token`]); the **session id** ([`SessionId`]) is a hash of it, and what
+//!   everybody else sees.
+//! * A **record** is what a store keeps ([`store::Record`]); a **session** is what a handler works with ([`Session`]).
+//! * The **idle timeout** ends a session that is not used, the **absolute timeout** ends every session ([`Lifetime`]). To **touch** is
+//!   to extend the first.
+//! * To **rotate** is to give a session a new token; to **destroy** is to end it.
+//! * An **outage** is a store that does not answer. It is never the same thing as "no such session".
+//!
+//! # How a request goes
+//! Data flows one way, and each part knows the next only by its interface:
+//!
+//! ```text
+//! credential ─▶ layer ─▶ store ─▶ session ─▶ handler ─▶ layer ─▶ store ─▶ credential
+//! read token   policy    load     changes    yours     save     write    Set-Cookie
+//! ```
+//!
+//! 1. [`SessionLayer`] finds the token in a cookie ([`SessionCookie`]) or a header ([`Bearer`]), and puts a [`Session`] into the
+//!    request's extensions. That costs no store call.
+//! 2. The handler loads the session when it needs it; or the layer does, before the handler runs, where the [`Policy`] says so. Without
+//!    a live session, or without an answer of the store, the policy decides between an empty session and a [`Rejection`].
+//! 3. The handler's changes stay in the session until it returns. Then the layer saves them, all in one write, and the response
+//!    leaves when the store has confirmed it. If the store does not, the client gets 503 instead.
+//! 4. `Set-Cookie` goes out only when the client must learn something: a session was created, rotated or destroyed, or its cookie
+//!    lives longer.
+//!
+//! # What a save means
+//! A save says which version of the session it changes. If another request saved first, the changes of this one, key by key, are
+//! made to what the other left, and saved again: both win where they changed different keys, and the later where they changed the same.
+//! If the session has ended meanwhile, the changes are dropped: nothing brings an ended session back. A save is idempotent, so one whose
+//! answer was lost can be repeated.
+//!
+//! # Stores
+//! [`MemoryStore`] and [`store::redis::RedisStore`], or your own: [`store::SessionStore`] is the contract. A layer does not
+//! show which store it has, so [`store::from_env`] can choose when the program starts.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "axum")]
@@ -31,3 +83,8 @@ pub use crate::{
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},
 };
+
+/// The README's programs are tested like any other.
+#[cfg(all(doctest, feature = "axum", feature = "grpc", feature = "redis"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
