@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::Error as _};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -11,8 +11,54 @@ use crate::{
     time::{Timestamp, millis},
 };
 
-/// The values of a session: JSON, decoded only when read, shared by all copies of the record.
-pub(crate) type Data = BTreeMap<Arc<str>, Arc<RawValue>>;
+/// The values of a session, shared by all copies of the record.
+pub(crate) type Data = BTreeMap<Arc<str>, Json>;
+
+/// A value as JSON text, decoded only when read.
+#[derive(Clone, Debug)]
+pub(crate) struct Json(Arc<str>);
+
+impl Json {
+    pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
+        let text = serde_json::to_vec(value)?;
+        Ok(Self(String::from_utf8_lossy(&text).into())) // JSON is UTF-8
+    }
+
+    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.0)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Equal as JSON: a map that was written in another order is the same map.
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        let parse = |json: &Self| json.decode::<serde_json::Value>().ok();
+        let reordered = || self.0.len() == other.0.len() && self.0.starts_with(['{', '[']);
+        self.0 == other.0 || reordered() && parse(self).is_some_and(|one| Some(one) == parse(other))
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.0).map_err(S::Error::custom)?;
+        raw.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(Self(raw.get().into()))
+    }
+}
 
 /// What a store keeps for a session.
 ///
@@ -90,7 +136,7 @@ impl Record {
 
     /// What the values weigh: the length of all keys and values in bytes.
     pub(crate) fn weight(&self) -> usize {
-        self.data.iter().map(|(key, value)| key.len() + value.get().len()).sum()
+        self.data.iter().map(|(key, value)| key.len() + value.text().len()).sum()
     }
 
     /// The stored form; it starts with [`Version::stamp`].

@@ -12,7 +12,6 @@ use std::{
 
 use http::HeaderValue;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use self::error::SessionError;
@@ -23,6 +22,7 @@ use crate::{
     layer::{Policy, Reason, Rejection},
     lifetime::Lifetime,
     observe::Causes,
+    record::Json,
     shared::Shared,
     store::Loaded,
     token::{SessionId, Token},
@@ -171,9 +171,8 @@ impl Session {
     /// # }
     /// ```
     pub fn insert<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), SessionError> {
-        let value: Box<RawValue> =
-            to_raw_value(value).map_err(|source| SessionError::Encode { key: key.to_owned(), source })?;
-        self.writable()?.set(key, Some(value.into()));
+        let value = Json::encode(value).map_err(|source| SessionError::Encode { key: key.to_owned(), source })?;
+        self.writable()?.set(key, Some(value));
         Ok(())
     }
 
@@ -213,7 +212,7 @@ impl Session {
         let value = decode(key, &raw)?;
         let mut state = self.writable()?;
         // Another clone may have taken it while this one decoded: only one gets it.
-        let mine = state.value(key).is_some_and(|current| Arc::ptr_eq(current, &raw));
+        let mine = state.value(key).is_some_and(|current| current.is_same_as(&raw));
         Ok((mine && state.set(key, None)).then_some(value))
     }
 
@@ -670,8 +669,8 @@ impl Drop for Inner {
     }
 }
 
-fn decode<T: DeserializeOwned>(key: &str, value: &RawValue) -> Result<T, SessionError> {
-    serde_json::from_str(value.get()).map_err(|_| SessionError::Decode { key: key.to_owned() })
+fn decode<T: DeserializeOwned>(key: &str, value: &Json) -> Result<T, SessionError> {
+    value.decode().map_err(|_| SessionError::Decode { key: key.to_owned() })
 }
 
 impl fmt::Debug for Session {

@@ -92,12 +92,15 @@ impl Inner {
 
     /// Best effort: a read keeps working where writes fail, and the next request tries again.
     async fn touch(&self, store: &dyn SessionStore) {
-        let now = self.shared.clock.now();
-        let due = match &self.state().known {
-            Known::Live(live) if live.touch_due => Some((live.id, live.record.full_ttl(now))),
-            _ => None,
+        let (id, record) = match &self.state().known {
+            Known::Live(live) if live.touch_due => (live.id, live.record.clone()),
+            _ => return,
         };
-        let Some((id, ttl)) = due.filter(|(_, ttl)| !ttl.is_zero()) else { return };
+        let now = self.shared.clock.now();
+        let ttl = record.full_ttl(now);
+        if ttl.is_zero() {
+            return;
+        }
         match store.touch(&id, ttl).await {
             Ok(()) => {
                 if let Known::Live(live) = &mut self.state().known {

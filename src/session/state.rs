@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use serde_json::value::RawValue;
-
 use super::save::Attempt;
 use crate::{
     lifetime::Lifetime,
-    record::Record,
+    record::{Json, Record},
     time::Timestamp,
     token::{SessionId, Token},
 };
@@ -83,7 +81,7 @@ pub(super) struct Changes {
     /// Counts the changes, to see whether any were made while others were being saved.
     pub(super) generation: u64,
     pub(super) cleared: bool,
-    pub(super) values: Vec<(Arc<str>, Option<Arc<RawValue>>)>,
+    pub(super) values: Vec<(Arc<str>, Option<Json>)>,
     pub(super) login: Option<Arc<str>>,
     pub(super) lifetime: Option<Box<Lifetime>>,
 }
@@ -158,14 +156,14 @@ impl State {
     }
 
     /// The value of `key`, with this request's changes.
-    pub(super) fn value(&self, key: &str) -> Option<&Arc<RawValue>> {
+    pub(super) fn value(&self, key: &str) -> Option<&Json> {
         match self.changes.values.iter().find(|(changed, _)| **changed == *key) {
             Some((_, value)) => value.as_ref(),
             None => self.stored_value(key),
         }
     }
 
-    fn stored_value(&self, key: &str) -> Option<&Arc<RawValue>> {
+    fn stored_value(&self, key: &str) -> Option<&Json> {
         if self.changes.cleared { None } else { self.live()?.record.data.get(key) }
     }
 
@@ -174,12 +172,12 @@ impl State {
     }
 
     /// Sets or removes a value; `false` when that changes nothing.
-    pub(super) fn set(&mut self, key: &str, value: Option<Arc<RawValue>>) -> bool {
-        if same(self.value(key), value.as_ref()) {
+    pub(super) fn set(&mut self, key: &str, value: Option<Json>) -> bool {
+        if self.value(key) == value.as_ref() {
             return false;
         }
         self.changes.generation += 1;
-        let undone = same(self.stored_value(key), value.as_ref());
+        let undone = self.stored_value(key) == value.as_ref();
         let place = self.changes.values.iter().position(|(changed, _)| **changed == *key);
         match place {
             // Back to what is stored: nothing has changed after all.
@@ -250,21 +248,4 @@ impl State {
     pub(super) fn forget_changes(&mut self) {
         self.changes.forget();
     }
-}
-
-/// Whether two values are the same JSON. A map that was written in another order is.
-fn same(one: Option<&Arc<RawValue>>, other: Option<&Arc<RawValue>>) -> bool {
-    match (one, other) {
-        (None, None) => true,
-        (Some(one), Some(other)) => {
-            let (one, other) = (one.get(), other.get());
-            let reordered = || one.len() == other.len() && one.starts_with(['{', '[']);
-            one == other || reordered() && parse(one).is_some_and(|one| Some(one) == parse(other))
-        }
-        _ => false,
-    }
-}
-
-fn parse(text: &str) -> Option<serde_json::Value> {
-    serde_json::from_str(text).ok()
 }
