@@ -50,7 +50,7 @@ fn is_base64url<const N: usize>(bytes: &[u8; N]) -> bool {
 /// assert_eq!(token.expose().len(), 56);
 /// # Ok::<(), tower_keep::InvalidToken>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Token([u8; TOKEN_LEN]);
 
 impl Token {
@@ -101,6 +101,14 @@ impl Token {
         Ok(token)
     }
 }
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Token {}
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

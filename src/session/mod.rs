@@ -63,7 +63,7 @@ struct Inner {
     shared: Arc<Shared>,
     presented: Presented,
     state: Mutex<State>,
-    /// One store operation at a time: two saves of one session take turns.
+    /// One write at a time: two saves of one session take turns.
     turn: Semaphore,
 }
 
@@ -91,10 +91,11 @@ impl Session {
     /// store does not answer and the policy says to reject that.
     pub async fn load(&self) -> Result<(), Rejection> {
         if let Some(candidates) = self.inner.unread() {
-            let _turn = self.inner.turn().await;
-            // Whoever had the turn before may have found it.
-            if self.inner.unread().is_some() {
-                self.inner.look_up(candidates).await;
+            let found = self.inner.look_up(candidates).await;
+            // Another clone may have been faster, and the session may have changed since.
+            let mut state = self.inner.state();
+            if let Known::Unread | Known::Unavailable = state.known {
+                state.known = found;
             }
         }
         self.verdict()
@@ -593,26 +594,23 @@ impl Inner {
         }
     }
 
-    async fn look_up(&self, candidates: &Candidates) {
-        let mut known = Known::Absent;
+    async fn look_up(&self, candidates: &Candidates) -> Known {
         for (place, token) in candidates.iter().enumerate() {
             let id = token.id();
             match self.shared.store.load(&id).await {
                 Ok(loaded) => {
                     if let Some(live) = loaded.and_then(|loaded| self.alive(place, id, loaded)) {
-                        known = Known::Live(live);
-                        break;
+                        return Known::Live(live);
                     }
                 }
                 Err(error) => {
                     self.shared.counters.outage();
                     tracing::warn!(session = %id, error = %Causes(&error), "session not loaded");
-                    known = Known::Unavailable;
-                    break;
+                    return Known::Unavailable;
                 }
             }
         }
-        self.state().known = known;
+        Known::Absent
     }
 
     /// What was loaded, unless its time is over.
