@@ -35,12 +35,7 @@ pub(super) struct Attempt {
 }
 
 enum Write {
-    Create {
-        token: Token,
-        id: SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
-    },
+    Create(Minted),
     Update {
         id: SessionId,
         expected: Version,
@@ -51,23 +46,28 @@ enum Write {
     Replace {
         old: SessionId,
         expected: Version,
-        token: Token,
-        id: SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
+        new: Minted,
     },
     Destroy {
         id: SessionId,
     },
 }
 
+/// A session under a new token.
+struct Minted {
+    token: Token,
+    id: SessionId,
+    record: Arc<Record>,
+    ttl: Duration,
+}
+
 impl Write {
     async fn run(&self, store: &dyn SessionStore) -> Result<Outcome, StoreError> {
         match self {
-            Self::Create { id, record, ttl, .. } => store.create(id, record.clone(), *ttl).await,
+            Self::Create(new) => store.create(&new.id, new.record.clone(), new.ttl).await,
             Self::Update { id, expected, record, ttl } => store.update(id, *expected, record.clone(), *ttl).await,
-            Self::Replace { old, expected, id, record, ttl, .. } => {
-                store.rotate(old, *expected, id, record.clone(), *ttl).await
+            Self::Replace { old, expected, new } => {
+                store.rotate(old, *expected, &new.id, new.record.clone(), new.ttl).await
             }
             Self::Destroy { id } => store.destroy(id).await.map(|()| Outcome::Done),
         }
@@ -124,45 +124,36 @@ impl State {
     }
 
     /// The write that brings the store to where this session is to be.
-    fn next_write(&mut self, shared: &Shared, delivery: Delivery) -> Result<Option<Write>, SessionError> {
+    fn next_write(&self, shared: &Shared, delivery: Delivery) -> Result<Option<Write>, SessionError> {
         let now = shared.clock.now();
         let live = match &self.known {
             Known::Unread | Known::Unavailable => return Ok(None),
-            Known::Absent => None,
-            Known::Live(live) => Some(live),
-        };
-        let Some(live) = live else {
-            if !self.changes.create() {
-                return Ok(None);
+            Known::Absent if self.changes.create() => {
+                let record = self.record(None, shared, now)?;
+                return Ok(Some(Write::Create(self.minted(None, record, now, delivery)?)));
             }
-            let (token, record) = (self.mint(None, delivery)?, self.record(None, shared, now)?);
-            return Ok(Some(Write::Create { id: token.id(), ttl: record.full_ttl(now), token, record }));
+            Known::Absent => return Ok(None),
+            Known::Live(live) => live,
         };
         let (id, expected) = (live.id, live.record.version());
-        match self.fate {
-            Fate::Keep if self.changes.is_empty() => Ok(None),
-            Fate::Keep => {
-                let record = self.record(Some(&live.record), shared, now)?;
-                let ttl = record.full_ttl(now);
-                Ok(Some(if ttl.is_zero() {
-                    Write::Destroy { id }
-                } else {
-                    Write::Update { id, expected, record, ttl }
-                }))
-            }
+        let carried = match self.fate {
+            Fate::Keep if self.changes.is_empty() => return Ok(None),
             // Without a response the new session has nobody to go to; the old one ends all the same.
-            Fate::Destroy if delivery == Delivery::None || !self.changes.create() => Ok(Some(Write::Destroy { id })),
-            Fate::Rotate | Fate::Destroy => {
-                let carried = (self.fate == Fate::Rotate).then_some(&live.record);
-                let record = self.record(carried, shared, now)?;
-                let ttl = record.full_ttl(now);
-                if ttl.is_zero() {
-                    return Ok(Some(Write::Destroy { id }));
-                }
-                let token = self.mint(Some(id), delivery)?;
-                Ok(Some(Write::Replace { old: id, expected, id: token.id(), token, record, ttl }))
+            Fate::Destroy if delivery == Delivery::None || !self.changes.create() => {
+                return Ok(Some(Write::Destroy { id }));
             }
-        }
+            Fate::Keep | Fate::Rotate => Some(&live.record),
+            Fate::Destroy => None,
+        };
+        let record = self.record(carried, shared, now)?;
+        let ttl = record.full_ttl(now);
+        Ok(Some(if ttl.is_zero() {
+            Write::Destroy { id } // its time is over
+        } else if self.fate == Fate::Keep {
+            Write::Update { id, expected, record, ttl }
+        } else {
+            Write::Replace { old: id, expected, new: self.minted(Some(id), record, now, delivery)? }
+        }))
     }
 
     /// What is to be stored: what is carried over, and the changes.
@@ -184,28 +175,31 @@ impl State {
         Ok(Arc::new(record))
     }
 
-    /// A new token: of the slot of its user, or else of the session that it follows.
-    fn mint(&self, follows: Option<SessionId>, delivery: Delivery) -> Result<Token, SessionError> {
+    /// `record` under a new token: of the slot of its user, or else of the session that it follows.
+    fn minted(
+        &self,
+        follows: Option<SessionId>,
+        record: Arc<Record>,
+        now: Timestamp,
+        delivery: Delivery,
+    ) -> Result<Minted, SessionError> {
         if self.closed || delivery == Delivery::None {
             return Err(SessionError::ResponseSent);
         }
-        let user = self.user().map(|user| Tag::of_user(user));
-        let tag = user.or_else(|| follows.filter(|_| self.fate == Fate::Rotate).map(|id| id.tag()));
-        Ok(Token::mint(tag)?)
+        let same = follows.filter(|_| self.fate == Fate::Rotate).map(|id| id.tag());
+        let token = Token::mint(record.user().map(Tag::of_user).or(same))?;
+        Ok(Minted { id: token.id(), ttl: record.full_ttl(now), token, record })
     }
 
     /// Takes in what the store said to an attempt.
     fn settle(&mut self, attempt: &Attempt, outcome: Outcome, shared: &Shared) {
         self.attempt = None;
         match (&attempt.write, outcome) {
-            (Write::Create { token, id, record, ttl }, Outcome::Done) => {
-                self.settled(attempt, true, *id, token, record, *ttl);
-            }
+            (Write::Create(new), Outcome::Done) => self.settled(attempt, new, true),
             // The id is taken, which 264 random bits rule out: the next attempt has another.
-            (Write::Create { .. }, _) => {}
+            (Write::Create(_), _) => {}
             (Write::Update { record, ttl, .. }, Outcome::Done) => {
                 if let Known::Live(live) = &mut self.known {
-                    let cookie_until = |record: &Record| record.persistent.then(|| record.absolute_deadline());
                     let until = cookie_until(record);
                     let extended = until != cookie_until(&live.record);
                     live.record = record.clone();
@@ -218,9 +212,9 @@ impl State {
                 }
                 self.saved(attempt);
             }
-            (Write::Replace { token, id, record, ttl, .. }, Outcome::Done) => {
+            (Write::Replace { new, .. }, Outcome::Done) => {
                 let is_new = self.fate == Fate::Destroy || matches!(&self.known, Known::Live(live) if live.is_new);
-                self.settled(attempt, is_new, *id, token, record, *ttl);
+                self.settled(attempt, new, is_new);
             }
             (Write::Update { .. } | Write::Replace { .. }, Outcome::Conflict(loaded)) => {
                 shared.counters.conflict();
@@ -233,6 +227,7 @@ impl State {
                 // rest belonged to the session that is gone.
                 let own = self.changes.login.is_some() || self.fate == Fate::Destroy;
                 self.end();
+                self.untold = None;
                 if !own {
                     self.forget_changes();
                 }
@@ -249,23 +244,15 @@ impl State {
     }
 
     /// A session with a new token is in the store.
-    fn settled(
-        &mut self,
-        attempt: &Attempt,
-        is_new: bool,
-        id: SessionId,
-        token: &Token,
-        record: &Arc<Record>,
-        ttl: Duration,
-    ) {
-        let until = record.persistent.then(|| record.absolute_deadline());
-        self.untold = Some(Untold::Token(until));
+    fn settled(&mut self, attempt: &Attempt, new: &Minted, is_new: bool) {
+        let record = &new.record;
+        self.untold = Some(Untold::Token(cookie_until(record)));
         self.known = Known::Live(Live {
-            id,
-            token: Held::Minted(Box::new(token.clone())),
+            id: new.id,
+            token: Held::Minted(Box::new(new.token.clone())),
             record: record.clone(),
             last_seen: record.written_at,
-            expires_at: record.written_at.plus(ttl),
+            expires_at: record.written_at.plus(new.ttl),
             touch_due: false,
             is_new,
         });
@@ -289,4 +276,9 @@ impl State {
             live.record = loaded.record;
         }
     }
+}
+
+/// Until when the cookie is to be kept, if it is to outlive the browser.
+fn cookie_until(record: &Record) -> Option<Timestamp> {
+    record.persistent.then(|| record.absolute_deadline())
 }
