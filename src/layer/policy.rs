@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// When a session is looked up, and what happens when that finds none or fails.
 ///
-/// A layer has one (see [`SessionLayer`](crate::SessionLayer)); a route can have another, by a layer of its own or, for whatever
-/// decides before the session layer runs, by a `Policy` in the request's extensions.
+/// A layer has one (see [`SessionLayer`](crate::SessionLayer)). A route can have another, by a layer of its own; so can a request, by a
+/// `Policy` in its extensions: the first session layer that it meets takes it instead of its own.
 ///
 /// ```
 /// use tower_keep::{OnMissing, Policy};
@@ -86,7 +86,10 @@ impl Policy {
     /// handler first asks, so that a route which never asks costs nothing and survives an outage.
     #[must_use]
     pub const fn eager(mut self) -> Self {
-        self.lookup = Lookup::Eager;
+        // Whoever requires a session looks it up as early already.
+        if let Lookup::Lazy = self.lookup {
+            self.lookup = Lookup::Eager;
+        }
         self
     }
 

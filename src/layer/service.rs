@@ -50,13 +50,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let policy = request.extensions().get::<Policy>().copied().unwrap_or(self.policy);
         // Inside another layer over the same sessions, this one changes the policy and leaves the rest to that.
         let outer = request.extensions().get::<Session>().filter(|session| session.belongs_to(&self.shared));
-        let nested = outer.is_some();
-        let session = match outer {
-            Some(session) => session.with_policy(policy),
-            None => Session::new(self.shared.clone(), self.shared.credentials.read(request.headers()), policy),
+        let (session, policy, nested) = match outer {
+            Some(session) => (session.with_policy(self.policy), self.policy, true),
+            None => {
+                // The first layer takes the request's own policy: it must not open what a layer further in has closed.
+                let policy = request.extensions_mut().remove::<Policy>().unwrap_or(self.policy);
+                let presented = self.shared.credentials.read(request.headers());
+                (Session::new(self.shared.clone(), presented, policy), policy, false)
+            }
         };
         let exchange = Exchange { session, nested, grpc: is_grpc(&request), reject: self.reject.clone() };
         let presented = exchange.session.presented();
