@@ -1,6 +1,6 @@
 //! What an error of the Redis client means for a session.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, sync::Arc};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
@@ -24,7 +24,7 @@ pub(super) enum Verdict {
     Silent,
     /// The connection is lost, and with it what was under way; another may work at once.
     Lost,
-    /// The connection works, and is of no use until something changes: make another.
+    /// The connection works, and is of no use: another may lead to a server that is.
     Useless,
 }
 
@@ -39,6 +39,15 @@ impl Failure {
 
     pub(super) fn no_runtime() -> Self {
         Self::outage(Cause::NoRuntime, Verdict::Sound)
+    }
+
+    /// For everybody who comes while Redis is known to be down.
+    pub(super) fn known_down(why: Arc<StoreError>) -> Self {
+        let error = match *why {
+            StoreError::Configuration(_) => StoreError::Configuration(Known(why).into()),
+            _ => StoreError::Outage(Known(why).into()),
+        };
+        Self::new(error, Verdict::Sound)
     }
 
     pub(super) fn unexpected_reply() -> Self {
@@ -88,6 +97,22 @@ impl From<RedisError> for Failure {
                 _ => Self::configuration(error, Verdict::Sound),
             },
         }
+    }
+}
+
+/// What the last attempt to connect met, shared by all that fail because of it.
+#[derive(Debug)]
+struct Known(Arc<StoreError>);
+
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no connection to Redis")
+    }
+}
+
+impl Error for Known {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
     }
 }
 

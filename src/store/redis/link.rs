@@ -1,10 +1,10 @@
 //! The one connection that all requests share, and the task that keeps it.
 //!
 //! ```text
-//!              ┌──────────── first attempt failed ────────────┐
-//!   Connecting ┤                                              ▼
-//!       ▲      └── connected ──▶ Up ── hung, useless ──▶     Down ──┐ attempts go on, for ever
-//!       └────────── lost ────────┘ ◀─────── connected ────────┘ ◀───┘
+//!              ┌──────── first attempt failed ────────┐
+//!   Connecting ┤                                        ▼
+//!       ▲      └── connected ──▶ Up ─── hung ───────▶ Down ──┐ attempts go on, for ever
+//!       └───── lost, useless ────┘ ◀─── connected ────┘ ◀────┘
 //! ```
 //!
 //! While `Connecting` a request waits, within its timeout. While `Down` it fails at once. Only the task connects;
@@ -29,7 +29,7 @@ use tokio::{
     runtime::Handle,
     sync::watch,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -45,6 +45,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// How many operations in a row may go unanswered before the server counts as hung.
 const MAX_SILENCE: u32 = 2;
+/// How long a connection lasts at least that answers, but is of no use.
+const RENEWAL: Duration = Duration::from_secs(1);
 /// How often the kernel asks an idle connection whether its peer is there, so that what lies between does not forget it.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
@@ -65,6 +67,7 @@ enum State {
 #[derive(Clone)]
 struct Line {
     epoch: u64,
+    since: Instant,
     connection: MultiplexedConnection,
     silence: Arc<AtomicU32>,
 }
@@ -139,7 +142,7 @@ impl Link {
             match &*state.borrow_and_update() {
                 State::Up(line) => return Ok(line.clone()),
                 State::Down(error) => {
-                    return Err(Failure::new(down(error), Verdict::Sound));
+                    return Err(Failure::known_down(error.clone()));
                 }
                 State::Connecting => {}
             }
@@ -173,7 +176,7 @@ async fn keep(state: Arc<watch::Sender<State>>, config: RedisConfig) {
             Ok(connection) => {
                 tracing::info!(server = %config.info.addr(), "connected to Redis");
                 backoff = BACKOFF.0;
-                let line = Line { epoch, connection, silence: Arc::default() };
+                let line = Line { epoch, since: Instant::now(), connection, silence: Arc::default() };
                 state.send_replace(State::Up(line.clone()));
                 watch_over(&state, line, config.timeout).await;
             }
@@ -242,17 +245,16 @@ async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, patience:
 
 /// Draws the consequence of a failure for the connection it happened on, unless that was done already.
 fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
-    let gives_up = match failure.verdict {
-        Verdict::Sound => false,
-        Verdict::Silent => line.silence.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SILENCE,
-        Verdict::Useless => true,
-        Verdict::Lost => {
-            change(state, line.epoch, || State::Connecting);
-            false
-        }
+    let hung = || line.silence.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SILENCE;
+    let ended = match failure.verdict {
+        Verdict::Lost => change(state, line.epoch, || State::Connecting),
+        // Another may lead to another server. If it does not, the reads that this one serves must not suffer from it.
+        Verdict::Useless if line.since.elapsed() > RENEWAL => change(state, line.epoch, || State::Connecting),
+        Verdict::Silent if hung() => change(state, line.epoch, || State::Down(Arc::new(Failure::timeout().error))),
+        Verdict::Sound | Verdict::Useless | Verdict::Silent => false,
     };
-    if gives_up && change(state, line.epoch, || State::Down(Arc::new(down(&failure.error)))) {
-        tracing::warn!(error = %Causes(&failure.error), "giving up a connection to Redis");
+    if ended {
+        tracing::warn!(error = %Causes(&failure.error), "gave up the connection to Redis");
     }
 }
 
@@ -274,15 +276,6 @@ fn reply(value: Value) -> Result<Value, RedisError> {
     match value {
         Value::ServerError(error) => Err(error.into()),
         value => Ok(value),
-    }
-}
-
-/// The error of everybody who comes while Redis is down: what the task met, shared.
-fn down(error: &StoreError) -> StoreError {
-    let source = Causes(error).to_string();
-    match error {
-        StoreError::Configuration(_) => StoreError::Configuration(source.into()),
-        _ => StoreError::Outage(source.into()),
     }
 }
 
