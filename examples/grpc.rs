@@ -41,11 +41,12 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let layer = SessionLayer::new(store::from_env()?).without_cookie().bearer(Bearer::new());
+    let stopped = support::stopped()?;
     let listener = support::listen().await?;
     Server::builder()
         .layer(layer)
         .add_service(KeepServer::new(Service))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), support::stopped())
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped)
         .await?;
     Ok(())
 }

@@ -34,10 +34,10 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let service = ServiceBuilder::new().layer(layer).service(service_fn(route));
     let service = TowerToHyperService::new(service);
 
+    let mut stopped = std::pin::pin!(support::stopped()?);
     let listener = support::listen().await?;
     let server = auto::Builder::new(TokioExecutor::new());
     let connections = GracefulShutdown::new();
-    let mut stopped = std::pin::pin!(support::stopped());
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {

@@ -39,8 +39,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/health", get(health))
         .with_state(layer.sessions())
         .layer(layer);
+    let stopped = support::stopped()?;
     let listener = support::listen().await?;
-    axum::serve(listener, app).with_graceful_shutdown(support::stopped()).await?;
+    axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
 }
 

@@ -42,10 +42,14 @@ impl IntoResponse for Rejection {
     }
 }
 
-/// 503 when the store is the cause, else 500; always without a body.
+/// 503 when the store is the cause, 401 when the session has ended, else 500; always without a body.
 impl IntoResponse for SessionError {
     fn into_response(self) -> Response {
-        if self.is_unavailable() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR }
-            .into_response()
+        match self {
+            Self::Ended => StatusCode::UNAUTHORIZED,
+            error if error.is_unavailable() => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+        .into_response()
     }
 }

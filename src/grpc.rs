@@ -37,10 +37,14 @@ impl From<Rejection> for Status {
     }
 }
 
-/// `UNAVAILABLE` when the store is the cause, else `INTERNAL`.
+/// `UNAVAILABLE` when the store is the cause, `UNAUTHENTICATED` when the session has ended, else `INTERNAL`.
 impl From<SessionError> for Status {
     fn from(error: SessionError) -> Self {
-        let code = if error.is_unavailable() { Code::Unavailable } else { Code::Internal };
+        let code = match error {
+            SessionError::Ended => Code::Unauthenticated,
+            error if error.is_unavailable() => Code::Unavailable,
+            _ => Code::Internal,
+        };
         Self::new(code, "the session cannot be used")
     }
 }

@@ -51,6 +51,7 @@
 //! # Stores
 //! [`MemoryStore`] and [`store::redis::RedisStore`], or your own: [`store::SessionStore`] is the contract. A layer does not
 //! show which store it has, so [`store::from_env`] can choose when the program starts.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::await_holding_lock)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "axum")]

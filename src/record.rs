@@ -171,21 +171,26 @@ impl Record {
     /// Reads the stored form.
     ///
     /// # Errors
-    /// [`InvalidRecord`] for anything [`encode`](Self::encode) did not write. Never panics, whatever the bytes.
+    /// [`InvalidRecord`] for anything that is not of this form, from the stamp of its version to the last brace. Never panics,
+    /// whatever the bytes.
     ///
     /// ```
     /// # use tower_keep::store::Record;
     /// assert!(Record::decode(b"PHP serialized: a:0:{}").is_err());
     /// ```
     pub fn decode(stored: &[u8]) -> Result<Self, InvalidRecord> {
-        let stored: Stored<'_> = serde_json::from_slice(stored).map_err(|_| InvalidRecord)?;
+        let bytes = stored;
+        let stored: Stored<'_> = serde_json::from_slice(bytes).map_err(|_| InvalidRecord)?;
+        let version = Version::from_text(&stored.n).ok_or(InvalidRecord)?;
         let [created, written, idle, absolute] = stored.t;
-        if stored.v != FORMAT || idle == 0 || absolute == 0 || idle > absolute {
+        // What does not start with its stamp could be read, but never replaced.
+        let stamped = bytes.starts_with(version.stamp().as_bytes()) && bytes.ends_with(b"}");
+        if !stamped || stored.v != FORMAT || idle == 0 || absolute == 0 || idle > absolute {
             return Err(InvalidRecord);
         }
         let created_at = Timestamp::from_millis(created);
         Ok(Self {
-            version: Version::from_text(&stored.n).ok_or(InvalidRecord)?,
+            version,
             created_at,
             written_at: created_at.plus(Duration::from_millis(written)),
             idle_timeout: Duration::from_millis(idle),

@@ -34,19 +34,19 @@ pub async fn listen() -> Result<TcpListener, Box<dyn Error>> {
     Ok(listener)
 }
 
-/// Waits for Ctrl-C or SIGTERM.
-pub async fn stopped() {
+/// Completes on Ctrl-C or SIGTERM, which from this call on no longer kill the program.
+pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
     #[cfg(unix)]
-    let terminated = async {
-        match signal::unix::signal(signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminated = std::future::pending::<()>();
-    tokio::select! {
-        _ = signal::ctrl_c() => {}
-        () = terminated => {}
+    {
+        use signal::unix::{SignalKind, signal};
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        })
     }
+    #[cfg(not(unix))]
+    Ok(async { drop(signal::ctrl_c().await) })
 }

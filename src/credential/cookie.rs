@@ -142,6 +142,12 @@ impl SessionCookie {
 
     fn check(self) -> Result<Self, InvalidCookie> {
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let is_domain = |text: &str| {
+            let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+            text.len() <= MAX_ATTRIBUTE
+                && text.bytes().all(is_host)
+                && text.trim_start_matches('.').split('.').all(|label| !label.is_empty())
+        };
         let is_attribute = |text: &str| {
             text.len() <= MAX_ATTRIBUTE && text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b';')
         };
@@ -154,11 +160,7 @@ impl SessionCookie {
         if !self.path.starts_with('/') || !is_attribute(&self.path) {
             return Err(InvalidCookie::Path);
         }
-        if let Some(domain) = &self.domain
-            && (!is_attribute(domain)
-                || !domain.bytes().any(|byte| byte.is_ascii_alphanumeric())
-                || domain.contains(' '))
-        {
+        if self.domain.as_deref().is_some_and(|domain| !is_domain(domain)) {
             return Err(InvalidCookie::Domain);
         }
         // Browsers compare the prefixes without regard to case.
@@ -186,7 +188,8 @@ impl SessionCookie {
 
 fn set_max_age(cookie: &mut Cookie<'_>, now: Timestamp, age: Duration) {
     // `Max-Age` rules where both are known; `Expires` is for user agents that know only that.
-    let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+    // Not zero, which would take the cookie away.
+    let seconds = i64::try_from(age.as_secs().max(1)).unwrap_or(i64::MAX);
     cookie.set_max_age(::cookie::time::Duration::seconds(seconds));
     let expires = i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX).saturating_add(seconds);
     if let Ok(expires) = OffsetDateTime::from_unix_timestamp(expires) {

@@ -5,7 +5,7 @@ use crate::store::StoreError;
 /// What went wrong in a [`Session`](crate::Session).
 ///
 /// It never holds a token or a value of the session. With the `axum` and `grpc` features it is an answer as well: 503 when the
-/// store is the cause, else 500.
+/// store is the cause, 401 when the session has ended, else 500.
 ///
 /// ```
 /// use tower_keep::SessionError;
@@ -38,6 +38,8 @@ pub enum SessionError {
         /// What it may have, in bytes.
         limit: usize,
     },
+    /// Somebody else ended the session while this request was served: it cannot be changed, and nothing was saved.
+    Ended,
     /// Other requests kept writing the session: this one gave up after many attempts to merge.
     Conflict,
     /// The head of the response has left, or there is none: a new token cannot reach the client any more.
@@ -63,6 +65,7 @@ impl fmt::Display for SessionError {
             Self::Encode { key, .. } => write!(f, "the session value {key:?} cannot be written as JSON"),
             Self::Decode { key } => write!(f, "the session value {key:?} is not of the type asked for"),
             Self::TooLarge { size, limit } => write!(f, "the session has {size} bytes, more than {limit}"),
+            Self::Ended => f.write_str("the session has ended meanwhile"),
             Self::Conflict => f.write_str("the session is being written by too many requests at once"),
             Self::ResponseSent => f.write_str("it is too late for a new session token to reach the client"),
             Self::Random(_) => f.write_str("no random numbers for a new session token"),

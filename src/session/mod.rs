@@ -5,7 +5,7 @@ mod save;
 mod state;
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -107,6 +107,7 @@ impl Session {
     ///
     /// # Errors
     /// * [`SessionError::Store`]: not confirmed; the changes are kept, and saved again later.
+    /// * [`SessionError::Ended`]: not saved, and never will be: somebody else ended the session meanwhile.
     /// * [`SessionError::TooLarge`], [`SessionError::Conflict`]: not saved.
     /// * [`SessionError::ResponseSent`]: a new token is needed, and the response has left that could have given it.
     /// * [`SessionError::NotLoaded`], [`SessionError::Unavailable`]: there is nothing that could be saved.
@@ -120,7 +121,7 @@ impl Session {
     /// # let _ = pay;
     /// ```
     pub async fn save(&self) -> Result<(), SessionError> {
-        drop(self.writable()?);
+        drop(self.loaded()?);
         self.inner.write(Delivery::Response).await
     }
 
@@ -180,7 +181,7 @@ impl Session {
     /// Removes the value of `key`, and says whether there was one. Removing what is not there costs no write.
     ///
     /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -254,7 +255,7 @@ impl Session {
     /// ```
     pub fn login(&self, user: impl Into<Arc<str>>) -> Result<(), SessionError> {
         let user = user.into();
-        self.writable()?.login(user);
+        self.loaded()?.login(user);
         Ok(())
     }
 
@@ -291,7 +292,7 @@ impl Session {
     /// # }
     /// ```
     pub fn destroy(&self) -> Result<(), SessionError> {
-        self.writable()?.destroy();
+        self.loaded()?.destroy();
         Ok(())
     }
 
@@ -478,13 +479,18 @@ impl Session {
         }
     }
 
-    fn writable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
+    fn loaded(&self) -> Result<MutexGuard<'_, State>, SessionError> {
         let state = self.inner.state();
         match state.known {
             Known::Unread => Err(SessionError::NotLoaded),
             Known::Unavailable => Err(SessionError::Unavailable),
-            _ => Ok(state),
+            Known::Absent | Known::Ended | Known::Live(_) => Ok(state),
         }
+    }
+
+    fn writable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
+        let state = self.loaded()?;
+        if let Known::Ended = state.known { Err(SessionError::Ended) } else { Ok(state) }
     }
 
     /// What the policy says to what the look-up found.
@@ -493,7 +499,9 @@ impl Session {
         match state.known {
             Known::Unread => Ok(()),
             Known::Unavailable if self.policy.rejects_outage() => Err(self.unsaved()),
-            Known::Absent if self.policy.rejects_missing() && !state.changes.create() => Err(self.missing()),
+            Known::Absent | Known::Ended if self.policy.rejects_missing() && !state.changes.create() => {
+                Err(self.missing())
+            }
             _ => Ok(()),
         }
     }
@@ -547,14 +555,19 @@ impl Session {
 
     /// Saves what the service left to be saved.
     pub(crate) async fn commit(&self, delivery: Delivery) -> Result<(), SessionError> {
-        let saved = self.inner.write(delivery).await;
-        if let Err(error) = &saved {
-            let id = self.inner.state().live().map(|live| live.id);
-            let session = id.as_ref().map(tracing::field::display);
-            tracing::error!(session, error = %Causes(error), "session not saved");
-            self.inner.state().abandoned = true;
+        match self.inner.write(delivery).await {
+            // The response is the service's; what it changed went with the session.
+            Ok(()) | Err(SessionError::Ended) => Ok(()),
+            Err(error) => {
+                let mut state = self.inner.state();
+                state.reported = Some(state.generation);
+                let id = state.live().map(|live| live.id);
+                drop(state);
+                let session = id.as_ref().map(tracing::field::display);
+                tracing::error!(session, error = %Causes(&error), "session not saved");
+                Err(error)
+            }
         }
-        saved
     }
 
     /// Called when the head of the response leaves: no token can be given after this. `None` when nobody looked the session up.
@@ -658,7 +671,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state.is_dirty() && !mem::take(&mut state.abandoned) {
+        if state.is_dirty() && state.reported != Some(state.generation) {
             self.shared.counters.unsaved();
             let id = state.live().map(|live| live.id);
             let session = id.as_ref().map(tracing::field::display);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Inner, SessionError,
-    state::{Fate, Held, Known, Live, State, Untold},
+    state::{Changes, Fate, Held, Known, Live, State, Untold},
 };
 use crate::{
     observe::Causes,
@@ -82,7 +82,7 @@ impl Inner {
         for _ in 0..MAX_ATTEMPTS {
             let Some(attempt) = self.state().next_attempt(&self.shared, delivery)? else {
                 self.touch(store).await;
-                return Ok(());
+                return if let Known::Ended = self.state().known { Err(SessionError::Ended) } else { Ok(()) };
             };
             let outcome = attempt.write.run(store).await.inspect_err(|_| self.shared.counters.outage())?;
             self.state().settle(&attempt, outcome, &self.shared);
@@ -101,7 +101,7 @@ impl Inner {
         if ttl.is_zero() {
             return;
         }
-        match store.touch(&id, ttl).await {
+        match store.touch(&id, record.version(), ttl).await {
             Ok(()) => {
                 if let Known::Live(live) = &mut self.state().known {
                     live.touch_due = false;
@@ -115,11 +115,22 @@ impl Inner {
 
 impl State {
     fn next_attempt(&mut self, shared: &Shared, delivery: Delivery) -> Result<Option<Arc<Attempt>>, SessionError> {
-        if self.attempt.is_none() {
-            self.attempt = self
-                .next_write(shared, delivery)?
-                .map(|write| Arc::new(Attempt { generation: self.changes.generation, write }));
-        }
+        let delivery = if self.closed { Delivery::None } else { delivery };
+        let pending = self.attempt.take();
+        let write = match pending.as_deref() {
+            // It may have made a session whose token cannot reach the client any more: that must not stay.
+            Some(Attempt { write: Write::Create(new) | Write::Replace { new, .. }, .. })
+                if delivery == Delivery::None =>
+            {
+                Some(Write::Destroy { id: new.id })
+            }
+            Some(_) => {
+                self.attempt = pending;
+                return Ok(self.attempt.clone());
+            }
+            None => self.next_write(shared, delivery)?,
+        };
+        self.attempt = write.map(|write| Arc::new(Attempt { generation: self.generation, write }));
         Ok(self.attempt.clone())
     }
 
@@ -127,7 +138,7 @@ impl State {
     fn next_write(&self, shared: &Shared, delivery: Delivery) -> Result<Option<Write>, SessionError> {
         let now = shared.clock.now();
         let live = match &self.known {
-            Known::Unread | Known::Unavailable => return Ok(None),
+            Known::Unread | Known::Unavailable | Known::Ended => return Ok(None),
             Known::Absent if self.changes.create() => {
                 let record = self.record(None, shared, now)?;
                 return Ok(Some(Write::Create(self.minted(None, record, now, delivery)?)));
@@ -136,24 +147,33 @@ impl State {
             Known::Live(live) => live,
         };
         let (id, expected) = (live.id, live.record.version());
-        let carried = match self.fate {
-            Fate::Keep if self.changes.is_empty() => return Ok(None),
-            // Without a response the new session has nobody to go to; the old one ends all the same.
-            Fate::Destroy if delivery == Delivery::None || !self.changes.create() => {
-                return Ok(Some(Write::Destroy { id }));
+        match self.fate {
+            Fate::Keep if self.changes.is_empty() => Ok(None),
+            Fate::Keep => {
+                let record = self.record(Some(&live.record), shared, now)?;
+                let ttl = record.full_ttl(now);
+                let over = ttl.is_zero();
+                Ok(Some(if over { Write::Destroy { id } } else { Write::Update { id, expected, record, ttl } }))
             }
-            Fate::Keep | Fate::Rotate => Some(&live.record),
-            Fate::Destroy => None,
-        };
-        let record = self.record(carried, shared, now)?;
-        let ttl = record.full_ttl(now);
-        Ok(Some(if ttl.is_zero() {
-            Write::Destroy { id } // its time is over
-        } else if self.fate == Fate::Keep {
-            Write::Update { id, expected, record, ttl }
-        } else {
-            Write::Replace { old: id, expected, new: self.minted(Some(id), record, now, delivery)? }
-        }))
+            Fate::Rotate => {
+                let record = self.record(Some(&live.record), shared, now)?;
+                if record.full_ttl(now).is_zero() {
+                    return Ok(Some(Write::Destroy { id }));
+                }
+                Ok(Some(Write::Replace { old: id, expected, new: self.minted(Some(id), record, now, delivery)? }))
+            }
+            // The session ends, even if no other can begin: then that fails afterwards.
+            Fate::Destroy => Ok(Some(match self.successor(shared, now, delivery) {
+                Some(new) => Write::Replace { old: id, expected, new },
+                None => Write::Destroy { id },
+            })),
+        }
+    }
+
+    /// The session that begins where this one was destroyed.
+    fn successor(&self, shared: &Shared, now: Timestamp, delivery: Delivery) -> Option<Minted> {
+        let record = self.changes.create().then(|| self.record(None, shared, now).ok())??;
+        self.minted(None, record, now, delivery).ok()
     }
 
     /// What is to be stored: what is carried over, and the changes.
@@ -175,19 +195,18 @@ impl State {
         Ok(Arc::new(record))
     }
 
-    /// `record` under a new token: of the slot of its user, or else of the session that it follows.
+    /// `record` under a new token: of the slot of its user, or else of the session that it carries on.
     fn minted(
         &self,
-        follows: Option<SessionId>,
+        carries_on: Option<SessionId>,
         record: Arc<Record>,
         now: Timestamp,
         delivery: Delivery,
     ) -> Result<Minted, SessionError> {
-        if self.closed || delivery == Delivery::None {
+        if delivery == Delivery::None {
             return Err(SessionError::ResponseSent);
         }
-        let same = follows.filter(|_| self.fate == Fate::Rotate).map(|id| id.tag());
-        let token = Token::mint(record.user().map(Tag::of_user).or(same))?;
+        let token = Token::mint(record.user().map(Tag::of_user).or(carries_on.map(|id| id.tag())))?;
         Ok(Minted { id: token.id(), ttl: record.full_ttl(now), token, record })
     }
 
@@ -210,7 +229,7 @@ impl State {
                         self.untold = Some(Untold::Token(until));
                     }
                 }
-                self.saved(attempt);
+                self.saved(attempt.generation);
             }
             (Write::Replace { new, .. }, Outcome::Done) => {
                 let is_new = self.fate == Fate::Destroy || matches!(&self.known, Known::Live(live) if live.is_new);
@@ -226,21 +245,29 @@ impl State {
                 // A login, or what was begun after this request ended the session itself, is a session of its own. The
                 // rest belonged to the session that is gone.
                 let own = self.changes.login.is_some() || self.fate == Fate::Destroy;
-                self.end();
                 self.untold = None;
-                if !own {
-                    self.forget_changes();
-                }
+                self.end(own, Known::Ended);
             }
-            (Write::Destroy { .. }, _) => {
-                // What was changed since belongs to another session. Unless time ended it, and not this request.
-                if self.fate != Fate::Destroy {
-                    self.forget_changes();
+            (Write::Destroy { id }, _) => {
+                // Another id was that of an attempt that was given up.
+                if matches!(&self.known, Known::Live(live) if live.id == *id) {
+                    // What was changed since belongs to another session. Unless time ended it, and not this request.
+                    self.untold = Some(Untold::End);
+                    self.end(self.fate == Fate::Destroy, Known::Absent);
                 }
-                self.end();
-                self.untold = Some(Untold::End);
             }
         }
+    }
+
+    /// The stored session is no more. The changes stay if they are another session's already.
+    fn end(&mut self, another: bool, known: Known) {
+        if another {
+            self.known = Known::Absent;
+        } else {
+            self.known = known;
+            self.changes = Changes::default();
+        }
+        self.fate = Fate::Keep;
     }
 
     /// A session with a new token is in the store.
@@ -256,18 +283,7 @@ impl State {
             touch_due: false,
             is_new,
         });
-        self.saved(attempt);
-    }
-
-    /// What the attempt wrote is no change any more. What was changed while it ran still is: then all changes stay, and
-    /// are made once more.
-    fn saved(&mut self, attempt: &Attempt) {
-        if attempt.generation == self.changes.generation {
-            self.fate = Fate::Keep;
-            self.forget_changes();
-        } else if self.fate == Fate::Rotate {
-            self.fate = Fate::Keep;
-        }
+        self.saved(attempt.generation);
     }
 
     /// Somebody else saved first: from here on their session is the one to change.

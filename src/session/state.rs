@@ -15,14 +15,19 @@ pub(super) struct State {
     pub(super) known: Known,
     pub(super) fate: Fate,
     pub(super) changes: Changes,
-    /// A write that was begun and whose outcome is not known: to be repeated, as it was, before any other.
+    /// Counts what was done to the session, to see what was done while a write was under way.
+    pub(super) generation: u64,
+    /// The generation of the present fate.
+    pub(super) fated_at: u64,
+    /// A write that was begun and whose outcome is not known: to be repeated, as it was, before any other. Until then
+    /// the session it writes may or may not be there.
     pub(super) attempt: Option<Arc<Attempt>>,
     /// What the store has confirmed and the client does not know yet.
     pub(super) untold: Option<Untold>,
     /// The head of the response has left.
     pub(super) closed: bool,
-    /// The session was given up and that was reported: no need to report it again when it is dropped.
-    pub(super) abandoned: bool,
+    /// The generation whose loss was reported already.
+    pub(super) reported: Option<u64>,
 }
 
 /// What is known of the stored session.
@@ -33,6 +38,8 @@ pub(super) enum Known {
     Unavailable,
     /// The request has no live session.
     Absent,
+    /// The session that the request had was ended by somebody else. It cannot be changed any more.
+    Ended,
     /// The store has this.
     Live(Live),
 }
@@ -78,8 +85,6 @@ pub(super) enum Untold {
 /// What a request has changed: applied to whatever the store holds when it is saved.
 #[derive(Default)]
 pub(super) struct Changes {
-    /// Counts the changes, to see whether any were made while others were being saved.
-    pub(super) generation: u64,
     pub(super) cleared: bool,
     pub(super) values: Vec<(Arc<str>, Option<Json>)>,
     pub(super) login: Option<Arc<str>>,
@@ -94,10 +99,6 @@ impl Changes {
     /// Whether these changes make a session where there is none.
     pub(super) fn create(&self) -> bool {
         self.login.is_some() || self.values.iter().any(|(_, value)| value.is_some())
-    }
-
-    fn forget(&mut self) {
-        *self = Self { generation: self.generation + 1, ..Self::default() };
     }
 
     /// These changes made to `record`.
@@ -130,10 +131,12 @@ impl State {
             known: Known::Unread,
             fate: Fate::Keep,
             changes: Changes::default(),
+            generation: 0,
+            fated_at: 0,
             attempt: None,
             untold: None,
             closed: false,
-            abandoned: false,
+            reported: None,
         }
     }
 
@@ -149,7 +152,7 @@ impl State {
     pub(super) fn is_dirty(&self) -> bool {
         self.attempt.is_some()
             || match &self.known {
-                Known::Unread | Known::Unavailable => false,
+                Known::Unread | Known::Unavailable | Known::Ended => false,
                 Known::Absent => self.changes.create(),
                 Known::Live(_) => self.fate != Fate::Keep || !self.changes.is_empty(),
             }
@@ -176,8 +179,8 @@ impl State {
         if self.value(key) == value.as_ref() {
             return false;
         }
-        self.changes.generation += 1;
-        let undone = self.stored_value(key) == value.as_ref();
+        self.generation += 1;
+        let undone = self.attempt.is_none() && self.stored_value(key) == value.as_ref();
         let place = self.changes.values.iter().position(|(changed, _)| **changed == *key);
         match place {
             // Back to what is stored: nothing has changed after all.
@@ -193,11 +196,11 @@ impl State {
     }
 
     pub(super) fn clear(&mut self) {
-        let stored = self.live().is_some_and(|live| !live.record.data.is_empty());
+        let stored = self.attempt.is_some() || self.live().is_some_and(|live| !live.record.data.is_empty());
         if self.changes.values.is_empty() && (self.changes.cleared || !stored) {
             return;
         }
-        self.changes.generation += 1;
+        self.generation += 1;
         self.changes.values.clear();
         self.changes.cleared = stored;
     }
@@ -210,7 +213,7 @@ impl State {
                     && record.persistent == lifetime.is_persistent()
             });
         if !unchanged {
-            self.changes.generation += 1;
+            self.generation += 1;
             self.changes.lifetime = Some(Box::new(lifetime));
         }
     }
@@ -218,34 +221,51 @@ impl State {
     pub(super) fn login(&mut self, user: Arc<str>) {
         // What belongs to one user is not handed to another.
         if self.user().is_some_and(|current| *current != user) {
+            let lifetime = self.changes.lifetime.take();
             self.destroy();
+            self.changes.lifetime = lifetime;
+        }
+        if let Known::Ended = self.known {
+            self.known = Known::Absent;
         }
         self.rotate();
-        self.changes.generation += 1;
+        self.generation += 1;
         self.changes.login = Some(user);
     }
 
     pub(super) fn rotate(&mut self) {
-        if let (Known::Live(_), Fate::Keep) = (&self.known, self.fate) {
-            self.changes.generation += 1;
-            self.fate = Fate::Rotate;
+        if self.may_be_stored() && self.fate != Fate::Destroy {
+            self.fated(Fate::Rotate);
         }
     }
 
     pub(super) fn destroy(&mut self) {
-        self.changes.forget();
-        if let Known::Live(_) = self.known {
-            self.fate = Fate::Destroy;
+        self.changes = Changes::default();
+        self.fated(if self.may_be_stored() { Fate::Destroy } else { Fate::Keep });
+        if let Known::Absent = self.known {
+            self.untold = Some(Untold::End); // a cookie of a session that ended long ago
         }
     }
 
-    /// The session has ended, here or elsewhere.
-    pub(super) fn end(&mut self) {
-        self.known = Known::Absent;
-        self.fate = Fate::Keep;
+    /// Whether the store has this session, or may have it: a write that was begun may create it.
+    fn may_be_stored(&self) -> bool {
+        self.attempt.is_some() || matches!(self.known, Known::Live(_))
     }
 
-    pub(super) fn forget_changes(&mut self) {
-        self.changes.forget();
+    fn fated(&mut self, fate: Fate) {
+        self.generation += 1;
+        self.fate = fate;
+        self.fated_at = self.generation;
+    }
+
+    /// What was done up to `generation` is stored.
+    pub(super) fn saved(&mut self, generation: u64) {
+        if self.fated_at <= generation {
+            self.fate = Fate::Keep;
+        }
+        // If more was changed since, all changes are made once more: the same values twice are the same values.
+        if self.generation == generation {
+            self.changes = Changes::default();
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, binary_heap::PeekMut},
     fmt,
     hash::{BuildHasherDefault, Hasher},
     sync::{
@@ -96,19 +96,20 @@ impl MemoryStore {
 
     /// Counts one more session in, after making room for it.
     fn take_place(&self, now: Timestamp) {
-        loop {
-            let taken = self
-                .shared
-                .len
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |len| (len < self.capacity).then_some(len + 1));
-            if taken.is_ok() {
+        let take = || {
+            let more = |len| (len < self.capacity).then_some(len + 1);
+            self.shared.len.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+        };
+        while !take() {
+            let oldest = (0..SHARDS).filter_map(|index| Some((self.shard(index, now).oldest()?, index))).min();
+            // Looking through the shards has freed what has expired: that may be room enough.
+            if take() {
                 return;
             }
-            let oldest = (0..SHARDS).filter_map(|index| Some((self.shard(index, now).oldest()?, index))).min();
             if let Some((_, index)) = oldest
                 && self.shard(index, now).evict_oldest()
             {
-                self.shared.len.fetch_sub(1, Ordering::Relaxed);
+                self.give_place_back();
             }
         }
     }
@@ -121,26 +122,30 @@ impl MemoryStore {
         let now = self.clock.now();
         let mut shard = self.shard(index(id), now);
         let entry = shard.live(id, now)?;
-        entry.used_at = now;
+        entry.used_at.actual = now;
         Some(entry.loaded(now))
     }
 
     fn create_now(&self, id: &SessionId, record: Arc<Record>, ttl: Duration) -> Outcome {
         let now = self.clock.now();
+        if let Some(entry) = self.shard(index(id), now).live(id, now) {
+            return entry.unless_written(record.version(), now);
+        }
         self.take_place(now);
         let mut shard = self.shard(index(id), now);
-        match shard.live(id, now) {
-            None => {
-                // An expired record of the same id may linger: it gives its place to this one.
-                if shard.insert(*id, record, now, ttl).is_some() {
-                    self.give_place_back();
-                }
-                Outcome::Done
-            }
-            Some(entry) => {
-                self.give_place_back();
-                entry.unless_written(record.version(), now)
-            }
+        if let Some(entry) = shard.live(id, now) {
+            self.give_place_back(); // somebody else created it meanwhile
+            return entry.unless_written(record.version(), now);
+        }
+        self.insert(&mut shard, *id, record, now, ttl);
+        Outcome::Done
+    }
+
+    /// Inserts a session that has a place already.
+    fn insert(&self, shard: &mut Shard, id: SessionId, record: Arc<Record>, now: Timestamp, ttl: Duration) {
+        // An expired session of the same id may linger: it gives its place back.
+        if shard.insert(id, record, now, ttl).is_some() {
+            self.give_place_back();
         }
     }
 
@@ -150,18 +155,19 @@ impl MemoryStore {
         match shard.live(id, now) {
             None => Outcome::Gone,
             Some(entry) if entry.record.version() == expected => {
-                *entry = Entry::new(record, now, ttl);
+                entry.record = record;
+                shard.extend(id, now, ttl);
                 Outcome::Done
             }
             Some(entry) => entry.unless_written(record.version(), now),
         }
     }
 
-    fn touch_now(&self, id: &SessionId, ttl: Duration) {
+    fn touch_now(&self, id: &SessionId, expected: Version, ttl: Duration) {
         let now = self.clock.now();
-        if let Some(entry) = self.shard(index(id), now).live(id, now) {
-            entry.used_at = now;
-            entry.expires_at = now.plus(ttl);
+        let mut shard = self.shard(index(id), now);
+        if shard.live(id, now).is_some_and(|entry| entry.record.version() == expected) {
+            shard.extend(id, now, ttl);
         }
     }
 
@@ -186,8 +192,8 @@ impl MemoryStore {
         match old_shard.live(old, now) {
             Some(entry) if entry.record.version() == expected => {
                 old_shard.entries.remove(old);
-                // One out, one in: no place is taken.
-                new_shard.unwrap_or(old_shard).insert(*new, record, now, ttl);
+                // One out, one in: its place is the new one's.
+                self.insert(new_shard.unwrap_or(old_shard), *new, record, now, ttl);
                 Outcome::Done
             }
             Some(entry) => Outcome::Conflict(entry.loaded(now)),
@@ -225,8 +231,8 @@ impl SessionStore for MemoryStore {
         ready(self.update_now(id, expected, record, ttl))
     }
 
-    fn touch<'a>(&'a self, id: &'a SessionId, ttl: Duration) -> StoreFuture<'a, ()> {
-        self.touch_now(id, ttl);
+    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
+        self.touch_now(id, expected, ttl);
         ready(())
     }
 
@@ -277,24 +283,36 @@ impl fmt::Debug for MemoryStore {
 
 #[derive(Default)]
 struct Shard {
-    entries: HashMap<SessionId, Entry, BuildHasherDefault<IdHasher>>,
+    entries: Entries,
     by_expiry: Queue,
     by_use: Queue,
 }
 
+type Entries = HashMap<SessionId, Entry, BuildHasherDefault<IdHasher>>;
+
 struct Entry {
     record: Arc<Record>,
-    expires_at: Timestamp,
-    used_at: Timestamp,
+    expires_at: Due,
+    used_at: Due,
+}
+
+/// A time that an entry is queued by, and its place in the queue.
+#[derive(Clone, Copy)]
+struct Due {
+    actual: Timestamp,
+    /// Where the queue has it: never later than the actual time.
+    place: Timestamp,
+}
+
+impl Due {
+    fn at(time: Timestamp) -> Self {
+        Self { actual: time, place: time }
+    }
 }
 
 impl Entry {
-    fn new(record: Arc<Record>, now: Timestamp, ttl: Duration) -> Self {
-        Self { record, expires_at: now.plus(ttl), used_at: now }
-    }
-
     fn loaded(&self, now: Timestamp) -> Loaded {
-        Loaded { record: self.record.clone(), ttl: Some(self.expires_at.since(now)) }
+        Loaded { record: self.record.clone(), ttl: Some(self.expires_at.actual.since(now)) }
     }
 
     /// What to say to a write that found another version than it expected: perhaps its own.
@@ -305,23 +323,35 @@ impl Entry {
 
 impl Shard {
     fn live(&mut self, id: &SessionId, now: Timestamp) -> Option<&mut Entry> {
-        self.entries.get_mut(id).filter(|entry| entry.expires_at > now)
+        self.entries.get_mut(id).filter(|entry| entry.expires_at.actual > now)
     }
 
     fn insert(&mut self, id: SessionId, record: Arc<Record>, now: Timestamp, ttl: Duration) -> Option<Entry> {
-        let entry = Entry::new(record, now, ttl);
-        self.by_expiry.push(entry.expires_at, id, &self.entries);
-        self.by_use.push(entry.used_at, id, &self.entries);
+        let entry = Entry { record, expires_at: Due::at(now.plus(ttl)), used_at: Due::at(now) };
+        self.by_expiry.push(entry.expires_at.place, id, &mut self.entries, expires_at);
+        self.by_use.push(entry.used_at.place, id, &mut self.entries, used_at);
         self.entries.insert(id, entry)
+    }
+
+    /// Lets an entry live for `ttl` from now.
+    fn extend(&mut self, id: &SessionId, now: Timestamp, ttl: Duration) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.used_at.actual = now;
+        entry.expires_at.actual = now.plus(ttl);
+        if entry.expires_at.actual < entry.expires_at.place {
+            // Sooner than it is queued: it needs another place. The one it has counts no more.
+            entry.expires_at.place = entry.expires_at.actual;
+            self.by_expiry.push(now.plus(ttl), *id, &mut self.entries, expires_at);
+        }
     }
 
     /// Frees a few expired entries: enough to free more than come in, few enough that nobody waits for it.
     fn free_expired(&mut self, now: Timestamp) -> usize {
         let mut freed = 0;
         while freed < 8
-            && self.by_expiry.peek().is_some_and(|due| due <= now)
-            && let Some((expires_at, id)) = self.by_expiry.first(&self.entries, |entry| entry.expires_at)
-            && expires_at <= now
+            && self.by_expiry.peek().is_some_and(|place| place <= now)
+            && let Some((time, id)) = self.by_expiry.first(&mut self.entries, expires_at)
+            && time <= now
         {
             self.entries.remove(&id);
             freed += 1;
@@ -330,51 +360,64 @@ impl Shard {
     }
 
     fn oldest(&mut self) -> Option<Timestamp> {
-        self.by_use.first(&self.entries, |entry| entry.used_at).map(|(used_at, _)| used_at)
+        self.by_use.first(&mut self.entries, used_at).map(|(time, _)| time)
     }
 
     fn evict_oldest(&mut self) -> bool {
-        match self.by_use.first(&self.entries, |entry| entry.used_at) {
+        match self.by_use.first(&mut self.entries, used_at) {
             Some((_, id)) => self.entries.remove(&id).is_some(),
             None => false,
         }
     }
 }
 
+fn expires_at(entry: &mut Entry) -> &mut Due {
+    &mut entry.expires_at
+}
+
+fn used_at(entry: &mut Entry) -> &mut Due {
+    &mut entry.used_at
+}
+
 /// Ids in the order of a time that mostly moves forward.
 ///
-/// Lazy: when an entry's time moves, its place in the queue stays, and is corrected when it comes to the front. So using
+/// Lazy: when an entry's time moves on, its place in the queue stays, and is corrected when it comes to the front. So using
 /// a session costs the queue nothing.
 #[derive(Default)]
 struct Queue(BinaryHeap<Reverse<(Timestamp, SessionId)>>);
 
-type Entries = HashMap<SessionId, Entry, BuildHasherDefault<IdHasher>>;
+/// By which of its times a queue has an entry.
+type Key = fn(&mut Entry) -> &mut Due;
 
 impl Queue {
-    fn push(&mut self, time: Timestamp, id: SessionId, entries: &Entries) {
-        // Places of ids that are gone are dropped before they outnumber the others.
+    fn push(&mut self, place: Timestamp, id: SessionId, entries: &mut Entries, key: Key) {
+        // Places that count no more are dropped before they outnumber the others.
         if self.0.len() > 2 * entries.len() + 64 {
-            self.0.retain(|Reverse((_, id))| entries.contains_key(id));
+            self.0.retain(|Reverse((place, id))| entries.get_mut(id).is_some_and(|entry| key(entry).place == *place));
         }
-        self.0.push(Reverse((time, id)));
+        self.0.push(Reverse((place, id)));
     }
 
     /// A time that no entry's is before.
     fn peek(&self) -> Option<Timestamp> {
-        self.0.peek().map(|Reverse((time, _))| *time)
+        self.0.peek().map(|Reverse((place, _))| *place)
     }
 
     /// The entry whose time comes first; it keeps its place.
-    fn first(&mut self, entries: &Entries, time: impl Fn(&Entry) -> Timestamp) -> Option<(Timestamp, SessionId)> {
+    fn first(&mut self, entries: &mut Entries, key: Key) -> Option<(Timestamp, SessionId)> {
         loop {
-            let mut place = self.0.peek_mut()?;
-            let Reverse((assumed, id)) = *place;
-            match entries.get(&id).map(&time) {
-                None => {
-                    std::collections::binary_heap::PeekMut::pop(place);
+            let mut front = self.0.peek_mut()?;
+            let Reverse((place, id)) = *front;
+            match entries.get_mut(&id).map(key) {
+                Some(due) if due.place == place => {
+                    if due.actual <= place {
+                        return Some((place, id));
+                    }
+                    due.place = due.actual;
+                    front.0.0 = due.actual;
                 }
-                Some(actual) if actual > assumed => place.0.0 = actual,
-                Some(_) => return Some((assumed, id)),
+                // Of an entry that is gone, or has another place.
+                _ => drop(PeekMut::pop(front)),
             }
         }
     }

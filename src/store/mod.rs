@@ -54,7 +54,7 @@ pub use memory::MemoryStore;
 ///     fn update<'a>(&'a self, _: &'a SessionId, _: Version, _: Arc<Record>, _: Duration) -> StoreFuture<'a, Outcome> {
 ///         StoreFuture::ready(Ok(Outcome::Gone))
 ///     }
-///     fn touch<'a>(&'a self, _: &'a SessionId, _: Duration) -> StoreFuture<'a, ()> {
+///     fn touch<'a>(&'a self, _: &'a SessionId, _: Version, _: Duration) -> StoreFuture<'a, ()> {
 ///         StoreFuture::ready(Ok(()))
 ///     }
 ///     fn rotate<'a>(
@@ -92,8 +92,9 @@ pub trait SessionStore: Send + Sync + 'static {
         ttl: Duration,
     ) -> StoreFuture<'a, Outcome>;
 
-    /// Lets a live session live for `ttl` from now, without writing it. Does nothing to a session that is gone.
-    fn touch<'a>(&'a self, id: &'a SessionId, ttl: Duration) -> StoreFuture<'a, ()>;
+    /// Lets version `expected` of a live session live for `ttl` from now, without writing it. Does nothing to a session that is
+    /// gone, or was written since: then it has another time to live.
+    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()>;
 
     /// In one step: ends the session `old`, of version `expected`, and creates `new` with `record` for `ttl`.
     fn rotate<'a>(
@@ -134,8 +135,8 @@ impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
         (**self).update(id, expected, record, ttl)
     }
 
-    fn touch<'a>(&'a self, id: &'a SessionId, ttl: Duration) -> StoreFuture<'a, ()> {
-        (**self).touch(id, ttl)
+    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
+        (**self).touch(id, expected, ttl)
     }
 
     fn rotate<'a>(

@@ -5,6 +5,8 @@
 
 pub mod app;
 pub mod client;
+pub mod log;
+pub mod proxy;
 pub mod redis_server;
 
 use std::time::Duration;

@@ -3,11 +3,20 @@
 use std::{
     env, fs,
     net::TcpListener,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::{self, Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
 };
 
-use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value,
+    aio::MultiplexedConnection,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpStream,
+};
 
 use super::eventually;
 
@@ -38,8 +47,8 @@ impl RedisServer {
 
     /// Not started yet: a port on which nobody answers.
     pub fn stopped() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let dir = env::temp_dir().join(format!("tower-keep-{}-{port}", std::process::id()));
+        let port = free_port();
+        let dir = env::temp_dir().join(format!("tower-keep-{}-{port}", process::id()));
         fs::create_dir_all(&dir).unwrap();
         Self { port, dir, args: Vec::new(), child: None, password: None }
     }
@@ -101,7 +110,9 @@ impl RedisServer {
             settings = settings.set_password(password);
         }
         let info: ConnectionInfo = ("127.0.0.1", self.port).into_connection_info()?.set_redis_settings(settings);
-        let mut connection = Client::open(info)?.get_multiplexed_async_connection().await?;
+        let patience = Some(Duration::from_secs(30)); // the machine may be busy
+        let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
+        let mut connection = Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await?;
         redis::cmd("PING").query_async::<Value>(&mut connection).await?;
         Ok(connection)
     }
@@ -112,12 +123,7 @@ impl RedisServer {
     }
 
     pub async fn try_command(&self, command: &str) -> redis::RedisResult<Value> {
-        let mut words = command.split_whitespace();
-        let mut cmd = redis::cmd(words.next().unwrap());
-        for word in words {
-            cmd.arg(word);
-        }
-        cmd.query_async(&mut self.connect().await?).await
+        command_on(&mut self.connect().await?, command).await
     }
 
     /// Changes the password; the test logs in with the new one from then on.
@@ -133,6 +139,36 @@ impl RedisServer {
         }
     }
 
+    /// The value of a string.
+    pub async fn get(&self, key: &str) -> String {
+        text(&self.command(&format!("GET {key}")).await)
+    }
+
+    /// How many milliseconds a key lives from now; negative as Redis says it.
+    pub async fn pttl(&self, key: &str) -> i64 {
+        match self.command(&format!("PTTL {key}")).await {
+            Value::Int(millis) => millis,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Watches every command the server is given from now on.
+    pub async fn monitor(&self) -> Monitor<'_> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        if let Some(password) = &self.password {
+            stream.write_all(format!("AUTH {password}\r\n").as_bytes()).await.unwrap();
+        }
+        stream.write_all(b"MONITOR\r\n").await.unwrap();
+        let mut monitor = Monitor { server: self, lines: BufReader::new(stream).lines(), marks: 0 };
+        monitor.so_far().await;
+        monitor
+    }
+
+    /// The directory of the server.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Calls of each command so far, from `INFO commandstats`.
     pub async fn calls(&self, command: &str) -> u64 {
         let info = text(&self.command("INFO commandstats").await);
@@ -140,6 +176,52 @@ impl RedisServer {
             info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{}:calls=", command.to_lowercase())));
         line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
     }
+}
+
+/// Below those that the kernel gives to whoever asks for any: a server that is down does not lose its port.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let process = (process::id() as u16).wrapping_mul(127);
+        let port = 10_000 + process.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// What `MONITOR` shows.
+pub struct Monitor<'a> {
+    server: &'a RedisServer,
+    lines: Lines<BufReader<TcpStream>>,
+    marks: u32,
+}
+
+impl Monitor<'_> {
+    /// The commands since the last call, a line each: `1763679600.123456 [0 127.0.0.1:50000] "GET" "key"`.
+    pub async fn so_far(&mut self) -> Vec<String> {
+        self.marks += 1;
+        let mark = format!("mark-{}-{}", self.server.port, self.marks);
+        self.server.command(&format!("ECHO {mark}")).await;
+        let mut seen = Vec::new();
+        loop {
+            let line = self.lines.next_line().await.unwrap().expect("the monitor was disconnected");
+            if line.contains(&mark) {
+                return seen;
+            }
+            seen.push(line);
+        }
+    }
+}
+
+/// Runs one command on a connection that is already there.
+pub async fn command_on(connection: &mut MultiplexedConnection, command: &str) -> redis::RedisResult<Value> {
+    let mut words = command.split_whitespace();
+    let mut cmd = redis::cmd(words.next().unwrap());
+    for word in words {
+        cmd.arg(word);
+    }
+    cmd.query_async(connection).await
 }
 
 /// A reply as text.

@@ -20,8 +20,7 @@
 //! |---|---|---|
 //! | load | `GET`, `PTTL` | 1 |
 //! | create | `SET … NX PX` | 1 |
-//! | update, rotate | `EVALSHA` | 1 (2 the first time a server sees the script) |
-//! | touch | `PEXPIRE` | 1 |
+//! | update, rotate, touch | `EVALSHA` | 1 (2 the first time a server sees the script) |
 //! | destroy | `UNLINK` | 1 |
 
 mod config;
@@ -69,6 +68,7 @@ struct Inner {
     prefix: String,
     update: Script,
     rotate: Script,
+    touch: Script,
 }
 
 impl RedisStore {
@@ -80,6 +80,7 @@ impl RedisStore {
                 link: Link::new(config),
                 update: Script::new(script::UPDATE),
                 rotate: Script::new(script::ROTATE),
+                touch: Script::new(script::TOUCH),
             }),
         }
     }
@@ -169,14 +170,18 @@ impl SessionStore for RedisStore {
     ) -> StoreFuture<'a, Outcome> {
         StoreFuture::boxed(async move {
             let (script, keys) = (&self.inner.update, &[self.inner.key(id)]);
-            Ok(self.inner.compare_and_set(Call { script, keys, expected, record: &record, ttl: ttl_arg(ttl) }).await?)
+            Ok(self
+                .inner
+                .compare_and_set(Call { script, keys, expected, record: Some(&record), ttl: ttl_arg(ttl) })
+                .await?)
         })
     }
 
-    fn touch<'a>(&'a self, id: &'a SessionId, ttl: Duration) -> StoreFuture<'a, ()> {
+    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
         StoreFuture::boxed(async move {
-            let touch = cmd("PEXPIRE").arg(self.inner.key(id)).arg(ttl_arg(ttl)).take();
-            self.inner.link.call(&Request::One(&touch)).await?;
+            let (script, keys) = (&self.inner.touch, &[self.inner.key(id)]);
+            let call = Call { script, keys, expected, record: None, ttl: ttl_arg(ttl) };
+            self.inner.link.call(&Request::Script(&call)).await?;
             Ok(())
         })
     }
@@ -191,7 +196,10 @@ impl SessionStore for RedisStore {
     ) -> StoreFuture<'a, Outcome> {
         StoreFuture::boxed(async move {
             let (script, keys) = (&self.inner.rotate, &[self.inner.key(old), self.inner.key(new)]);
-            Ok(self.inner.compare_and_set(Call { script, keys, expected, record: &record, ttl: ttl_arg(ttl) }).await?)
+            Ok(self
+                .inner
+                .compare_and_set(Call { script, keys, expected, record: Some(&record), ttl: ttl_arg(ttl) })
+                .await?)
         })
     }
 

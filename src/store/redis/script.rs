@@ -22,7 +22,7 @@ pub(super) struct Call<'a> {
     pub(super) script: &'a Script,
     pub(super) keys: &'a [String],
     pub(super) expected: Version,
-    pub(super) record: &'a Record,
+    pub(super) record: Option<&'a Record>,
     pub(super) ttl: u64,
 }
 
@@ -40,14 +40,14 @@ impl Call<'_> {
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = cmd(name);
         command.arg(script).arg(self.keys.len()).arg(self.keys);
-        command.arg(self.expected.stamp()).arg(self.record.encode()).arg(self.ttl);
+        command.arg(self.expected.stamp()).arg(self.ttl).arg(self.record.map(Record::encode));
         command
     }
 }
 
 /// Returns 1 when the write is in force, 0 when the session is gone, and what is there when that is another version.
 pub(super) const UPDATE: &str = r"
-local key, stamp, record, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local key, stamp, ttl, record = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local current = redis.call('GET', key)
 if not current then return 0 end
 if string.sub(current, 1, #stamp) == stamp then
@@ -58,10 +58,20 @@ if current == record then return 1 end
 return {current, redis.call('PTTL', key)}
 ";
 
-/// Returns the same. The new session is written before the old one goes: where a write is refused (out of memory),
+/// Extends the life of what was loaded, and of nothing that was written since.
+pub(super) const TOUCH: &str = r"
+local key, stamp, ttl = KEYS[1], ARGV[1], ARGV[2]
+local current = redis.call('GET', key)
+if current and string.sub(current, 1, #stamp) == stamp then
+  redis.call('PEXPIRE', key, ttl)
+end
+return 1
+";
+
+/// Returns what `UPDATE` returns. The new session is written before the old one goes: where a write is refused (out of memory),
 /// nothing has changed.
 pub(super) const ROTATE: &str = r"
-local old, new, stamp, record, ttl = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
+local old, new, stamp, ttl, record = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 local current = redis.call('GET', old)
 if not current then
   if redis.call('GET', new) == record then return 1 end

@@ -1,0 +1,206 @@
+//! A store in memory that shows what it is asked, and fails when it is told to.
+
+#![allow(dead_code)] // each test binary uses its part
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+use tower_keep::{
+    Clock, MemoryStore, SessionId,
+    store::{Health, Loaded, Outcome, Record, SessionStore, StoreError, StoreFuture, Version},
+};
+
+/// Clones share sessions, faults and the list of calls.
+#[derive(Clone, Default)]
+pub struct Spy {
+    memory: MemoryStore,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    calls: Vec<&'static str>,
+    down: bool,
+    faults: HashMap<&'static str, Fault>,
+    next: HashMap<&'static str, Fault>,
+    no_ttl: bool,
+}
+
+#[derive(Clone)]
+enum Fault {
+    /// Nothing is done, and the store does not answer.
+    Down,
+    /// It is done, and the answer is lost.
+    AnswerLost,
+    /// It is done when the test says so.
+    Held(Arc<Hold>),
+}
+
+/// An operation that waits for the test.
+#[derive(Default)]
+pub struct Hold {
+    reached: Notify,
+    released: Notify,
+}
+
+impl Hold {
+    pub async fn reached(&self) {
+        self.reached.notified().await;
+    }
+
+    pub fn release(&self) {
+        self.released.notify_one();
+    }
+}
+
+impl Spy {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn with_clock(clock: impl Clock) -> Self {
+        Self { memory: MemoryStore::new().clock(clock), state: Arc::default() }
+    }
+
+    /// The operations it was asked for since the last time somebody looked.
+    pub fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// From now on nothing is answered.
+    pub fn go_down(&self) {
+        self.state().down = true;
+    }
+
+    /// From now on `operation` is not answered.
+    pub fn fail(&self, operation: &'static str) {
+        self.state().faults.insert(operation, Fault::Down);
+    }
+
+    pub fn recover(&self) {
+        let mut state = self.state();
+        state.down = false;
+        state.faults.clear();
+        state.next.clear();
+    }
+
+    /// The next `operation` is not done and not answered.
+    pub fn fail_next(&self, operation: &'static str) {
+        self.state().next.insert(operation, Fault::Down);
+    }
+
+    /// The next `operation` is done, but not answered.
+    pub fn lose_next_answer(&self, operation: &'static str) {
+        self.state().next.insert(operation, Fault::AnswerLost);
+    }
+
+    /// The next `operation` waits to be released.
+    pub fn hold_next(&self, operation: &'static str) -> Arc<Hold> {
+        let hold = Arc::<Hold>::default();
+        self.state().next.insert(operation, Fault::Held(hold.clone()));
+        hold
+    }
+
+    /// From now on no session has a time to live, as if somebody had run `PERSIST` on all of them.
+    pub fn lose_ttls(&self) {
+        self.state().no_ttl = true;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn ask<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        run: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        let fault = {
+            let mut state = self.state();
+            state.calls.push(operation);
+            match state.next.remove(operation) {
+                Some(fault) => Some(fault),
+                None if state.down => Some(Fault::Down),
+                None => state.faults.get(operation).cloned(),
+            }
+        };
+        match fault {
+            None => run(),
+            Some(Fault::Down) => StoreFuture::ready(Err(outage())),
+            Some(Fault::AnswerLost) => StoreFuture::boxed(async move {
+                run().await?;
+                Err(outage())
+            }),
+            Some(Fault::Held(hold)) => StoreFuture::boxed(async move {
+                hold.reached.notify_one();
+                hold.released.notified().await;
+                run().await
+            }),
+        }
+    }
+}
+
+fn outage() -> StoreError {
+    StoreError::Outage("the test says so".into())
+}
+
+impl SessionStore for Spy {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Option<Loaded>> {
+        let no_ttl = self.state().no_ttl;
+        self.ask("load", move || {
+            StoreFuture::boxed(async move {
+                let loaded = self.memory.load(id).await?;
+                Ok(loaded.map(|loaded| Loaded { ttl: loaded.ttl.filter(|_| !no_ttl), ..loaded }))
+            })
+        })
+    }
+
+    fn create<'a>(&'a self, id: &'a SessionId, record: Arc<Record>, ttl: Duration) -> StoreFuture<'a, Outcome> {
+        self.ask("create", move || self.memory.create(id, record, ttl))
+    }
+
+    fn update<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Version,
+        record: Arc<Record>,
+        ttl: Duration,
+    ) -> StoreFuture<'a, Outcome> {
+        self.ask("update", move || self.memory.update(id, expected, record, ttl))
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
+        self.ask("touch", move || self.memory.touch(id, expected, ttl))
+    }
+
+    fn rotate<'a>(
+        &'a self,
+        old: &'a SessionId,
+        expected: Version,
+        new: &'a SessionId,
+        record: Arc<Record>,
+        ttl: Duration,
+    ) -> StoreFuture<'a, Outcome> {
+        self.ask("rotate", move || self.memory.rotate(old, expected, new, record, ttl))
+    }
+
+    fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()> {
+        self.ask("destroy", move || self.memory.destroy(id))
+    }
+
+    fn health(&self) -> StoreFuture<'_, Health> {
+        self.memory.health()
+    }
+
+    fn name(&self) -> &'static str {
+        "spy"
+    }
+}
