@@ -24,7 +24,7 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{Reason, Rejection, Session, SessionError};
+use crate::{Policy, Reason, Rejection, Session, SessionError};
 
 impl<S: Sync> FromRequestParts<S> for Session {
     type Rejection = Rejection;
@@ -42,14 +42,15 @@ impl IntoResponse for Rejection {
     }
 }
 
-/// 503 when the store is the cause, 401 when the session has ended, else 500; always without a body.
+/// A [`Rejection`] of 503 when the store is the cause, of 401 when the session has ended; else 500.
 impl IntoResponse for SessionError {
     fn into_response(self) -> Response {
         match self {
-            Self::Ended => StatusCode::UNAUTHORIZED,
-            error if error.is_unavailable() => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Ended => IntoResponse::into_response(Rejection::new(Reason::InvalidToken, None)),
+            error if error.is_unavailable() => {
+                IntoResponse::into_response(Rejection::unavailable(Policy::new().retry_after))
+            }
+            _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
-        .into_response()
     }
 }

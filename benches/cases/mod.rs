@@ -31,7 +31,7 @@ pub fn run(case: Case, bare: bool, times: u64) {
     let layer = SessionLayer::new(MemoryStore::new()).cookie(SessionCookie::development());
     let cookie = (case != Case::Anonymous).then(|| log_in(&layer));
     let mut service = service_fn(move |request| handle(case, request));
-    let mut wrapped = layer.layer(service.clone());
+    let mut wrapped = layer.layer(service);
     for _ in 0..times {
         let request = request(cookie.as_deref());
         let response = if bare { now(service.call(request)) } else { now(wrapped.call(request)) };

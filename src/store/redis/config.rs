@@ -25,7 +25,7 @@ pub struct RedisConfig {
 }
 
 impl RedisConfig {
-    /// The Redis of a URL: `redis://[user[:password]@]host[:port][/database]` or `redis+unix:///path[?db=…&user=…&pass=…]`.
+    /// The Redis of a URL: `redis://[[user]:password@]host[:port][/database]` or `redis+unix:///path[?db=…&user=…&pass=…]`.
     /// Whatever is special in a URL is percent-encoded in user and password.
     ///
     /// # Errors
@@ -145,6 +145,12 @@ impl RedisConfig {
         match info.addr() {
             ConnectionAddr::Tcp(host, _) if !is_host(host) => Err(Problem::Url),
             _ if info.redis_settings().db() < 0 => Err(Problem::Url),
+            // The client would log in as the default user.
+            _ if info.redis_settings().username().is_some()
+                && info.redis_settings().password().is_none_or(str::is_empty) =>
+            {
+                Err(Problem::NoPassword)
+            }
             _ => Ok(Self::of_info(info)),
         }
     }
@@ -257,7 +263,7 @@ fn is_host(host: &str) -> bool {
 /// use tower_keep::store::redis::RedisConfig;
 ///
 /// let error = RedisConfig::from_url("http://user:secret@localhost").unwrap_err();
-/// assert_eq!(error.to_string(), "not a Redis URL (redis://[user[:password]@]host[:port][/database])");
+/// assert_eq!(error.to_string(), "not a Redis URL (redis://[[user]:password@]host[:port][/database])");
 /// assert_eq!(error.variable(), None);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,11 +298,11 @@ impl fmt::Display for InvalidRedisConfig {
             write!(f, "{variable}: ")?;
         }
         f.write_str(match self.problem {
-            Problem::Url => "not a Redis URL (redis://[user[:password]@]host[:port][/database])",
+            Problem::Url => "not a Redis URL (redis://[[user]:password@]host[:port][/database])",
             Problem::Host => "not a host name",
             Problem::Port => "not a port number",
             Problem::Database => "not the number of a database",
-            Problem::NoPassword => "a user name without a password (REDIS_PASSWORD)",
+            Problem::NoPassword => "a user name without a password",
             Problem::Boolean => "neither true nor false",
             Problem::Tls => "TLS to Redis is not supported yet",
             Problem::Unsupported => "Redis Sentinel and Cluster are not supported yet",

@@ -4,7 +4,7 @@ use std::{error::Error, fmt, sync::Arc};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use crate::store::{InvalidRecord, StoreError};
+use crate::store::{Health, InvalidRecord, StoreError};
 
 /// A failed operation.
 #[derive(Debug)]
@@ -12,8 +12,8 @@ pub(super) struct Failure {
     pub(super) error: StoreError,
     /// What it says about the connection it happened on.
     pub(super) verdict: Verdict,
-    /// Redis answered, that this user may not.
-    pub(super) denied: bool,
+    /// What it says about the server.
+    pub(super) health: Health,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) enum Verdict {
 
 impl Failure {
     pub(super) fn new(error: StoreError, verdict: Verdict) -> Self {
-        Self { error, verdict, denied: false }
+        Self { error, verdict, health: Health::Down }
     }
 
     pub(super) fn timeout() -> Self {
@@ -84,11 +84,20 @@ impl From<RedisError> for Failure {
             ErrorKind::Server(Server::BusyLoading | Server::TryAgain | Server::ClusterDown | Server::MasterDown) => {
                 Self::outage(error, Verdict::Sound)
             }
-            ErrorKind::Server(Server::ReadOnly) => Self::outage(error, Verdict::Useless),
-            ErrorKind::Server(Server::NoPerm) => Self { denied: true, ..Self::configuration(error, Verdict::Sound) },
+            ErrorKind::Server(Server::ReadOnly) => {
+                Self { health: Health::Degraded, ..Self::outage(error, Verdict::Useless) }
+            }
+            // It answers: this user may just not ask.
+            ErrorKind::Server(Server::NoPerm) => {
+                Self { health: Health::Up, ..Self::configuration(error, Verdict::Sound) }
+            }
             ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Useless),
             _ => match error.code() {
-                Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY" | "UNKILLABLE") => Self::outage(error, Verdict::Sound),
+                // Reads are served.
+                Some("OOM" | "MISCONF" | "NOREPLICAS") => {
+                    Self { health: Health::Degraded, ..Self::outage(error, Verdict::Sound) }
+                }
+                Some("BUSY" | "UNKILLABLE") => Self::outage(error, Verdict::Sound),
                 Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Useless),
                 Some("WRONGTYPE") => Self::new(StoreError::Corrupt(error.into()), Verdict::Sound),
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {

@@ -37,7 +37,10 @@ use super::{
     error::{Failure, Verdict},
     script::Call,
 };
-use crate::{observe::Causes, store::StoreError};
+use crate::{
+    observe::Causes,
+    store::{Health, StoreError},
+};
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -66,10 +69,18 @@ enum State {
 /// An established connection.
 #[derive(Clone)]
 struct Line {
-    epoch: u64,
-    since: Instant,
     connection: MultiplexedConnection,
-    silence: Arc<AtomicU32>,
+    since: Instant,
+    /// How many operations in a row went unanswered. Shared by all that use the connection, and by nobody else.
+    silence: Silence,
+}
+
+type Silence = Arc<AtomicU32>;
+
+impl State {
+    fn is_up(&self, silence: &Silence) -> bool {
+        matches!(self, Self::Up(line) if Arc::ptr_eq(&line.silence, silence))
+    }
 }
 
 /// What goes to Redis in one round trip.
@@ -103,12 +114,9 @@ impl Link {
         Self { state: Arc::new(watch::Sender::new(State::Connecting)), config, task: Mutex::new(None) }
     }
 
-    /// Whether Redis answers. Being denied the command is an answer too.
-    pub(super) async fn ping(&self) -> Result<(), Failure> {
-        match self.call(&Request::One(&cmd("PING"))).await {
-            Err(failure) if !failure.denied => Err(failure),
-            _ => Ok(()),
-        }
+    /// Whether Redis answers, and what.
+    pub(super) async fn health(&self) -> Health {
+        self.call(&Request::One(&cmd("PING"))).await.map_or_else(|failure| failure.health, |_| Health::Up)
     }
 
     /// Makes `request` within the timeout. Every request can be repeated: one whose connection was lost is, on the next.
@@ -168,15 +176,14 @@ impl Link {
 /// The task: connects, watches, connects again.
 async fn keep(state: Arc<watch::Sender<State>>, config: RedisConfig) {
     let mut backoff = BACKOFF.0;
-    let mut epoch = 0;
     loop {
-        epoch += 1;
-        let connected = timeout(config.connect_timeout, connect(&state, &config, epoch)).await;
+        let silence = Silence::default();
+        let connected = timeout(config.connect_timeout, connect(&state, &config, silence.clone())).await;
         match connected.map_err(|_| Failure::timeout()).and_then(|connected| connected) {
             Ok(connection) => {
                 tracing::info!(server = %config.info.addr(), "connected to Redis");
                 backoff = BACKOFF.0;
-                let line = Line { epoch, since: Instant::now(), connection, silence: Arc::default() };
+                let line = Line { connection, since: Instant::now(), silence };
                 state.send_replace(State::Up(line.clone()));
                 watch_over(&state, line, config.timeout).await;
             }
@@ -196,7 +203,7 @@ async fn keep(state: Arc<watch::Sender<State>>, config: RedisConfig) {
 async fn connect(
     state: &Arc<watch::Sender<State>>,
     config: &RedisConfig,
-    epoch: u64,
+    silence: Silence,
 ) -> Result<MultiplexedConnection, Failure> {
     let settings = config.info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     // Without NODELAY a request waits for the acknowledgement of the one before: with a network between, twice the latency.
@@ -207,7 +214,7 @@ async fn connect(
     let listener = Arc::downgrade(state);
     let on_push = move |push: redis::PushInfo| {
         if push.kind == PushKind::Disconnection {
-            disconnected(&listener, epoch);
+            disconnected(&listener, &silence);
         }
         Ok::<_, SendError>(())
     };
@@ -219,9 +226,9 @@ async fn connect(
     Ok(Client::open(info)?.get_multiplexed_async_connection_with_config(&options).await?)
 }
 
-fn disconnected(state: &Weak<watch::Sender<State>>, epoch: u64) {
+fn disconnected(state: &Weak<watch::Sender<State>>, line: &Silence) {
     if let Some(state) = state.upgrade() {
-        change(&state, epoch, || State::Connecting);
+        change(&state, line, || State::Connecting);
     }
 }
 
@@ -230,7 +237,7 @@ async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, patience:
     let mut changes = state.subscribe();
     let ping = cmd("PING");
     loop {
-        let ended = changes.wait_for(|state| !matches!(state, State::Up(current) if current.epoch == line.epoch));
+        let ended = changes.wait_for(|state| !state.is_up(&line.silence));
         if timeout(PING_INTERVAL, ended).await.is_ok() {
             return;
         }
@@ -247,10 +254,10 @@ async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, patience:
 fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
     let hung = || line.silence.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SILENCE;
     let ended = match failure.verdict {
-        Verdict::Lost => change(state, line.epoch, || State::Connecting),
+        Verdict::Lost => change(state, &line.silence, || State::Connecting),
         // Another may lead to another server. If it does not, the reads that this one serves must not suffer from it.
-        Verdict::Useless if line.since.elapsed() > RENEWAL => change(state, line.epoch, || State::Connecting),
-        Verdict::Silent if hung() => change(state, line.epoch, || State::Down(Arc::new(Failure::timeout().error))),
+        Verdict::Useless if line.since.elapsed() > RENEWAL => change(state, &line.silence, || State::Connecting),
+        Verdict::Silent if hung() => change(state, &line.silence, || State::Down(Arc::new(Failure::timeout().error))),
         Verdict::Sound | Verdict::Useless | Verdict::Silent => false,
     };
     if ended {
@@ -258,11 +265,11 @@ fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
     }
 }
 
-/// Ends the connection of `epoch`, unless it has ended already.
-fn change(state: &watch::Sender<State>, epoch: u64, to: impl FnOnce() -> State) -> bool {
+/// Ends the connection that has this count of silence, unless it has ended already.
+fn change(state: &watch::Sender<State>, line: &Silence, to: impl FnOnce() -> State) -> bool {
     let mut ended = None;
     let changed = state.send_if_modified(|state| {
-        let current = matches!(state, State::Up(line) if line.epoch == epoch);
+        let current = state.is_up(line);
         if current {
             ended = Some(mem::replace(state, to()));
         }

@@ -212,12 +212,7 @@ impl SessionStore for RedisStore {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(async move {
-            Ok(match self.inner.link.ping().await {
-                Ok(()) => Health::Up,
-                Err(_) => Health::Down,
-            })
-        })
+        StoreFuture::boxed(async move { Ok(self.inner.link.health().await) })
     }
 
     fn name(&self) -> &'static str {
