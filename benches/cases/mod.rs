@@ -5,6 +5,7 @@ use std::{
     future::Future,
     hint::black_box,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -14,13 +15,17 @@ use tower_keep::{MemoryStore, Session, SessionCookie, SessionLayer};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Case {
+    /// No layer: the handler's request carries one shared value in its extensions. What any layer that hands something to a
+    /// handler pays to the `http` crate.
+    Extension,
     Anonymous,
     Unused,
     Read,
     Write,
 }
 
-pub const CASES: [(&str, Case); 4] = [
+pub const CASES: [(&str, Case); 5] = [
+    ("(an extension, and no layer)", Case::Extension),
     ("no token", Case::Anonymous),
     ("token present, session unused", Case::Unused),
     ("session read", Case::Read),
@@ -29,12 +34,19 @@ pub const CASES: [(&str, Case); 4] = [
 /// Serves so many requests.
 pub fn run(case: Case, bare: bool, times: u64) {
     let layer = SessionLayer::new(MemoryStore::new()).cookie(SessionCookie::development());
-    let cookie = (case != Case::Anonymous).then(|| log_in(&layer));
+    let cookie = (!matches!(case, Case::Extension | Case::Anonymous)).then(|| log_in(&layer));
     let mut service = service_fn(move |request| handle(case, request));
     let mut wrapped = layer.layer(service);
     for _ in 0..times {
-        let request = request(cookie.as_deref());
-        let response = if bare { now(service.call(request)) } else { now(wrapped.call(request)) };
+        let mut request = request(cookie.as_deref());
+        let response = match case {
+            _ if bare => now(service.call(request)),
+            Case::Extension => {
+                request.extensions_mut().insert(Arc::new(0_u64));
+                now(service.call(request))
+            }
+            _ => now(wrapped.call(request)),
+        };
         black_box(response.unwrap());
     }
 }
