@@ -1,6 +1,8 @@
 //! The handle that a handler works with.
 
+mod close;
 mod error;
+mod lookup;
 mod save;
 mod state;
 
@@ -10,21 +12,18 @@ use std::{
     time::SystemTime,
 };
 
-use http::HeaderValue;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use self::error::SessionError;
 pub(crate) use self::save::Delivery;
-use self::state::{Held, Known, Live, State, Untold};
+use self::state::{Held, Known, Live, State};
 use crate::{
-    credential::{Candidates, Presented, Transport},
+    credential::{Presented, Transport},
     layer::{Policy, Reason, Rejection},
     lifetime::Lifetime,
-    observe::Causes,
     record::Json,
     shared::Shared,
-    store::Loaded,
     token::{SessionId, Token},
 };
 
@@ -65,11 +64,6 @@ struct Inner {
     state: Mutex<State>,
     /// One write at a time: two saves of one session take turns.
     turn: Semaphore,
-}
-
-/// What remains to be said when the head of the response leaves.
-pub(crate) struct Closing {
-    pub(crate) set_cookie: Option<HeaderValue>,
 }
 
 impl Session {
@@ -546,40 +540,6 @@ impl Session {
     pub(crate) fn unsaved(&self) -> Rejection {
         Rejection::unavailable(self.policy.retry_after)
     }
-
-    /// Whether there is nothing to write.
-    pub(crate) fn is_settled(&self) -> bool {
-        let state = self.inner.state();
-        !state.is_dirty() && !matches!(&state.known, Known::Live(live) if live.touch_due)
-    }
-
-    /// Saves what the service left to be saved.
-    pub(crate) async fn commit(&self, delivery: Delivery) -> Result<(), SessionError> {
-        match self.inner.write(delivery).await {
-            // The response is the service's; what it changed went with the session.
-            Ok(()) | Err(SessionError::Ended) => Ok(()),
-            Err(error) => {
-                let mut state = self.inner.state();
-                state.reported = Some(state.generation);
-                let id = state.live().map(|live| live.id);
-                drop(state);
-                let session = id.as_ref().map(tracing::field::display);
-                tracing::error!(session, error = %Causes(&error), "session not saved");
-                Err(error)
-            }
-        }
-    }
-
-    /// Called when the head of the response leaves: no token can be given after this. `None` when nobody looked the session up.
-    pub(crate) fn close(&self) -> Option<Closing> {
-        let mut state = self.inner.state();
-        state.closed = true;
-        if let Known::Unread = state.known {
-            return None;
-        }
-        let untold = state.untold.take();
-        Some(Closing { set_cookie: untold.and_then(|untold| self.inner.set_cookie(untold, &state)) })
-    }
 }
 
 impl Inner {
@@ -594,88 +554,11 @@ impl Inner {
         }
     }
 
-    /// The tokens that are still to be looked up.
-    fn unread(&self) -> Option<&Candidates> {
-        let mut state = self.state();
-        match (&state.known, &self.presented) {
-            (Known::Unread | Known::Unavailable, Presented::Tokens(_, candidates)) => Some(candidates),
-            (Known::Unread, _) => {
-                state.known = Known::Absent;
-                None
-            }
-            _ => None,
-        }
-    }
-
-    async fn look_up(&self, candidates: &Candidates) -> Known {
-        for (place, token) in candidates.iter().enumerate() {
-            let id = token.id();
-            match self.shared.store.load(&id).await {
-                Ok(loaded) => {
-                    if let Some(live) = loaded.and_then(|loaded| self.alive(place, id, loaded)) {
-                        return Known::Live(live);
-                    }
-                }
-                Err(error) => {
-                    self.shared.counters.outage();
-                    tracing::warn!(session = %id, error = %Causes(&error), "session not loaded");
-                    return Known::Unavailable;
-                }
-            }
-        }
-        Known::Absent
-    }
-
-    /// What was loaded, unless its time is over.
-    fn alive(&self, place: usize, id: SessionId, Loaded { record, ttl }: Loaded) -> Option<Live> {
-        let now = self.shared.clock.now();
-        let left = record.ttl_left(now, ttl);
-        if left.is_zero() {
-            return None;
-        }
-        let unused = record.full_ttl(now).saturating_sub(left);
-        let expires_at = now.plus(left);
-        Some(Live {
-            id,
-            token: Held::Presented(place),
-            last_seen: record.written_at.max(expires_at.minus(record.idle_timeout)),
-            expires_at,
-            touch_due: unused >= self.shared.lifetime.touch_interval_of(record.idle_timeout),
-            is_new: false,
-            record,
-        })
-    }
-
     fn token_of(&self, live: &Live) -> Option<Token> {
         match (&live.token, &self.presented) {
             (Held::Minted(token), _) => Some(Token::clone(token)),
             (Held::Presented(place), Presented::Tokens(_, candidates)) => candidates.get(*place).cloned(),
             (Held::Presented(_), _) => None,
-        }
-    }
-
-    /// The header that tells the client what it does not know yet; bearer clients are told by handlers.
-    fn set_cookie(&self, untold: Untold, state: &State) -> Option<HeaderValue> {
-        let credentials = &self.shared.credentials;
-        let transport = self.presented.transport().unwrap_or(credentials.default_transport());
-        let cookie = credentials.cookie().filter(|_| transport == Transport::Cookie)?;
-        let now = self.shared.clock.now();
-        match untold {
-            Untold::Token(until) => cookie.give(&self.token_of(state.live()?)?, now, until),
-            Untold::End if matches!(self.presented, Presented::Nothing) => None,
-            Untold::End => cookie.remove(),
-        }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state.is_dirty() && state.reported != Some(state.generation) {
-            self.shared.counters.unsaved();
-            let id = state.live().map(|live| live.id);
-            let session = id.as_ref().map(tracing::field::display);
-            tracing::warn!(session, "session dropped with changes that were not saved");
         }
     }
 }

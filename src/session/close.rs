@@ -1,0 +1,82 @@
+//! How a session ends with its request: it is saved, the client is told, and what nobody saved is reported.
+
+use std::sync::PoisonError;
+
+use http::HeaderValue;
+
+use super::{
+    Delivery, Inner, Session, SessionError,
+    state::{Known, State, Untold},
+};
+use crate::{
+    credential::{Presented, Transport},
+    observe::Causes,
+};
+
+/// What remains to be said when the head of the response leaves.
+pub(crate) struct Closing {
+    pub(crate) set_cookie: Option<HeaderValue>,
+}
+
+impl Session {
+    /// Whether there is nothing to write.
+    pub(crate) fn is_settled(&self) -> bool {
+        let state = self.inner.state();
+        !state.is_dirty() && !matches!(&state.known, Known::Live(live) if live.touch_due)
+    }
+
+    /// Saves what the service left to be saved.
+    pub(crate) async fn commit(&self, delivery: Delivery) -> Result<(), SessionError> {
+        match self.inner.write(delivery).await {
+            // The response is the service's; what it changed went with the session.
+            Ok(()) | Err(SessionError::Ended) => Ok(()),
+            Err(error) => {
+                let mut state = self.inner.state();
+                state.reported = Some(state.generation);
+                let id = state.live().map(|live| live.id);
+                drop(state);
+                let session = id.as_ref().map(tracing::field::display);
+                tracing::error!(session, error = %Causes(&error), "session not saved");
+                Err(error)
+            }
+        }
+    }
+
+    /// Called when the head of the response leaves: no token can be given after this. `None` when nobody looked the session up.
+    pub(crate) fn close(&self) -> Option<Closing> {
+        let mut state = self.inner.state();
+        state.closed = true;
+        if let Known::Unread = state.known {
+            return None;
+        }
+        let untold = state.untold.take();
+        Some(Closing { set_cookie: untold.and_then(|untold| self.inner.set_cookie(untold, &state)) })
+    }
+}
+
+impl Inner {
+    /// The header that tells the client what it does not know yet; bearer clients are told by handlers.
+    fn set_cookie(&self, untold: Untold, state: &State) -> Option<HeaderValue> {
+        let credentials = &self.shared.credentials;
+        let transport = self.presented.transport().unwrap_or(credentials.default_transport());
+        let cookie = credentials.cookie().filter(|_| transport == Transport::Cookie)?;
+        let now = self.shared.clock.now();
+        match untold {
+            Untold::Token(until) => cookie.give(&self.token_of(state.live()?)?, now, until),
+            Untold::End if matches!(self.presented, Presented::Nothing) => None,
+            Untold::End => cookie.remove(),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.is_dirty() && state.reported != Some(state.generation) {
+            self.shared.counters.unsaved();
+            let id = state.live().map(|live| live.id);
+            let session = id.as_ref().map(tracing::field::display);
+            tracing::warn!(session, "session dropped with changes that were not saved");
+        }
+    }
+}
