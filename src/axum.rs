@@ -22,9 +22,9 @@ use axum_core::{
     extract::FromRequestParts,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, request::Parts};
+use http::request::Parts;
 
-use crate::{Policy, Reason, Rejection, Session, SessionError};
+use crate::{Reason, Rejection, Session, SessionError};
 
 impl<S: Sync> FromRequestParts<S> for Session {
     type Rejection = Rejection;
@@ -42,15 +42,9 @@ impl IntoResponse for Rejection {
     }
 }
 
-/// A [`Rejection`] of 503 when the store is the cause, of 401 when the session has ended; else 500.
+/// A [`Rejection`]: 503 when the store is the cause, 401 when the session has ended, else 500.
 impl IntoResponse for SessionError {
     fn into_response(self) -> Response {
-        match self {
-            Self::Ended => IntoResponse::into_response(Rejection::new(Reason::InvalidToken, None)),
-            error if error.is_unavailable() => {
-                IntoResponse::into_response(Rejection::unavailable(Policy::new().retry_after))
-            }
-            _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        }
+        IntoResponse::into_response(self.rejection())
     }
 }

@@ -40,11 +40,6 @@ impl From<Rejection> for Status {
 /// `UNAVAILABLE` when the store is the cause, `UNAUTHENTICATED` when the session has ended, else `INTERNAL`.
 impl From<SessionError> for Status {
     fn from(error: SessionError) -> Self {
-        let code = match error {
-            SessionError::Ended => Code::Unauthenticated,
-            error if error.is_unavailable() => Code::Unavailable,
-            _ => Code::Internal,
-        };
-        Self::new(code, "the session cannot be used")
+        error.rejection().into()
     }
 }

@@ -36,7 +36,8 @@ impl Sessions {
     /// A new session of `user`, of the layer's lifetime. The token is the only copy.
     ///
     /// # Errors
-    /// [`SessionError::Store`] when the store fails, [`SessionError::Random`] without random numbers.
+    /// [`SessionError::Store`] when the store fails, [`SessionError::Random`] without random numbers, [`SessionError::Conflict`] when
+    /// the id is taken, which its size rules out.
     pub async fn create(&self, user: impl Into<Arc<str>>) -> Result<Token, SessionError> {
         let user = user.into();
         let now = self.shared.clock.now();

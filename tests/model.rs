@@ -178,18 +178,20 @@ struct Model {
     logged_in: bool,
     rotated: bool,
     destroyed: bool,
-    touch_due: bool,
     told: Told,
     /// The stored session has another token than the request brought.
     moved: bool,
 }
 
 impl Model {
-    fn begin(now: u64, presented: bool, stored: Option<Stored>) -> Self {
-        let touch_due = stored.as_ref().is_some_and(|stored| {
-            let unused = stored.full_ttl(now) - stored.full_ttl(now).min(stored.ends_at - now);
-            unused >= stored.lifetime.idle / 10
-        });
+    /// Looking the session up extends it, when a tenth of its idle timeout has passed.
+    fn begin(now: u64, presented: bool, mut stored: Option<Stored>) -> Self {
+        if let Some(stored) = &mut stored {
+            let ttl = stored.full_ttl(now);
+            if ttl - ttl.min(stored.ends_at - now) >= stored.lifetime.idle / 10 {
+                stored.ends_at = now + ttl;
+            }
+        }
         let mut model = Self {
             now,
             presented,
@@ -202,7 +204,6 @@ impl Model {
             logged_in: false,
             rotated: false,
             destroyed: false,
-            touch_due,
             told: Told::Nothing,
             moved: false,
         };
@@ -323,14 +324,7 @@ impl Model {
                     self.told = Told::Again;
                 }
                 self.stored = Some(next);
-                self.touch_due = false;
                 self.settle();
-            } else if self.touch_due {
-                let ttl = live.full_ttl(now);
-                if let Some(stored) = &mut self.stored {
-                    stored.ends_at = now + ttl;
-                }
-                self.touch_due = false;
             }
         } else if self.user.is_some() || !self.values.is_empty() {
             let lifetime = self.lifetime.unwrap_or(DEFAULT);
@@ -339,7 +333,7 @@ impl Model {
             next.ends_at = now + next.full_ttl(now);
             self.stored = Some(next);
             self.told = Told::New;
-            (self.is_new, self.moved, self.touch_due) = (true, true, false);
+            (self.is_new, self.moved) = (true, true);
             self.settle();
         } else if self.destroyed {
             self.end();
@@ -350,7 +344,7 @@ impl Model {
     fn end(&mut self) {
         self.stored = None;
         self.destroyed = false;
-        (self.is_new, self.moved, self.touch_due) = (false, false, false);
+        (self.is_new, self.moved) = (false, false);
         self.told = if self.presented { Told::Removed } else { Told::Nothing };
     }
 }
@@ -430,7 +424,13 @@ impl<'a> World<'a> {
         let client = &self.clients[client];
         let presented = client.cookie(COOKIE);
         let stored = presented.as_ref().and_then(|token| self.alive.get(token)).cloned();
+        // A request that asks nothing of its session does nothing to it.
+        let unused = steps.iter().all(|step| matches!(step, Step::Status(_)));
+        let before = stored.clone();
         let mut model = Model::begin(self.now(), presented.is_some(), stored);
+        if unused {
+            model.stored = before;
+        }
 
         let sent: Vec<Value> = steps.iter().flat_map(wire).collect();
         let reply = client.post("/do", &Value::Array(sent)).await;
@@ -463,8 +463,7 @@ impl<'a> World<'a> {
         }
         assert_eq!(results.next(), None);
 
-        // A request that asks nothing of its session does nothing to it.
-        if steps.iter().any(|step| !matches!(step, Step::Status(_))) {
+        if !unused {
             model.save();
         }
         let new = self.check_cookie(&reply, &model, presented.as_deref());

@@ -1150,7 +1150,22 @@ async fn a_session_that_is_read_is_extended_after_a_tenth_of_its_idle_timeout() 
     assert_eq!(store.calls(), ["load"]);
     clock.advance(3 * MINUTE);
     client.one(json!(["insert", "k", 2])).await;
-    assert_eq!(store.calls(), ["load", "update"], "a write extends as well");
+    assert_eq!(store.calls(), ["load", "touch", "update"], "before the handler runs, whatever it does");
+}
+
+#[tokio::test]
+async fn a_slow_handler_does_not_lose_a_session_that_was_about_to_end() {
+    let Timed { app, clock, client, .. } = timed(Lifetime::default()).await;
+    clock.advance(30 * MINUTE - SECOND);
+    let steps = json!([["load"], ["gate", "upload"], ["insert", "uploaded", true]]);
+    let slow = client.post("/do", &steps);
+    let (reply, ()) = tokio::join!(slow, async {
+        app.reached("upload").await;
+        clock.advance(MINUTE);
+        app.open("upload");
+    });
+    assert_eq!(reply.status, 200);
+    assert_eq!(client.one(json!(["get", "uploaded"])).await, true);
 }
 
 #[tokio::test]
@@ -1342,9 +1357,9 @@ async fn a_handler_sees_when_its_session_began_was_used_and_ends() {
     let ms = |duration: Duration| duration.as_millis() as u64;
     timed.clock.advance(10 * MINUTE);
     let used = now();
-    assert_eq!(timed.client.perform(times.clone()).await, [began, began, began + ms(30 * MINUTE)]);
+    assert_eq!(timed.client.perform(times.clone()).await, [began, began, used + ms(30 * MINUTE)]);
     timed.clock.advance(20 * MINUTE);
-    assert_eq!(timed.client.perform(times.clone()).await, [began, used, used + ms(30 * MINUTE)]);
+    assert_eq!(timed.client.perform(times.clone()).await, [began, used, now() + ms(30 * MINUTE)]);
     assert_eq!(timed.app.client().perform(times).await, [Value::Null, Value::Null, Value::Null]);
 }
 

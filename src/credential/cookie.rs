@@ -2,7 +2,6 @@
 
 use std::{fmt, time::Duration};
 
-pub use ::cookie::SameSite;
 use ::cookie::{Cookie, time::OffsetDateTime};
 use http::{HeaderMap, HeaderValue, header};
 
@@ -17,6 +16,25 @@ const MAX_COOKIE: usize = 4096;
 const MAX_ATTRIBUTE: usize = 1024;
 /// The longest a user agent keeps a cookie.
 const MAX_AGE: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+/// Whether the cookie crosses sites.
+///
+/// ```
+/// use tower_keep::{SameSite, SessionCookie};
+///
+/// let cookie = SessionCookie::builder().same_site(SameSite::Strict).build()?;
+/// # let _ = cookie;
+/// # Ok::<(), tower_keep::InvalidCookie>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    /// Never.
+    Strict,
+    /// Only when the user follows a link.
+    Lax,
+    /// Always: for pages that other sites embed.
+    None,
+}
 
 /// How the session cookie looks.
 ///
@@ -129,7 +147,11 @@ impl SessionCookie {
     fn attributes<'a>(&'a self, value: &'a str) -> Cookie<'a> {
         let mut cookie = Cookie::build((self.name.as_str(), value))
             .path(self.path.as_str())
-            .same_site(self.same_site)
+            .same_site(match self.same_site {
+                SameSite::Strict => ::cookie::SameSite::Strict,
+                SameSite::Lax => ::cookie::SameSite::Lax,
+                SameSite::None => ::cookie::SameSite::None,
+            })
             .secure(self.secure)
             .http_only(self.http_only)
             .partitioned(self.partitioned)

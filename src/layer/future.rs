@@ -107,7 +107,7 @@ where
                     return Poll::Ready(response.map(|response| {
                         let response = match saved {
                             Ok(()) => response,
-                            Err(_) => exchange.reject(exchange.session.unsaved()),
+                            Err(error) => exchange.reject(exchange.session.unsaved(&error)),
                         };
                         respond::finish(response, &exchange.session)
                     }));
@@ -115,6 +115,15 @@ where
                 StateProj::Rejected { rejection } => return Poll::Ready(Ok(exchange.reject((**rejection).clone()))),
             };
             this.state.set(next);
+        }
+    }
+}
+
+/// However the request ends, no token can reach its client afterwards.
+impl<R> Drop for Exchange<R> {
+    fn drop(&mut self) {
+        if !self.nested {
+            drop(self.session.close());
         }
     }
 }
@@ -127,14 +136,19 @@ impl<R> Exchange<R> {
         rejection.for_grpc(self.grpc).render(&self.reject)
     }
 
-    /// A rejection that the handler returned gets the form that the layer gives rejections.
+    /// A rejection that the handler returned gets the form that the layer gives rejections, unless it was made into
+    /// something else on its way.
     fn answer<B>(&self, mut response: Response<B>) -> Response<B>
     where
         R: ResponseForRejection<B>,
     {
         match response.extensions_mut().remove::<Rejection>() {
-            None => response,
-            Some(rejection) => self.reject(rejection),
+            Some(rejection) if rejection.status() == response.status() => {
+                let mut answer = self.reject(self.session.complete(rejection));
+                respond::carry_over(response.headers_mut(), answer.headers_mut());
+                answer
+            }
+            _ => response,
         }
     }
 }

@@ -37,8 +37,10 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Clones share store and statistics. A clone with another policy, laid around one route inside the first, changes
-/// what happens there and nothing else: both see the same session, and it is saved once.
+/// Clones share store and statistics. A clone with another policy or other rejections, laid around one route inside the first,
+/// changes what happens there and nothing else: both see the same session, and it is saved once. A clone with another
+/// cookie, bearer header, lifetime, clock or size is a layer of its own, with sessions of its own: it does not belong inside the
+/// first.
 ///
 /// ```
 /// # use tower_keep::{MemoryStore, SessionLayer};

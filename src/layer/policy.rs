@@ -95,6 +95,9 @@ impl Policy {
 
     /// Answer 401 without calling the service unless the request has a live session.
     ///
+    /// A live session is not yet a login: an anonymous visitor with a shopping cart has one. Whether somebody is logged in,
+    /// [`Session::user`](crate::Session::user) says.
+    ///
     /// An outage is answered by 503, whatever [`on_outage`](Self::on_outage) says: who cannot be recognised is not let in.
     #[must_use]
     pub const fn require(mut self) -> Self {

@@ -11,7 +11,8 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 ///
 /// It is the error of [`Session::load`](crate::Session::load), and a ready answer: return [`into_response`](Self::into_response)
 /// from a handler (with axum just the rejection, with tonic the `Status` it converts to), and the layer gives it the
-/// form it is [configured](crate::SessionLayer::reject_with) to give.
+/// form it is [configured](crate::SessionLayer::reject_with) to give. Headers that other middleware adds stay; a response
+/// whose status was changed is left alone.
 ///
 /// ```
 /// use http::{Request, Response};
@@ -50,6 +51,8 @@ pub enum Reason {
     CredentialsDisagree,
     /// The store does not answer: 503.
     Unavailable,
+    /// The session cannot be used, for a reason that trying again does not change: 500.
+    Internal,
     /// No [`SessionLayer`](crate::SessionLayer) wraps the service, which is a mistake in the program: 500.
     NoLayer,
 }
@@ -60,7 +63,16 @@ impl Rejection {
     }
 
     pub(crate) fn unavailable(retry_after: Duration) -> Self {
-        Self { reason: Reason::Unavailable, challenge: None, retry_after: Some(retry_after), grpc: false }
+        Self { retry_after: Some(retry_after), ..Self::new(Reason::Unavailable, None) }
+    }
+
+    /// This rejection, with what it does not say yet.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            challenge: self.challenge.or(other.challenge),
+            retry_after: self.retry_after.or(other.retry_after),
+            ..self
+        }
     }
 
     /// Why.
@@ -74,7 +86,7 @@ impl Rejection {
             Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree => StatusCode::UNAUTHORIZED,
             Reason::MalformedCredential => StatusCode::BAD_REQUEST,
             Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Reason::NoLayer => StatusCode::INTERNAL_SERVER_ERROR,
+            Reason::Internal | Reason::NoLayer => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -85,7 +97,7 @@ impl Rejection {
                 16
             }
             Reason::Unavailable => 14,
-            Reason::NoLayer => 13,
+            Reason::Internal | Reason::NoLayer => 13,
         }
     }
 
@@ -133,6 +145,7 @@ impl Rejection {
             Reason::MalformedCredential => "the session credential is malformed",
             Reason::CredentialsDisagree => "cookie and bearer token disagree",
             Reason::Unavailable => "sessions are unavailable",
+            Reason::Internal => "the session cannot be used",
             Reason::NoLayer => "no session layer",
         }
     }

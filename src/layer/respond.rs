@@ -1,6 +1,6 @@
 //! What a session adds to the head of a response.
 
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use crate::session::Session;
 
@@ -42,4 +42,24 @@ fn vary(headers: &mut HeaderMap, names: &HeaderValue) {
 
 fn items(list: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     list.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// What middleware inside the layer said to the answer that another takes the place of: not what describes its body.
+pub(super) fn carry_over(from: &mut HeaderMap, to: &mut HeaderMap) {
+    let mut name = None;
+    for (next, value) in from.drain() {
+        name = next.or(name);
+        if let Some(name) = &name
+            && !matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH | header::CONTENT_ENCODING | header::ETAG)
+            && !rendered(to, name)
+        {
+            to.append(name, value);
+        }
+    }
+}
+
+/// Whether the rendered answer says this itself.
+fn rendered(answer: &HeaderMap, name: &HeaderName) -> bool {
+    let protocol = [header::WWW_AUTHENTICATE, header::RETRY_AFTER, header::CACHE_CONTROL];
+    protocol.contains(name) || (answer.contains_key(name) && *name != header::SET_COOKIE && *name != header::VARY)
 }

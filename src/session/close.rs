@@ -21,8 +21,7 @@ pub(crate) struct Closing {
 impl Session {
     /// Whether there is nothing to write.
     pub(crate) fn is_settled(&self) -> bool {
-        let state = self.inner.state();
-        !state.is_dirty() && !matches!(&state.known, Known::Live(live) if live.touch_due)
+        !self.inner.state().is_dirty()
     }
 
     /// Saves what the service left to be saved.

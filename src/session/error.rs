@@ -1,6 +1,9 @@
 use std::{error::Error, fmt};
 
-use crate::store::StoreError;
+use crate::{
+    layer::{Reason, Rejection},
+    store::StoreError,
+};
 
 /// What went wrong in a [`Session`](crate::Session).
 ///
@@ -45,7 +48,7 @@ pub enum SessionError {
     /// The head of the response has left, or there is none: a new token cannot reach the client any more.
     ResponseSent,
     /// The operating system gave no random numbers for a new token.
-    Random(getrandom::Error),
+    Random(Box<dyn Error + Send + Sync>),
     /// The store failed.
     Store(StoreError),
 }
@@ -54,6 +57,18 @@ impl SessionError {
     /// Whether the store is the cause, so that trying again later may help.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable | Self::Store(_) | Self::Conflict)
+    }
+}
+
+impl SessionError {
+    /// What to answer; the layer adds what only it knows.
+    pub(crate) fn rejection(&self) -> Rejection {
+        let reason = match self {
+            Self::Ended => Reason::InvalidToken,
+            error if error.is_unavailable() => Reason::Unavailable,
+            _ => Reason::Internal,
+        };
+        Rejection::new(reason, None)
     }
 }
 
@@ -78,7 +93,7 @@ impl Error for SessionError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Encode { source, .. } => Some(source),
-            Self::Random(source) => Some(source),
+            Self::Random(source) => Some(&**source),
             Self::Store(source) => Some(source),
             _ => None,
         }
@@ -93,6 +108,6 @@ impl From<StoreError> for SessionError {
 
 impl From<getrandom::Error> for SessionError {
     fn from(error: getrandom::Error) -> Self {
-        Self::Random(error)
+        Self::Random(error.into())
     }
 }

@@ -30,7 +30,8 @@ impl Inner {
             let id = token.id();
             match self.shared.store.load(&id).await {
                 Ok(loaded) => {
-                    if let Some(live) = loaded.and_then(|loaded| self.alive(place, id, loaded)) {
+                    if let Some(mut live) = loaded.and_then(|loaded| self.alive(place, id, loaded)) {
+                        self.touch(&mut live).await;
                         return Known::Live(live);
                     }
                 }
@@ -51,16 +52,31 @@ impl Inner {
         if left.is_zero() {
             return None;
         }
-        let unused = record.full_ttl(now).saturating_sub(left);
         let expires_at = now.plus(left);
         Some(Live {
             id,
             token: Held::Presented(place),
             last_seen: record.written_at.max(expires_at.minus(record.idle_timeout)),
             expires_at,
-            touch_due: unused >= self.shared.lifetime.touch_interval_of(record.idle_timeout),
             is_new: false,
             record,
         })
+    }
+
+    /// Extends the idle timeout, if enough of it has passed. Now, and not with the response: a slow handler's session must not end
+    /// under its hands.
+    ///
+    /// Best effort: a read keeps working where writes fail, and the next request tries again.
+    async fn touch(&self, live: &mut Live) {
+        let now = self.shared.clock.now();
+        let (left, ttl) = (live.expires_at.since(now), live.record.full_ttl(now));
+        let due = ttl.saturating_sub(left) >= self.shared.lifetime.touch_interval_of(live.record.idle_timeout);
+        if !due || ttl.is_zero() {
+            return;
+        }
+        match self.shared.store.touch(&live.id, live.record.version(), ttl).await {
+            Ok(()) => live.expires_at = now.plus(ttl),
+            Err(error) => tracing::debug!(session = %live.id, error = %Causes(&error), "session not extended"),
+        }
     }
 }

@@ -157,7 +157,7 @@ impl Session {
     /// changes nothing, and costs no write.
     ///
     /// # Errors
-    /// [`SessionError::Encode`] when JSON cannot hold the value; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::Encode`] when JSON cannot hold the value; [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -192,7 +192,7 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionError::Decode`] when the value is not a `T`: it is then kept; [`SessionError::NotLoaded`],
-    /// [`SessionError::Unavailable`].
+    /// [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -215,7 +215,7 @@ impl Session {
     /// Removes all values. Who is logged in stays so.
     ///
     /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -272,7 +272,8 @@ impl Session {
 
     /// Ends the session, with all its values, and takes the client's cookie away.
     ///
-    /// What is inserted afterwards makes another session, with another token.
+    /// What is inserted afterwards makes another session, with another token. A session that another request is rotating at this
+    /// very moment may go on under its new token.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -295,7 +296,7 @@ impl Session {
     /// For every change of what the session may do that is no [`login`](Self::login). Does nothing when there is no session.
     ///
     /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -312,10 +313,11 @@ impl Session {
 
     /// Gives this session a lifetime of its own, which it keeps: "remember me".
     ///
-    /// The absolute timeout still counts from when the session was created or logged in to. By itself this makes no session.
+    /// The absolute timeout still counts from when the session was created or logged in to: one that is over already ends the
+    /// session. By itself this makes no session.
     ///
     /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Lifetime, Session, SessionError};
@@ -492,7 +494,7 @@ impl Session {
         let state = self.inner.state();
         match state.known {
             Known::Unread => Ok(()),
-            Known::Unavailable if self.policy.rejects_outage() => Err(self.unsaved()),
+            Known::Unavailable if self.policy.rejects_outage() => Err(self.unavailable()),
             Known::Absent | Known::Ended if self.policy.rejects_missing() && !state.changes.create() => {
                 Err(self.missing())
             }
@@ -537,7 +539,20 @@ impl Session {
     }
 
     /// The answer when what must be saved cannot be.
-    pub(crate) fn unsaved(&self) -> Rejection {
+    pub(crate) fn unsaved(&self, error: &SessionError) -> Rejection {
+        self.complete(error.rejection())
+    }
+
+    /// What an error does not know of the request it answers.
+    pub(crate) fn complete(&self, rejection: Rejection) -> Rejection {
+        match rejection.reason() {
+            Reason::Unavailable => rejection.or(self.unavailable()),
+            Reason::InvalidToken => rejection.or(self.missing()),
+            _ => rejection,
+        }
+    }
+
+    fn unavailable(&self) -> Rejection {
         Rejection::unavailable(self.policy.retry_after)
     }
 }

@@ -7,7 +7,6 @@ use super::{
     state::{Changes, Fate, Held, Known, Live, State, Untold},
 };
 use crate::{
-    observe::Causes,
     record::{Record, Version},
     shared::Shared,
     store::{Loaded, Outcome, SessionStore, StoreError},
@@ -24,6 +23,8 @@ const MAX_ATTEMPTS: usize = 128;
 pub(crate) enum Delivery {
     /// With the response that is on its way.
     Response,
+    /// No: the response has left.
+    Late,
     /// No: the service failed, and there is no response.
     None,
 }
@@ -75,13 +76,12 @@ impl Write {
 }
 
 impl Inner {
-    /// Writes what has changed, then extends the idle timeout if that is due.
+    /// Writes what has changed.
     pub(super) async fn write(&self, delivery: Delivery) -> Result<(), SessionError> {
         let _turn = self.turn().await;
         let store = &*self.shared.store;
         for _ in 0..MAX_ATTEMPTS {
             let Some(attempt) = self.state().next_attempt(&self.shared, delivery)? else {
-                self.touch(store).await;
                 return if let Known::Ended = self.state().known { Err(SessionError::Ended) } else { Ok(()) };
             };
             let outcome = attempt.write.run(store).await.inspect_err(|_| self.shared.counters.outage())?;
@@ -89,38 +89,16 @@ impl Inner {
         }
         Err(SessionError::Conflict)
     }
-
-    /// Best effort: a read keeps working where writes fail, and the next request tries again.
-    async fn touch(&self, store: &dyn SessionStore) {
-        let (id, record) = match &self.state().known {
-            Known::Live(live) if live.touch_due => (live.id, live.record.clone()),
-            _ => return,
-        };
-        let now = self.shared.clock.now();
-        let ttl = record.full_ttl(now);
-        if ttl.is_zero() {
-            return;
-        }
-        match store.touch(&id, record.version(), ttl).await {
-            Ok(()) => {
-                if let Known::Live(live) = &mut self.state().known {
-                    live.touch_due = false;
-                    live.expires_at = now.plus(ttl);
-                }
-            }
-            Err(error) => tracing::debug!(session = %id, error = %Causes(&error), "session not extended"),
-        }
-    }
 }
 
 impl State {
     fn next_attempt(&mut self, shared: &Shared, delivery: Delivery) -> Result<Option<Arc<Attempt>>, SessionError> {
-        let delivery = if self.closed { Delivery::None } else { delivery };
+        let delivery = if self.closed { Delivery::Late } else { delivery };
         let pending = self.attempt.take();
         let write = match pending.as_deref() {
             // It may have made a session whose token cannot reach the client any more: that must not stay.
             Some(Attempt { write: Write::Create(new) | Write::Replace { new, .. }, .. })
-                if delivery == Delivery::None =>
+                if delivery != Delivery::Response =>
             {
                 Some(Write::Destroy { id: new.id })
             }
@@ -147,15 +125,17 @@ impl State {
             Known::Live(live) => live,
         };
         let (id, expected) = (live.id, live.record.version());
+        // Without a response, what was changed is kept, under the token that the client has.
+        let rotates = self.fate == Fate::Rotate && (delivery != Delivery::None || self.changes.login.is_some());
         match self.fate {
-            Fate::Keep if self.changes.is_empty() => Ok(None),
-            Fate::Keep => {
+            Fate::Keep | Fate::Rotate if !rotates && self.changes.is_empty() => Ok(None),
+            Fate::Keep | Fate::Rotate if !rotates => {
                 let record = self.record(Some(&live.record), shared, now)?;
                 let ttl = record.full_ttl(now);
                 let over = ttl.is_zero();
                 Ok(Some(if over { Write::Destroy { id } } else { Write::Update { id, expected, record, ttl } }))
             }
-            Fate::Rotate => {
+            Fate::Keep | Fate::Rotate => {
                 let record = self.record(Some(&live.record), shared, now)?;
                 if record.full_ttl(now).is_zero() {
                     return Ok(Some(Write::Destroy { id }));
@@ -203,7 +183,7 @@ impl State {
         now: Timestamp,
         delivery: Delivery,
     ) -> Result<Minted, SessionError> {
-        if delivery == Delivery::None {
+        if delivery != Delivery::Response {
             return Err(SessionError::ResponseSent);
         }
         let token = Token::mint(record.user().map(Tag::of_user).or(carries_on.map(|id| id.tag())))?;
@@ -224,7 +204,6 @@ impl State {
                     live.record = record.clone();
                     live.last_seen = record.written_at;
                     live.expires_at = record.written_at.plus(*ttl);
-                    live.touch_due = false;
                     if extended {
                         self.untold = Some(Untold::Token(until));
                     }
@@ -280,7 +259,6 @@ impl State {
             record: record.clone(),
             last_seen: record.written_at,
             expires_at: record.written_at.plus(new.ttl),
-            touch_due: false,
             is_new,
         });
         self.saved(attempt.generation);

@@ -50,8 +50,6 @@ pub(super) struct Live {
     pub(super) record: Arc<Record>,
     pub(super) last_seen: Timestamp,
     pub(super) expires_at: Timestamp,
-    /// Enough of the idle timeout has passed for this request to extend it.
-    pub(super) touch_due: bool,
     /// Created by this request.
     pub(super) is_new: bool,
 }

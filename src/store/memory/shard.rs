@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Loaded, Outcome, Record, SHARDS, Version};
+use super::{Loaded, Outcome, Record, Version};
 use crate::{time::Timestamp, token::SessionId};
 
 #[derive(Default)]
@@ -171,8 +171,9 @@ impl Hasher for IdHasher {
     }
 
     fn write_u64(&mut self, spread: u64) {
-        // The low bits have chosen the shard; the map takes its bucket from them too.
-        self.0 = spread.rotate_right(SHARDS.trailing_zeros());
+        // The low bits have chosen the shard, and are the same for all of it. The map looks at both ends: put them in the
+        // middle.
+        self.0 = spread.rotate_right(32);
     }
 
     fn finish(&self) -> u64 {

@@ -113,7 +113,8 @@ impl RedisConfig {
         }
         let host = match host {
             Some(host) if !is_host(&host.value) => return Err(host.wrong(Problem::Host)),
-            Some(host) => host.value,
+            // An IPv6 address as URLs write it.
+            Some(host) => host.value.trim_start_matches('[').trim_end_matches(']').to_owned(),
             None => "127.0.0.1".into(),
         };
         let port = port.map(|port| port.number(1..=65_535, Problem::Port)).transpose()?.unwrap_or(6379);

@@ -14,7 +14,7 @@ use std::{
     fmt, mem,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -44,7 +44,7 @@ use crate::{
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// How often the task asks an idle connection whether it is alive.
+/// How often the task asks the connection whether it is alive.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// How many operations in a row may go unanswered before the server counts as hung.
 const MAX_SILENCE: u32 = 2;
@@ -55,6 +55,8 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 
 pub(super) struct Link {
     state: Arc<watch::Sender<State>>,
+    /// The last write was refused by a server that serves reads.
+    refuses_writes: AtomicBool,
     config: RedisConfig,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -85,17 +87,19 @@ impl State {
 
 /// What goes to Redis in one round trip.
 pub(super) enum Request<'a> {
-    One(&'a Cmd),
+    Ping,
     /// So many commands; their replies come as an array.
-    Many(&'a Pipeline, usize),
+    Read(&'a Pipeline, usize),
+    Write(&'a Cmd),
     Script(&'a Call<'a>),
 }
 
 impl Request<'_> {
     async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, RedisError> {
         match self {
-            Self::One(command) => reply(connection.send_packed_command(command).await?),
-            Self::Many(commands, count) => {
+            Self::Ping => reply(connection.send_packed_command(&cmd("PING")).await?),
+            Self::Write(command) => reply(connection.send_packed_command(command).await?),
+            Self::Read(commands, count) => {
                 let replies = connection.send_packed_commands(commands, 0, *count).await?;
                 Ok(Value::Array(replies.into_iter().map(reply).collect::<Result<_, _>>()?))
             }
@@ -111,12 +115,21 @@ impl Request<'_> {
 
 impl Link {
     pub(super) fn new(config: RedisConfig) -> Self {
-        Self { state: Arc::new(watch::Sender::new(State::Connecting)), config, task: Mutex::new(None) }
+        Self {
+            state: Arc::new(watch::Sender::new(State::Connecting)),
+            refuses_writes: AtomicBool::new(false),
+            config,
+            task: Mutex::new(None),
+        }
     }
 
-    /// Whether Redis answers, and what.
+    /// Whether Redis answers, and serves writes: as far as the last one told, for a ping tells nothing of that.
     pub(super) async fn health(&self) -> Health {
-        self.call(&Request::One(&cmd("PING"))).await.map_or_else(|failure| failure.health, |_| Health::Up)
+        match self.call(&Request::Ping).await {
+            Ok(_) if self.refuses_writes.load(Ordering::Relaxed) => Health::Degraded,
+            Ok(_) => Health::Up,
+            Err(failure) => failure.health,
+        }
     }
 
     /// Makes `request` within the timeout. Every request can be repeated: one whose connection was lost is, on the next.
@@ -126,7 +139,7 @@ impl Link {
         let answer = timeout(self.config.timeout, async {
             let mut again = true;
             loop {
-                let line = used.insert(self.line().await?);
+                let (line, _) = used.insert((self.line().await?, Instant::now()));
                 match request.send(&mut line.connection).await.map_err(Failure::from) {
                     Err(failure) if again && failure.verdict == Verdict::Lost => report(&self.state, line, &failure),
                     answer => return answer,
@@ -136,9 +149,21 @@ impl Link {
         })
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()));
+        if let Request::Write(_) | Request::Script(_) = request {
+            match &answer {
+                Ok(_) => self.refuses_writes.store(false, Ordering::Relaxed),
+                Err(failure) if failure.health == Health::Degraded => {
+                    self.refuses_writes.store(true, Ordering::Relaxed)
+                }
+                Err(_) => {}
+            }
+        }
         match (&answer, &used) {
-            (Ok(_), Some(line)) => line.silence.store(0, Ordering::Relaxed),
-            (Err(failure), Some(line)) => report(&self.state, line, failure),
+            (Ok(_), Some((line, _))) => line.silence.store(0, Ordering::Relaxed),
+            // Most of the time went by before there was a connection: that is not its fault.
+            (Err(Failure { verdict: Verdict::Silent, .. }), Some((_, since)))
+                if since.elapsed() < self.config.timeout / 2 => {}
+            (Err(failure), Some((line, _))) => report(&self.state, line, failure),
             (_, None) => {}
         }
         answer
@@ -179,13 +204,20 @@ async fn keep(state: Arc<watch::Sender<State>>, config: RedisConfig) {
     loop {
         let silence = Silence::default();
         let connected = timeout(config.connect_timeout, connect(&state, &config, silence.clone())).await;
-        match connected.map_err(|_| Failure::timeout()).and_then(|connected| connected) {
+        let pause = match connected.map_err(|_| Failure::timeout()).and_then(|connected| connected) {
             Ok(connection) => {
                 tracing::info!(server = %config.info.addr(), "connected to Redis");
-                backoff = BACKOFF.0;
                 let line = Line { connection, since: Instant::now(), silence };
+                let since = line.since;
                 state.send_replace(State::Up(line.clone()));
                 watch_over(&state, line, config.timeout).await;
+                if since.elapsed() > RENEWAL {
+                    backoff = BACKOFF.0;
+                    continue;
+                }
+                // Lost at once: perhaps whatever is there takes connections only to close them. Not so long a pause that a
+                // request which waits for the next one must fail.
+                backoff.min(config.timeout / 4)
             }
             Err(failure) => {
                 let known = matches!(&*state.borrow(), State::Down(_));
@@ -193,10 +225,11 @@ async fn keep(state: Arc<watch::Sender<State>>, config: RedisConfig) {
                     tracing::warn!(server = %config.info.addr(), error = %Causes(&failure.error), "no connection to Redis");
                 }
                 state.send_replace(State::Down(Arc::new(failure.error)));
-                sleep(jittered(backoff)).await;
-                backoff = (backoff * 2).min(BACKOFF.1);
+                backoff
             }
-        }
+        };
+        sleep(jittered(pause)).await;
+        backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
 
@@ -227,8 +260,10 @@ async fn connect(
 }
 
 fn disconnected(state: &Weak<watch::Sender<State>>, line: &Silence) {
-    if let Some(state) = state.upgrade() {
-        change(&state, line, || State::Connecting);
+    if let Some(state) = state.upgrade()
+        && change(&state, line, || State::Connecting)
+    {
+        tracing::warn!("lost the connection to Redis");
     }
 }
 
@@ -258,7 +293,11 @@ fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
         // Another may lead to another server. If it does not, the reads that this one serves must not suffer from it.
         Verdict::Useless if line.since.elapsed() > RENEWAL => change(state, &line.silence, || State::Connecting),
         Verdict::Silent if hung() => change(state, &line.silence, || State::Down(Arc::new(Failure::timeout().error))),
-        Verdict::Sound | Verdict::Useless | Verdict::Silent => false,
+        Verdict::Silent => false,
+        Verdict::Sound | Verdict::Useless => {
+            line.silence.store(0, Ordering::Relaxed); // an answer all the same
+            false
+        }
     };
     if ended {
         tracing::warn!(error = %Causes(&failure.error), "gave up the connection to Redis");

@@ -48,7 +48,8 @@ use crate::{time::millis, token::SessionId};
 /// [timeout](RedisConfig::timeout), and at once when Redis is known to be down. Clones share the connection; it
 /// is closed when the last is dropped.
 ///
-/// It needs a tokio runtime. When that ends, a later operation connects anew on the runtime it runs on.
+/// It needs a tokio runtime: the one it is first used on keeps the connection, so that one must go on running. When it ends, a
+/// later operation connects anew on the runtime it runs on.
 ///
 /// ```
 /// use tower_keep::{SessionLayer, store::redis::{RedisConfig, RedisStore}};
@@ -97,7 +98,7 @@ impl Inner {
         let key = self.key(id);
         let mut load = pipe();
         load.get(&key).pttl(&key);
-        let Value::Array(replies) = self.link.call(&Request::Many(&load, 2)).await? else {
+        let Value::Array(replies) = self.link.call(&Request::Read(&load, 2)).await? else {
             return Err(Failure::unexpected_reply());
         };
         match <[Value; 2]>::try_from(replies) {
@@ -111,7 +112,7 @@ impl Inner {
         let (key, value) = (self.key(id), record.encode());
         let mut create = cmd("SET");
         create.arg(&key).arg(&value).arg("NX").arg("PX").arg(ttl_arg(ttl));
-        match self.link.call(&Request::One(&create)).await? {
+        match self.link.call(&Request::Write(&create)).await? {
             Value::Okay => Ok(Outcome::Done),
             // Taken: perhaps by this very write, whose reply was lost.
             Value::Nil => match self.load(id).await? {
@@ -206,7 +207,7 @@ impl SessionStore for RedisStore {
     fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()> {
         StoreFuture::boxed(async move {
             let destroy = cmd("UNLINK").arg(self.inner.key(id)).take();
-            self.inner.link.call(&Request::One(&destroy)).await?;
+            self.inner.link.call(&Request::Write(&destroy)).await?;
             Ok(())
         })
     }

@@ -1,6 +1,6 @@
 //! The writes that Redis must check before it makes them.
 //!
-//! Both scripts recognise a write that they have made already: a reply may be lost, and the write sent again.
+//! They recognise a write that they have made already: a reply may be lost, and the write sent again.
 
 use redis::{Cmd, cmd};
 
