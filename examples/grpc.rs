@@ -42,7 +42,7 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), Box<dyn Error>> {
     let layer = SessionLayer::new(store::from_env()?).without_cookie().bearer(Bearer::new());
     let stopped = support::stopped()?;
-    let listener = support::listen().await?;
+    let listener = support::listen(layer.sessions().store_name()).await?;
     Server::builder()
         .layer(layer)
         .add_service(KeepServer::new(Service))

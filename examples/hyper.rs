@@ -31,11 +31,12 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let layer = SessionLayer::new(store::from_env()?).cookie(SessionCookie::development()).bearer(Bearer::new());
+    let store = layer.sessions().store_name();
     let service = ServiceBuilder::new().layer(layer).service(service_fn(route));
     let service = TowerToHyperService::new(service);
 
     let mut stopped = std::pin::pin!(support::stopped()?);
-    let listener = support::listen().await?;
+    let listener = support::listen(store).await?;
     let server = auto::Builder::new(TokioExecutor::new());
     let connections = GracefulShutdown::new();
     loop {
@@ -71,8 +72,7 @@ async fn handle(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Se
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/public") => Ok(Response::new("open to everybody\n".into())),
         (&Method::GET, "/me") => {
-            session.load().await?;
-            let Some(user) = session.user()? else { return Ok(status(StatusCode::UNAUTHORIZED)) };
+            let user = session.require_user().await?; // or 401
             let visits = session.get::<u64>("visits")?.unwrap_or(0) + 1;
             session.insert("visits", &visits)?;
             let body = json!({ "user": user, "visits": visits, "session_id": session.id()? });
@@ -86,6 +86,9 @@ async fn handle(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Se
             let Ok(Login { user }) = serde_json::from_slice(&body.to_bytes()) else {
                 return Ok(status(StatusCode::BAD_REQUEST));
             };
+            if user.trim().is_empty() {
+                return Ok(status(StatusCode::BAD_REQUEST));
+            }
             session.login(user)?;
             Ok(see_home())
         }

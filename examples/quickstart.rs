@@ -17,7 +17,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tower_keep::{Bearer, Session, SessionCookie, SessionError, SessionLayer, Sessions, store};
+use tower_keep::{Bearer, Rejection, Session, SessionCookie, SessionError, SessionLayer, Sessions, store};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -29,18 +29,20 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let layer = SessionLayer::new(store::from_env()?)
         .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
         .bearer(Bearer::new());
+    let sessions = layer.sessions();
+    let store = sessions.store_name();
     let app = Router::new()
-        .route("/me", get(me).layer(layer.clone().require())) // 401 without a session
         .route("/", get(home))
+        .route("/me", get(me))
         .route("/login", post(login))
         .route("/logout", post(logout))
         .route("/token", post(token))
         .route("/public", get(async || "open to everybody, whatever happens to the sessions\n"))
         .route("/health", get(health))
-        .with_state(layer.sessions())
+        .with_state(sessions)
         .layer(layer);
     let stopped = support::stopped()?;
-    let listener = support::listen().await?;
+    let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
 }
@@ -78,10 +80,8 @@ async fn logout(session: Session) -> Result<Redirect, SessionError> {
     Ok(Redirect::to("/"))
 }
 
-async fn me(session: Session) -> Result<Response, SessionError> {
-    let Some(user) = session.user()? else {
-        return Ok(StatusCode::UNAUTHORIZED.into_response());
-    };
+async fn me(session: Session) -> Result<Response, Rejection> {
+    let user = session.require_user().await?; // or 401
     let visits = session.get::<u64>("visits")?.unwrap_or(0) + 1;
     session.insert("visits", &visits)?;
     Ok(Json(json!({ "user": user, "visits": visits, "session_id": session.id()? })).into_response())

@@ -153,9 +153,10 @@ impl Record {
         self.full_ttl(now).min(idle_left)
     }
 
-    /// What the values weigh: the length of all keys and values in bytes.
+    /// What it weighs: the length of user, keys and values in bytes.
     pub(crate) fn weight(&self) -> usize {
-        self.data.iter().map(|(key, value)| key.len() + value.text().len()).sum()
+        let user = self.user.as_ref().map_or(0, |user| user.len());
+        user + self.data.iter().map(|(key, value)| key.len() + value.text().len()).sum::<usize>()
     }
 
     /// The stored form; it starts with [`Version::stamp`].

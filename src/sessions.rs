@@ -36,7 +36,7 @@ impl Sessions {
     /// A new session of `user`, of the layer's lifetime. The token is the only copy.
     ///
     /// # Errors
-    /// [`SessionError::Store`] when the store fails, [`SessionError::Random`] without random numbers, [`SessionError::Conflict`] when
+    /// [`SessionError::TooLarge`] when the user is, [`SessionError::Store`] when the store fails, [`SessionError::Random`] without random numbers, [`SessionError::Conflict`] when
     /// the id is taken, which its size rules out.
     pub async fn create(&self, user: impl Into<Arc<str>>) -> Result<Token, SessionError> {
         let user = user.into();
@@ -44,6 +44,10 @@ impl Sessions {
         let token = Token::mint(Some(Tag::of_user(&user)))?;
         let mut record = Record::new(now, &self.shared.lifetime, Version::first()?);
         record.user = Some(user);
+        let (size, limit) = (record.weight(), self.shared.max_size);
+        if size > limit {
+            return Err(SessionError::TooLarge { size, limit });
+        }
         let ttl = record.full_ttl(now);
         match self.shared.store.create(&token.id(), Arc::new(record), ttl).await? {
             Outcome::Done => Ok(token),

@@ -2,7 +2,11 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{credential::Credentials, lifetime::Lifetime, observe::Counters, store::SessionStore, time::Clock};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::{
+    credential::Credentials, lifetime::Lifetime, observe::Counters, store::SessionStore, time::Clock, token::SessionId,
+};
 
 #[derive(Clone)]
 pub(crate) struct Shared {
@@ -12,6 +16,24 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) max_size: usize,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) queues: Arc<Queues>,
+}
+
+/// Where the writers of one session in this process line up once they have met: each that tries again beats the others', so all
+/// at once would get in each other's way for long.
+pub(crate) struct Queues([Semaphore; 64]);
+
+impl Queues {
+    pub(crate) async fn wait(&self, id: &SessionId) -> Option<SemaphorePermit<'_>> {
+        let queue = &self.0[(id.spread() % self.0.len() as u64) as usize];
+        queue.acquire().await.ok() // it is never closed
+    }
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Semaphore::new(1)))
+    }
 }
 
 impl fmt::Debug for Shared {

@@ -986,3 +986,16 @@ async fn a_rejection_names_its_reason_to_the_handler() {
     assert_eq!(who(&app, &[("cookie", &format!("{NAME}=x"))]).await, "invalid");
     assert_eq!(who(&app, &[("authorization", "Bearer a b")]).await, "malformed");
 }
+
+#[tokio::test]
+async fn a_header_of_somebody_else_does_not_keep_a_browser_from_logging_in() {
+    for header in ["Bearer junk", "Bearer a b", "Basic YTpi"] {
+        let app = App::start(SessionLayer::new(MemoryStore::new()).bearer(Bearer::new())).await;
+        let client = app.client();
+        let (headers, steps) =
+            ([("authorization", header), ("content-type", "application/json")], r#"[["login","ana"]]"#);
+        let reply = client.request(Method::POST, "/do", &headers, steps.into()).await;
+        assert_eq!((reply.status, reply.set_cookies().len()), (StatusCode::OK, 1), "{header}");
+        assert_eq!(client.one(json!(["user"])).await, "ana");
+    }
+}

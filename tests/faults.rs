@@ -490,11 +490,14 @@ mod read_only {
         let service = Service::at(&server.url()).await;
         server.command("CONFIG SET maxmemory 1").await;
         service.only_reads().await;
+        assert_eq!(service.health().await, Health::Degraded);
         // To end a session needs no memory.
         let other = service.layer.sessions();
         assert!(other.create("ben").await.is_err());
         server.command("CONFIG SET maxmemory 0").await;
         service.resumes(1).await;
+        assert_eq!(service.write(2).await.status, OK);
+        assert_eq!(service.health().await, Health::Up);
     }
 
     #[tokio::test]

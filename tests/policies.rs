@@ -813,3 +813,55 @@ async fn what_is_not_grpc_is_refused_in_http() {
     let app = App::start(layer).await;
     assert_unauthorized(&app.client().request(Method::GET, "/public", &headers, Bytes::new()).await);
 }
+
+#[tokio::test]
+async fn a_rejection_keeps_what_middleware_inside_the_layer_said() {
+    let layer = SessionLayer::new(tower_keep::MemoryStore::new()).bearer(Bearer::new()).on_missing(OnMissing::Reject);
+    let named = axum::middleware::map_response(async |mut response: axum::response::Response| {
+        response.headers_mut().insert("x-request-id", "7".parse().unwrap());
+        response
+    });
+    let app = App::serve(|router| router.route("/user", get(user)).layer(named).layer(layer)).await;
+    let reply = app.client().get("/user").await;
+    assert_unauthorized(&reply);
+    assert_eq!(reply.header("x-request-id"), Some("7"));
+    assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+}
+
+#[tokio::test]
+async fn a_rejection_that_was_made_into_something_else_is_left_alone() {
+    let layer = SessionLayer::new(tower_keep::MemoryStore::new()).on_missing(OnMissing::Reject);
+    let to_login = axum::middleware::map_response(async |mut response: axum::response::Response| {
+        *response.status_mut() = StatusCode::SEE_OTHER;
+        response.headers_mut().insert(header::LOCATION, "/login".parse().unwrap());
+        response
+    });
+    let app = App::serve(|router| router.route("/user", get(user)).layer(to_login).layer(layer)).await;
+    let reply = app.client().get("/user").await;
+    assert_eq!((reply.status, reply.header("location")), (StatusCode::SEE_OTHER, Some("/login")));
+}
+
+#[tokio::test]
+async fn require_user_answers_401_to_whoever_has_a_session_and_no_login() {
+    async fn handler(session: Session) -> Result<String, Rejection> {
+        Ok(session.require_user().await?.to_string())
+    }
+    let layer = SessionLayer::new(tower_keep::MemoryStore::new());
+    let app = App::serve(|router| router.route("/account", get(handler)).layer(layer)).await;
+    let client = app.client();
+    assert_unauthorized(&client.get("/account").await);
+    client.one(json!(["insert", "cart", [1]])).await;
+    assert_unauthorized(&client.get("/account").await);
+    client.one(json!(["login", "ana"])).await;
+    assert_eq!(client.get("/account").await.text(), "ana");
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_no_outage() {
+    let app = App::start(SessionLayer::new(tower_keep::MemoryStore::new()).max_size(10)).await;
+    for steps in [json!([["insert", "k", "0123456789"]]), json!([["login", "somebody with a long name"]])] {
+        let reply = app.client().post("/do", &steps).await;
+        assert_eq!((reply.status, reply.header("retry-after")), (StatusCode::INTERNAL_SERVER_ERROR, None));
+        assert!(reply.set_cookies().is_empty());
+    }
+}

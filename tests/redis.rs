@@ -310,6 +310,26 @@ mod cost {
     }
 
     #[tokio::test]
+    async fn many_writers_of_one_session_all_win() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.one(json!(["insert", "k", 0])).await;
+        let mut writers = JoinSet::new();
+        for writer in 0..64 {
+            let client = client.twin();
+            writers.spawn(async move {
+                for n in 0..5 {
+                    client.one(json!(["insert", format!("{writer}.{n}"), n])).await;
+                }
+            });
+        }
+        writers.join_all().await;
+        let keys: Vec<_> = (0..64).flat_map(|writer| (0..5).map(move |n| format!("{writer}.{n}"))).collect();
+        let steps = keys.iter().map(|key| json!(["contains", key])).collect();
+        assert!(client.perform(steps).await.iter().all(|found| *found == true));
+    }
+
+    #[tokio::test]
     async fn one_connection_serves_all_requests() {
         let server = RedisServer::start().await;
         let app = app(&server).await;

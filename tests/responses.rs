@@ -1391,3 +1391,54 @@ async fn a_slow_read_does_not_lengthen_the_life_of_a_session_that_was_made_short
     timed.clock.advance(2 * MINUTE);
     assert!(!timed.alive().await);
 }
+
+#[tokio::test]
+async fn a_changed_value_is_changed_however_like_the_old_one_it_looks() {
+    // Larger than what JSON libraries compare exactly.
+    let layer = SessionLayer::new(MemoryStore::new());
+    let response = call(&layer, None, async |session: Session| {
+        session.insert("n", &[u128::MAX]).unwrap();
+        session.insert("n", &[u128::MAX - 1]).unwrap();
+        assert_eq!(session.get::<[u128; 1]>("n").unwrap(), Some([u128::MAX - 1]));
+        ok()
+    });
+    response.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_map_written_in_another_order_is_the_same_map() {
+    let store = Spy::new();
+    let app = App::start(SessionLayer::new(store.clone())).await;
+    let client = app.client();
+    client.one(json!(["insert", "k", {"a": 1, "b": [{"c": 2, "d": 3}]}])).await;
+    store.calls();
+    let body = r#"[["insert","k",{"b":[{"d":3,"c":2}],"a":1}]]"#;
+    client.request(http::Method::POST, "/do", &[("content-type", "application/json")], body.into()).await;
+    assert_eq!(store.calls(), ["load"]);
+}
+
+#[tokio::test]
+async fn after_a_cancelled_request_no_new_token_is_made() {
+    let layer = SessionLayer::new(MemoryStore::new());
+    let token = given(
+        &call(&layer, None, async |session: Session| {
+            session.login("ana").unwrap();
+            ok()
+        })
+        .await
+        .unwrap(),
+    );
+    let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
+    let request = call(&layer, Some(&token), async |session: Session| {
+        keep.send(session).unwrap();
+        std::future::pending::<()>().await;
+        ok()
+    });
+    let session = tokio::select! {
+        _ = request => panic!("it never ends"),
+        session = kept.recv() => session.unwrap(),
+    };
+    session.rotate().unwrap();
+    assert!(matches!(session.save().await, Err(SessionError::ResponseSent)));
+    assert_eq!(content(&layer, &token).await.0, some("ana"));
+}

@@ -1,7 +1,7 @@
 //! What every example server does besides its business: listen where `ADDR` says, stop when asked to, and say in one line
 //! what is wrong with its configuration.
 
-use std::{env, error::Error, process::ExitCode};
+use std::{env, error::Error, process::ExitCode, time::Duration};
 
 use tokio::{net::TcpListener, signal};
 
@@ -23,18 +23,21 @@ pub fn log() {
 
 /// The address in `ADDR`, or 127.0.0.1:3000.
 pub fn addr() -> String {
-    env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".into())
+    let addr = env::var_os("ADDR").filter(|addr| !addr.is_empty());
+    addr.map_or("127.0.0.1:3000".into(), |addr| addr.to_string_lossy().into_owned())
 }
 
-/// Listens there, and says so.
-pub async fn listen() -> Result<TcpListener, Box<dyn Error>> {
+/// Listens there, and says so, and where the sessions are.
+pub async fn listen(store: &str) -> Result<TcpListener, Box<dyn Error>> {
     let addr = addr();
     let listener = TcpListener::bind(&addr).await.map_err(|error| format!("ADDR={addr}: {error}"))?;
     println!("listening on http://{}", listener.local_addr()?);
+    tracing::info!(store, "sessions");
     Ok(listener)
 }
 
-/// Completes on Ctrl-C or SIGTERM, which from this call on no longer kill the program.
+/// Completes on Ctrl-C or SIGTERM, which from this call on no longer kill the program. Requests then have five seconds to end, or
+/// until the signal comes again.
 pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
     #[cfg(unix)]
     {
@@ -45,6 +48,14 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                    () = tokio::time::sleep(Duration::from_secs(5)) => {}
+                }
+                std::process::exit(0);
+            });
         })
     }
     #[cfg(not(unix))]

@@ -39,11 +39,11 @@ pub(crate) enum Presented {
 }
 
 impl Presented {
+    /// How the session came, if one may have come: somebody else's `Authorization` header says nothing of that.
     pub(crate) fn transport(&self) -> Option<Transport> {
         match self {
-            Self::Tokens(transport, _) | Self::Foreign(transport) => Some(*transport),
-            Self::Malformed => Some(Transport::Bearer),
-            Self::Nothing | Self::Disagreement => None,
+            Self::Tokens(transport, _) => Some(*transport),
+            Self::Foreign(_) | Self::Malformed | Self::Nothing | Self::Disagreement => None,
         }
     }
 }
@@ -132,7 +132,7 @@ impl Credentials {
         }
     }
 
-    /// How a session reaches a client that brought no credential.
+    /// How a session reaches a client that brought no token.
     pub(crate) fn default_transport(&self) -> Transport {
         if self.cookie.is_some() { Transport::Cookie } else { Transport::Bearer }
     }

@@ -133,7 +133,9 @@ impl<R> Exchange<R> {
     where
         R: ResponseForRejection<B>,
     {
-        rejection.for_grpc(self.grpc).render(&self.reject)
+        let mut response = rejection.for_grpc(self.grpc).render(&self.reject);
+        respond::vary(response.headers_mut(), self.session.shared().credentials.vary());
+        response
     }
 
     /// A rejection that the handler returned gets the form that the layer gives rejections, unless it was made into

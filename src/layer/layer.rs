@@ -67,6 +67,7 @@ impl SessionLayer {
             clock: Arc::new(SystemClock),
             max_size: 64 * 1024,
             counters: Arc::default(),
+            queues: Arc::default(),
         };
         Self { shared: Arc::new(shared), policy: Policy::new(), reject: EmptyBody }
     }
@@ -103,7 +104,7 @@ impl<R> SessionLayer<R> {
         self
     }
 
-    /// How many bytes the keys and values of a session may have together. Default: 65,536.
+    /// How many bytes user, keys and values of a session may have together. Default: 65,536.
     ///
     /// A session that grows beyond is not saved: [`SessionError::TooLarge`](crate::SessionError::TooLarge).
     pub fn max_size(mut self, bytes: usize) -> Self {

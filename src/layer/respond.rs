@@ -25,7 +25,7 @@ pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Respons
 }
 
 /// Adds the names in `names` that are not there yet.
-fn vary(headers: &mut HeaderMap, names: &HeaderValue) {
+pub(super) fn vary(headers: &mut HeaderMap, names: &HeaderValue) {
     if !headers.contains_key(header::VARY) {
         headers.insert(header::VARY, names.clone());
         return;

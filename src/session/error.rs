@@ -72,6 +72,13 @@ impl SessionError {
     }
 }
 
+/// What to answer: with it, `?` works in a handler whose error is a [`Rejection`].
+impl From<SessionError> for Rejection {
+    fn from(error: SessionError) -> Self {
+        error.rejection()
+    }
+}
+
 impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

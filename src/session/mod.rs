@@ -352,6 +352,25 @@ impl Session {
         Ok(self.readable()?.user().cloned())
     }
 
+    /// Loads the session and returns who is logged in, or else the answer to give: 401 without a login, 503 in an outage.
+    ///
+    /// # Errors
+    /// A [`Rejection`], whatever the policy says: who cannot be recognised is not let in.
+    ///
+    /// ```
+    /// # use tower_keep::{Rejection, Session};
+    /// async fn account(session: &Session) -> Result<String, Rejection> {
+    ///     let user = session.require_user().await?;
+    ///     Ok(format!("hello {user}"))
+    /// }
+    /// # let _ = account;
+    /// ```
+    pub async fn require_user(&self) -> Result<Arc<str>, Rejection> {
+        let required = self.with_policy(self.policy.require());
+        required.load().await?;
+        required.user()?.ok_or_else(|| self.missing())
+    }
+
     /// The id of the stored session: for logs, and for users to tell their sessions apart. `None` until it is stored.
     ///
     /// # Errors

@@ -75,17 +75,34 @@ impl Write {
     }
 }
 
+impl Write {
+    /// The session whose version it must be the first to replace.
+    fn replaces(&self) -> Option<&SessionId> {
+        match self {
+            Self::Update { id, .. } | Self::Replace { old: id, .. } => Some(id),
+            Self::Create(_) | Self::Destroy { .. } => None,
+        }
+    }
+}
+
 impl Inner {
     /// Writes what has changed.
     pub(super) async fn write(&self, delivery: Delivery) -> Result<(), SessionError> {
         let _turn = self.turn().await;
         let store = &*self.shared.store;
+        let mut place = None;
         for _ in 0..MAX_ATTEMPTS {
             let Some(attempt) = self.state().next_attempt(&self.shared, delivery)? else {
                 return if let Known::Ended = self.state().known { Err(SessionError::Ended) } else { Ok(()) };
             };
             let outcome = attempt.write.run(store).await.inspect_err(|_| self.shared.counters.outage())?;
+            let met = if let Outcome::Conflict(_) = &outcome { attempt.write.replaces() } else { None };
             self.state().settle(&attempt, outcome, &self.shared);
+            if let Some(id) = met
+                && place.is_none()
+            {
+                place = self.shared.queues.wait(id).await;
+            }
         }
         Err(SessionError::Conflict)
     }

@@ -1,6 +1,6 @@
 //! Where Redis is, and how long to wait for it.
 
-use std::{env, fmt, time::Duration};
+use std::{env, fmt, net::Ipv6Addr, time::Duration};
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
@@ -42,6 +42,7 @@ impl RedisConfig {
     /// | `REDIS_HOST`, `REDIS_PORT` | default: `127.0.0.1`, `6379` |
     /// | `REDIS_DB` | the number of the database; default: 0 |
     /// | `REDIS_USERNAME`, `REDIS_PASSWORD` | as they are, not percent-encoded; default: none |
+    /// | `SESSION_SECRET` | a key of at least 32 bytes, or several with commas between; for signed cookies, which do not exist yet: only checked |
     /// | `USE_REDIS`, `REDIS_ENABLED` | `false`: no Redis, whatever else is set; `true`: Redis, even if nothing else is set |
     ///
     /// An empty variable counts as absent. TLS (`REDIS_TLS`, `rediss://`), Sentinel (`REDIS_SENTINELS`) and Cluster
@@ -79,13 +80,17 @@ impl RedisConfig {
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, InvalidRedisConfig> {
         let var = |name: &'static str| var(name).filter(|value| !value.is_empty()).map(|value| Var { name, value });
 
-        let mut wanted = false;
-        for switch in ["USE_REDIS", "REDIS_ENABLED"].into_iter().filter_map(var) {
-            match switch.boolean()? {
-                true => wanted = true,
-                false => return Ok(None),
-            }
+        if let Some(secret) = var("SESSION_SECRET")
+            && secret.value.split(',').any(|key| key.len() < 32)
+        {
+            return Err(secret.wrong(Problem::Secret));
         }
+        let switches = [var("USE_REDIS"), var("REDIS_ENABLED")];
+        let switches: Vec<bool> = switches.iter().flatten().map(Var::boolean).collect::<Result<_, _>>()?;
+        if switches.contains(&false) {
+            return Ok(None);
+        }
+        let mut wanted = !switches.is_empty();
         for unsupported in ["REDIS_CLUSTER_NODES", "REDIS_SENTINELS", "REDIS_SENTINEL_MASTER"] {
             if let Some(var) = var(unsupported) {
                 return Err(var.wrong(Problem::Unsupported));
@@ -253,9 +258,13 @@ impl Var {
     }
 }
 
+/// A name, or an address: IPv6 with or without brackets.
 fn is_host(host: &str) -> bool {
-    !host.is_empty()
-        && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '[' | ']' | '%'))
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    if address.contains(':') {
+        return address.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    }
+    !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }
 
 /// What is wrong with the configuration of Redis. It names the variable, and never shows its value.
@@ -284,6 +293,7 @@ enum Problem {
     Tls,
     Unsupported,
     Prefix,
+    Secret,
 }
 
 impl InvalidRedisConfig {
@@ -307,6 +317,7 @@ impl fmt::Display for InvalidRedisConfig {
             Problem::Boolean => "neither true nor false",
             Problem::Tls => "TLS to Redis is not supported yet",
             Problem::Unsupported => "Redis Sentinel and Cluster are not supported yet",
+            Problem::Secret => "each key needs at least 32 bytes",
             Problem::Prefix => "a key prefix has at most 128 bytes, and no braces, white space or control characters",
         })
     }
