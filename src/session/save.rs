@@ -73,9 +73,7 @@ impl Write {
             Self::Destroy { id } => store.destroy(id).await.map(|()| Outcome::Done),
         }
     }
-}
 
-impl Write {
     /// The session whose version it must be the first to replace.
     fn replaces(&self) -> Option<&SessionId> {
         match self {
@@ -96,9 +94,10 @@ impl Inner {
                 return if let Known::Ended = self.state().known { Err(SessionError::Ended) } else { Ok(()) };
             };
             let outcome = attempt.write.run(store).await.inspect_err(|_| self.shared.counters.outage())?;
-            let met = if let Outcome::Conflict(_) = &outcome { attempt.write.replaces() } else { None };
+            let conflict = matches!(outcome, Outcome::Conflict(_));
             self.state().settle(&attempt, outcome, &self.shared);
-            if let Some(id) = met
+            if let Some(id) = attempt.write.replaces()
+                && conflict
                 && place.is_none()
             {
                 place = self.shared.queues.wait(id).await;
