@@ -45,6 +45,6 @@ impl IntoResponse for Rejection {
 /// A [`Rejection`]: 503 when the store is the cause, 401 when the session has ended, else 500.
 impl IntoResponse for SessionError {
     fn into_response(self) -> Response {
-        IntoResponse::into_response(self.rejection())
+        IntoResponse::into_response(Rejection::from(self))
     }
 }

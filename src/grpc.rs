@@ -40,6 +40,6 @@ impl From<Rejection> for Status {
 /// `UNAVAILABLE` when the store is the cause, `UNAUTHENTICATED` when the session has ended, else `INTERNAL`.
 impl From<SessionError> for Status {
     fn from(error: SessionError) -> Self {
-        error.rejection().into()
+        Rejection::from(error).into()
     }
 }

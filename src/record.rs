@@ -198,8 +198,7 @@ impl Record {
     /// # use tower_keep::store::Record;
     /// assert!(Record::decode(b"PHP serialized: a:0:{}").is_err());
     /// ```
-    pub fn decode(stored: &[u8]) -> Result<Self, InvalidRecord> {
-        let bytes = stored;
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidRecord> {
         let stored: Stored<'_> = serde_json::from_slice(bytes).map_err(|_| InvalidRecord)?;
         let version = Version::from_text(&stored.n).ok_or(InvalidRecord)?;
         let [created, written, idle, absolute] = stored.t;

@@ -44,10 +44,7 @@ impl Sessions {
         let token = Token::mint(Some(Tag::of_user(&user)))?;
         let mut record = Record::new(now, &self.shared.lifetime, Version::first()?);
         record.user = Some(user);
-        let (size, limit) = (record.weight(), self.shared.max_size);
-        if size > limit {
-            return Err(SessionError::TooLarge { size, limit });
-        }
+        self.shared.check_size(&record)?;
         let ttl = record.full_ttl(now);
         match self.shared.store.create(&token.id(), Arc::new(record), ttl).await? {
             Outcome::Done => Ok(token),

@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
-    credential::Credentials, lifetime::Lifetime, observe::Counters, store::SessionStore, time::Clock, token::SessionId,
+    credential::Credentials, lifetime::Lifetime, observe::Counters, record::Record, session::SessionError,
+    store::SessionStore, time::Clock, token::SessionId,
 };
 
 #[derive(Clone)]
@@ -17,6 +18,13 @@ pub(crate) struct Shared {
     pub(crate) max_size: usize,
     pub(crate) counters: Arc<Counters>,
     pub(crate) queues: Arc<Queues>,
+}
+
+impl Shared {
+    pub(crate) fn check_size(&self, record: &Record) -> Result<(), SessionError> {
+        let (size, limit) = (record.weight(), self.max_size);
+        if size > limit { Err(SessionError::TooLarge { size, limit }) } else { Ok(()) }
+    }
 }
 
 /// Where the writers of one session in this process line up once they have met: each that tries again beats the others', so all

@@ -107,7 +107,7 @@ where
                     return Poll::Ready(response.map(|response| {
                         let response = match saved {
                             Ok(()) => response,
-                            Err(error) => exchange.reject(exchange.session.unsaved(&error)),
+                            Err(error) => exchange.reject(exchange.session.complete(error.into())),
                         };
                         respond::finish(response, &exchange.session)
                     }));

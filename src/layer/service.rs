@@ -65,7 +65,7 @@ where
         let presented = exchange.session.presented();
         let look_up_first = match (policy.lookup, presented) {
             (_, Presented::Disagreement) => {
-                return ResponseFuture::rejected(exchange.session.disagreement(), exchange);
+                return ResponseFuture::rejected(exchange.session.unauthenticated(), exchange);
             }
             (Lookup::Lazy, _) | (Lookup::Eager, Presented::Nothing) => false,
             (Lookup::Eager | Lookup::Required, _) => true,

@@ -60,22 +60,15 @@ impl SessionError {
     }
 }
 
-impl SessionError {
-    /// What to answer; the layer adds what only it knows.
-    pub(crate) fn rejection(&self) -> Rejection {
-        let reason = match self {
-            Self::Ended => Reason::InvalidToken,
+/// What to answer; the layer adds what only it knows. With it, `?` works in a handler whose error is a [`Rejection`].
+impl From<SessionError> for Rejection {
+    fn from(error: SessionError) -> Self {
+        let reason = match error {
+            SessionError::Ended => Reason::InvalidToken,
             error if error.is_unavailable() => Reason::Unavailable,
             _ => Reason::Internal,
         };
-        Rejection::new(reason, None)
-    }
-}
-
-/// What to answer: with it, `?` works in a handler whose error is a [`Rejection`].
-impl From<SessionError> for Rejection {
-    fn from(error: SessionError) -> Self {
-        error.rejection()
+        Self::new(reason, None)
     }
 }
 

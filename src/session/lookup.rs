@@ -12,8 +12,8 @@ use crate::{
 };
 
 impl Inner {
-    /// The tokens that are still to be looked up.
-    pub(super) fn unread(&self) -> Option<&Candidates> {
+    /// The tokens that are still to be looked up. Without a token there is no session, and that is known now.
+    pub(super) fn to_look_up(&self) -> Option<&Candidates> {
         let mut state = self.state();
         match (&state.known, &self.presented) {
             (Known::Unread | Known::Unavailable, Presented::Tokens(_, candidates)) => Some(candidates),

@@ -84,7 +84,7 @@ impl Session {
     /// A [`Rejection`], which is a ready answer, when there is no live session and the [`Policy`] demands one, and when the
     /// store does not answer and the policy says to reject that.
     pub async fn load(&self) -> Result<(), Rejection> {
-        if let Some(candidates) = self.inner.unread() {
+        if let Some(candidates) = self.inner.to_look_up() {
             let found = self.inner.look_up(candidates).await;
             // Another clone may have been faster, and the session may have changed since.
             let mut state = self.inner.state();
@@ -368,7 +368,7 @@ impl Session {
     pub async fn require_user(&self) -> Result<Arc<str>, Rejection> {
         let required = self.with_policy(self.policy.require());
         required.load().await?;
-        required.user()?.ok_or_else(|| self.missing())
+        required.user()?.ok_or_else(|| self.unauthenticated())
     }
 
     /// The id of the stored session: for logs, and for users to tell their sessions apart. `None` until it is stored.
@@ -515,13 +515,14 @@ impl Session {
             Known::Unread => Ok(()),
             Known::Unavailable if self.policy.rejects_outage() => Err(self.unavailable()),
             Known::Absent | Known::Ended if self.policy.rejects_missing() && !state.changes.create() => {
-                Err(self.missing())
+                Err(self.unauthenticated())
             }
             _ => Ok(()),
         }
     }
 
-    fn missing(&self) -> Rejection {
+    /// The answer to what the request brought, where that is not enough.
+    pub(crate) fn unauthenticated(&self) -> Rejection {
         let (reason, error) = match &self.inner.presented {
             Presented::Nothing => (Reason::NoCredential, None),
             Presented::Malformed => (Reason::MalformedCredential, Some("invalid_request")),
@@ -552,21 +553,11 @@ impl Session {
         Arc::ptr_eq(&self.inner.shared, shared)
     }
 
-    /// The answer to a request whose credentials disagree.
-    pub(crate) fn disagreement(&self) -> Rejection {
-        self.missing()
-    }
-
-    /// The answer when what must be saved cannot be.
-    pub(crate) fn unsaved(&self, error: &SessionError) -> Rejection {
-        self.complete(error.rejection())
-    }
-
     /// What an error does not know of the request it answers.
     pub(crate) fn complete(&self, rejection: Rejection) -> Rejection {
         match rejection.reason() {
             Reason::Unavailable => rejection.or(self.unavailable()),
-            Reason::InvalidToken => rejection.or(self.missing()),
+            Reason::InvalidToken => rejection.or(self.unauthenticated()),
             _ => rejection,
         }
     }

@@ -141,29 +141,27 @@ impl State {
             Known::Live(live) => live,
         };
         let (id, expected) = (live.id, live.record.version());
-        // Without a response, what was changed is kept, under the token that the client has.
-        let rotates = self.fate == Fate::Rotate && (delivery != Delivery::None || self.changes.login.is_some());
-        match self.fate {
-            Fate::Keep | Fate::Rotate if !rotates && self.changes.is_empty() => Ok(None),
-            Fate::Keep | Fate::Rotate if !rotates => {
-                let record = self.record(Some(&live.record), shared, now)?;
-                let ttl = record.full_ttl(now);
-                let over = ttl.is_zero();
-                Ok(Some(if over { Write::Destroy { id } } else { Write::Update { id, expected, record, ttl } }))
-            }
-            Fate::Keep | Fate::Rotate => {
-                let record = self.record(Some(&live.record), shared, now)?;
-                if record.full_ttl(now).is_zero() {
-                    return Ok(Some(Write::Destroy { id }));
-                }
-                Ok(Some(Write::Replace { old: id, expected, new: self.minted(Some(id), record, now, delivery)? }))
-            }
-            // The session ends, even if no other can begin: then that fails afterwards.
-            Fate::Destroy => Ok(Some(match self.successor(shared, now, delivery) {
+        if self.fate == Fate::Destroy {
+            // It ends, even if no other can begin: then that fails afterwards.
+            return Ok(Some(match self.successor(shared, now, delivery) {
                 Some(new) => Write::Replace { old: id, expected, new },
                 None => Write::Destroy { id },
-            })),
+            }));
         }
+        // Without a response, what was changed is kept, under the token that the client has.
+        let rotates = self.fate == Fate::Rotate && (delivery != Delivery::None || self.changes.login.is_some());
+        if !rotates && self.changes.is_empty() {
+            return Ok(None);
+        }
+        let record = self.record(Some(&live.record), shared, now)?;
+        let ttl = record.full_ttl(now);
+        Ok(Some(if ttl.is_zero() {
+            Write::Destroy { id } // its time is over
+        } else if rotates {
+            Write::Replace { old: id, expected, new: self.minted(Some(id), record, now, delivery)? }
+        } else {
+            Write::Update { id, expected, record, ttl }
+        }))
     }
 
     /// The session that begins where this one was destroyed.
@@ -184,10 +182,7 @@ impl State {
             None => Record::new(now, &shared.lifetime, Version::first()?),
         };
         self.changes.apply(&mut record, now);
-        let size = record.weight();
-        if size > shared.max_size {
-            return Err(SessionError::TooLarge { size, limit: shared.max_size });
-        }
+        shared.check_size(&record)?;
         Ok(Arc::new(record))
     }
 

@@ -118,8 +118,7 @@ impl RedisConfig {
         }
         let host = match host {
             Some(host) if !is_host(&host.value) => return Err(host.wrong(Problem::Host)),
-            // An IPv6 address as URLs write it.
-            Some(host) => host.value.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            Some(host) => unbracketed(&host.value).to_owned(),
             None => "127.0.0.1".into(),
         };
         let port = port.map(|port| port.number(1..=65_535, Problem::Port)).transpose()?.unwrap_or(6379);
@@ -260,11 +259,16 @@ impl Var {
 
 /// A name, or an address: IPv6 with or without brackets.
 fn is_host(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let address = unbracketed(host);
     if address.contains(':') {
         return address.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
     }
     !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'))
+}
+
+/// An IPv6 address as sockets take it, of one as URLs write it.
+fn unbracketed(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// What is wrong with the configuration of Redis. It names the variable, and never shows its value.
