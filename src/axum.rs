@@ -42,7 +42,7 @@ impl IntoResponse for Rejection {
     }
 }
 
-/// A [`Rejection`]: 503 when the store is the cause, 401 when the session has ended, else 500.
+/// A [`Rejection`]: 503 when the store is the cause, 401 when the session has ended, 429 when there are too many, else 500.
 impl IntoResponse for SessionError {
     fn into_response(self) -> Response {
         IntoResponse::into_response(Rejection::from(self))

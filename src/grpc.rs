@@ -37,7 +37,8 @@ impl From<Rejection> for Status {
     }
 }
 
-/// `UNAVAILABLE` when the store is the cause, `UNAUTHENTICATED` when the session has ended, else `INTERNAL`.
+/// `UNAVAILABLE` when the store is the cause, `UNAUTHENTICATED` when the session has ended, `RESOURCE_EXHAUSTED` when there are
+/// too many, else `INTERNAL`.
 impl From<SessionError> for Status {
     fn from(error: SessionError) -> Self {
         Rejection::from(error).into()

@@ -57,10 +57,15 @@
 #[cfg(feature = "axum")]
 pub mod axum;
 mod credential;
+mod ended;
+mod event;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+mod key;
 mod layer;
 mod lifetime;
+mod limits;
+mod metadata;
 mod observe;
 mod record;
 mod session;
@@ -72,14 +77,20 @@ mod token;
 
 pub use crate::{
     credential::{Bearer, InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
+    ended::{EndReason, Ended},
+    event::{Event, Events, Happened, Missed},
+    key::{AsKey, Key, KeyOf},
     layer::{
         EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
         SessionService,
     },
     lifetime::{InvalidLifetime, Lifetime},
+    limits::{Limits, WhenFull},
+    metadata::{ClientInfo, ForwardedHeader, InvalidProxy, Metadata, PeerAddr},
     observe::Stats,
-    session::{Session, SessionError},
-    sessions::Sessions,
+    session::{Session, SessionError, Typed},
+    sessions::{Consumed, NewSession, Scan, SessionInfo, Sessions},
+    shared::OnCorrupt,
     store::MemoryStore,
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},

@@ -8,6 +8,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// No session lives longer.
+pub(crate) const LONGEST: Duration = Duration::from_secs(3653 * DAY.as_secs());
+
 /// How long a session lives: two timeouts, always both.
 ///
 /// * the **idle timeout** ends a session that nobody uses; activity moves it;
@@ -48,7 +51,7 @@ impl Lifetime {
         if idle > absolute {
             return Err(InvalidLifetime::IdleBeyondAbsolute);
         }
-        if absolute > 3653 * DAY {
+        if absolute > LONGEST {
             return Err(InvalidLifetime::TooLong);
         }
         Ok(Self { idle, absolute, touch: None, persistent: false })

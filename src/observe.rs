@@ -6,37 +6,72 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use crate::{ended::EndReason, event::Happened};
+
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    conflicts: AtomicU64,
-    ended_meanwhile: AtomicU64,
-    unsaved: AtomicU64,
-    outages: AtomicU64,
+    pub(crate) conflicts: Counter,
+    pub(crate) overwrites: Counter,
+    pub(crate) ended_meanwhile: Counter,
+    pub(crate) unsaved: Counter,
+    pub(crate) outages: Counter,
+    pub(crate) corrupt: Counter,
+    pub(crate) created: Counter,
+    pub(crate) logins: Counter,
+    pub(crate) rotations: Counter,
+    pub(crate) ended: Counter,
+    pub(crate) evictions: Counter,
+    pub(crate) reused_tokens: Counter,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn count(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, times: u64) {
+        self.0.fetch_add(times, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Counters {
-    pub(crate) fn conflict(&self) {
-        self.conflicts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn ended_meanwhile(&self) {
-        self.ended_meanwhile.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn unsaved(&self) {
-        self.unsaved.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn outage(&self) {
-        self.outages.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn happened(&self, what: Happened) {
+        match what {
+            Happened::Created => self.created.count(),
+            Happened::LoggedIn => self.logins.count(),
+            Happened::Rotated => self.rotations.count(),
+            Happened::Ended(reason) => {
+                self.ended.count();
+                match reason {
+                    EndReason::Evicted => self.evictions.count(),
+                    EndReason::TokenReused => self.reused_tokens.count(),
+                    _ => {}
+                }
+            }
+        }
     }
 
     pub(crate) fn stats(&self) -> Stats {
         Stats {
-            conflicts: self.conflicts.load(Ordering::Relaxed),
-            ended_meanwhile: self.ended_meanwhile.load(Ordering::Relaxed),
-            unsaved: self.unsaved.load(Ordering::Relaxed),
-            outages: self.outages.load(Ordering::Relaxed),
+            conflicts: self.conflicts.get(),
+            overwrites: self.overwrites.get(),
+            ended_meanwhile: self.ended_meanwhile.get(),
+            unsaved: self.unsaved.get(),
+            outages: self.outages.get(),
+            corrupt: self.corrupt.get(),
+            created: self.created.get(),
+            logins: self.logins.get(),
+            rotations: self.rotations.get(),
+            ended: self.ended.get(),
+            evictions: self.evictions.get(),
+            reused_tokens: self.reused_tokens.get(),
         }
     }
 }
@@ -53,6 +88,9 @@ impl Counters {
 pub struct Stats {
     /// Saves that met another request's save and were merged with it.
     pub conflicts: u64,
+    /// Values that two requests changed at once, where the later save won because no
+    /// [merge](crate::SessionLayer::merge) was set for them.
+    pub overwrites: u64,
     /// Saves that found their session ended by somebody else, and were given up.
     pub ended_meanwhile: u64,
     /// Sessions dropped with changes that were never saved: the request was cancelled, or the change came after the
@@ -60,6 +98,20 @@ pub struct Stats {
     pub unsaved: u64,
     /// Look-ups and saves that the store did not answer.
     pub outages: u64,
+    /// Look-ups that found a record which cannot be read.
+    pub corrupt: u64,
+    /// Sessions created.
+    pub created: u64,
+    /// Logins.
+    pub logins: u64,
+    /// Sessions that were given another token, apart from logins.
+    pub rotations: u64,
+    /// Sessions ended by this process, for whatever reason.
+    pub ended: u64,
+    /// Of these, the ones that made room for another.
+    pub evictions: u64,
+    /// Of these, the ones of which somebody has a copy of an old token.
+    pub reused_tokens: u64,
 }
 
 /// An error with its causes, in one line.

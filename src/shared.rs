@@ -1,12 +1,26 @@
 //! What all sessions of a layer have in common.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
 use crate::{
-    credential::Credentials, lifetime::Lifetime, observe::Counters, record::Record, session::SessionError,
-    store::SessionStore, time::Clock, token::SessionId,
+    credential::Credentials,
+    event::{self, Event, Happened},
+    lifetime::Lifetime,
+    limits::Limits,
+    metadata::ClientInfo,
+    observe::{Causes, Counters},
+    record::{Json, Record},
+    session::SessionError,
+    store::SessionStore,
+    time::Clock,
+    token::SessionId,
 };
 
 #[derive(Clone)]
@@ -14,16 +28,84 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) credentials: Credentials,
     pub(crate) lifetime: Lifetime,
+    pub(crate) rotation: Rotation,
+    pub(crate) limits: Arc<dyn Fn(&str) -> Limits + Send + Sync>,
+    pub(crate) merges: HashMap<Arc<str>, Merge>,
+    pub(crate) client_info: Option<ClientInfo>,
+    pub(crate) on_corrupt: OnCorrupt,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) max_size: usize,
     pub(crate) counters: Arc<Counters>,
     pub(crate) queues: Arc<Queues>,
+    pub(crate) announcer: Announcer,
+}
+
+/// Makes one value of what two requests made of it: from what it was, what is to be saved, and what was saved first.
+pub(crate) type Merge = Arc<dyn Fn(Option<&Json>, Option<&Json>, Option<&Json>) -> Option<Json> + Send + Sync>;
+
+/// When tokens are changed for others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rotation {
+    pub(crate) every: Option<Duration>,
+    pub(crate) grace: Duration,
+}
+
+/// What to do with a session whose record cannot be read: it is damaged, or of a format that this version of the crate
+/// does not know.
+///
+/// Either is counted: [`Stats::corrupt`](crate::Stats::corrupt).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnCorrupt {
+    /// Treat it as an [outage](crate::OnOutage): 503. The record stays as it is, for whoever can read it: while versions change, an
+    /// instance that is older must not end the sessions of one that is newer.
+    #[default]
+    Outage,
+    /// End the session. Its user has to log in again.
+    Reset,
 }
 
 impl Shared {
     pub(crate) fn check_size(&self, record: &Record) -> Result<(), SessionError> {
         let (size, limit) = (record.weight(), self.max_size);
         if size > limit { Err(SessionError::TooLarge { size, limit }) } else { Ok(()) }
+    }
+
+    pub(crate) fn limits_of(&self, user: Option<&str>) -> Limits {
+        user.map_or(Limits::none(), |user| (self.limits)(user))
+    }
+
+    /// Counts and tells what happened. What cannot be told to other processes is logged: it has happened all the same.
+    pub(crate) async fn announce(&self, session: SessionId, user: Option<Arc<str>>, happened: Happened) {
+        self.counters.happened(happened);
+        let Announcer { origin, here } = &self.announcer;
+        let event = Event::new(session, user, happened, *origin);
+        tracing::debug!(%session, user = event.user(), ?happened, "session event");
+        if let Err(error) = self.store.publish(&event).await {
+            tracing::warn!(%session, ?happened, error = %Causes(&error), "session event not published");
+        }
+        if let Some(here) = here.get() {
+            let _ = here.send(event); // perhaps nobody listens any more
+        }
+    }
+}
+
+/// Tells subscribers what happened.
+#[derive(Clone)]
+pub(crate) struct Announcer {
+    pub(crate) origin: u64,
+    /// Made when the first one subscribes.
+    here: Arc<OnceLock<broadcast::Sender<Event>>>,
+}
+
+impl Announcer {
+    pub(crate) fn new() -> Self {
+        // Without random numbers, an instance may take another's events for its own.
+        Self { origin: getrandom::u64().unwrap_or_default(), here: Arc::default() }
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.here.get_or_init(|| broadcast::Sender::new(event::CAPACITY)).subscribe()
     }
 }
 

@@ -1,14 +1,21 @@
 //! The token a client holds, and the session id everybody else sees.
 //!
 //! ```text
-//! token   AAAAAAAAAAAA SSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSS     56 characters
+//! token   AAAAAAAAAAAA SSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSS                    56 characters
 //!         slot tag (12) secret (44 = 264 random bits)
-//! id      AAAAAAAAAAAA HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH                 44 characters
-//!         slot tag (12) hash of the whole token (32 = 192 bits)
+//! rotated AAAAAAAAAAAA SSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSS PPPPPPPPPPPPPPPP   72 characters
+//!                                                                   proof (16 = 96 bits)
+//! id      AAAAAAAAAAAA HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH                                44 characters
+//!         slot tag (12) hash of slot tag and secret (32 = 192 bits)
 //! ```
 //!
+//! A session keeps its secret for life, and with it its id. What changes when it rotates is the proof: a hash of the secret and of
+//! a random number that only the record holds. So whoever has any token of a session names the same record, the record tells which
+//! token is the current one, and a token that was current once is recognised however long ago that was. Nobody can make the
+//! next token from the one before.
+//!
 //! Every part is a multiple of three bytes, so base64url needs no padding, leaves no spare bits, and a text has exactly
-//! one meaning. A token and an id differ in length: an id can never be parsed as a token.
+//! one meaning. Tokens and ids differ in length: an id can never be parsed as a token.
 
 use std::{fmt, str::FromStr};
 
@@ -16,17 +23,20 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Characters of a token.
+/// Characters of a token, and of one that was rotated.
 pub(crate) const TOKEN_LEN: usize = 56;
+pub(crate) const ROTATED_LEN: usize = TOKEN_LEN + PROOF_LEN;
+const PROOF_LEN: usize = 16;
 const TAG_LEN: usize = 12;
 const HASH_LEN: usize = 24;
 const ID_LEN: usize = TAG_LEN + HASH_LEN / 3 * 4;
 
-/// Keys of the two hashes; they keep an id from ever being equal to a tag, or to anybody else's BLAKE3 of a token.
+/// Keys of the hashes; they keep an id from ever being equal to a tag, or to anybody else's BLAKE3 of a token.
 const ID_KEY: &[u8; 32] = b"tower-keep v1, session id, token";
 const TAG_KEY: &[u8; 32] = b"tower-keep v1 slot tag of a user";
+const PROOF_KEY: &[u8; 32] = b"tower-keep v1 proof of a rotated";
 
-fn is_base64url<const N: usize>(bytes: &[u8; N]) -> bool {
+fn is_base64url(bytes: &[u8]) -> bool {
     // Neither early exit nor branches: the compiler looks at many bytes at once.
     bytes.iter().fold(true, |ok, &byte| {
         let letter = (byte | 0x20).wrapping_sub(b'a') < 26;
@@ -43,7 +53,7 @@ fn is_base64url<const N: usize>(bytes: &[u8; N]) -> bool {
 /// ```
 /// use tower_keep::Token;
 ///
-/// // Strict: 56 characters of the base64url alphabet, nothing else.
+/// // Strict: 56 or 72 characters of the base64url alphabet, nothing else.
 /// assert!(Token::parse("short").is_err());
 /// let token = Token::parse(&"a".repeat(56))?;
 /// assert_eq!(format!("{token:?}"), "Token(redacted)");
@@ -51,25 +61,39 @@ fn is_base64url<const N: usize>(bytes: &[u8; N]) -> bool {
 /// # Ok::<(), tower_keep::InvalidToken>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token([u8; TOKEN_LEN]);
+pub struct Token {
+    text: [u8; ROTATED_LEN],
+    rotated: bool,
+}
 
 impl Token {
     /// Reads a token from what a client sent.
     ///
     /// # Errors
-    /// [`InvalidToken`] unless the text is exactly 56 characters of the base64url alphabet. A text that passes may still
-    /// be unknown to the store.
+    /// [`InvalidToken`] unless the text is exactly 56 characters of the base64url alphabet, or 72 for a token that was rotated. A
+    /// text that passes may still be unknown to the store.
     pub fn parse(text: impl AsRef<[u8]>) -> Result<Self, InvalidToken> {
-        let text: [u8; TOKEN_LEN] = text.as_ref().try_into().map_err(|_| InvalidToken)?;
-        if is_base64url(&text) { Ok(Self(text)) } else { Err(InvalidToken) }
+        let given = text.as_ref();
+        let rotated = match given.len() {
+            TOKEN_LEN => false,
+            ROTATED_LEN => true,
+            _ => return Err(InvalidToken),
+        };
+        if !is_base64url(given) {
+            return Err(InvalidToken);
+        }
+        let mut token = Self { text: [0; ROTATED_LEN], rotated };
+        token.text[..given.len()].copy_from_slice(given);
+        Ok(token)
     }
 
     /// The secret itself, to be handed to the client that owns it and to nobody else.
     pub fn expose(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or_default()
+        let len = if self.rotated { ROTATED_LEN } else { TOKEN_LEN };
+        std::str::from_utf8(&self.text[..len]).unwrap_or_default()
     }
 
-    /// The id of the session that this token opens.
+    /// The id of the session that this token opens, if it is the session's current one.
     ///
     /// ```
     /// use tower_keep::Token;
@@ -81,9 +105,9 @@ impl Token {
     /// # Ok::<(), tower_keep::InvalidToken>(())
     /// ```
     pub fn id(&self) -> SessionId {
-        let digest = blake3::keyed_hash(ID_KEY, &self.0);
+        let digest = blake3::keyed_hash(ID_KEY, &self.text[..TOKEN_LEN]);
         let mut id = SessionId { tag: Tag([0; TAG_LEN]), hash: [0; HASH_LEN] };
-        id.tag.0.copy_from_slice(&self.0[..TAG_LEN]);
+        id.tag.0.copy_from_slice(&self.text[..TAG_LEN]);
         id.hash.copy_from_slice(&digest.as_bytes()[..HASH_LEN]);
         id
     }
@@ -92,19 +116,65 @@ impl Token {
     pub(crate) fn mint(tag: Option<Tag>) -> Result<Self, getrandom::Error> {
         let mut random = [0; TOKEN_LEN / 4 * 3];
         getrandom::fill(&mut random)?;
-        let mut token = Self([0; TOKEN_LEN]);
-        encode(&random, &mut token.0);
+        let mut token = Self { text: [0; ROTATED_LEN], rotated: false };
+        encode(&random, &mut token.text[..TOKEN_LEN]);
         random.zeroize();
         if let Some(tag) = tag {
-            token.0[..TAG_LEN].copy_from_slice(&tag.0);
+            token.text[..TAG_LEN].copy_from_slice(&tag.0);
         }
         Ok(token)
+    }
+
+    /// The token of the same session for this generation; `None` is the one it began with.
+    pub(crate) fn of_generation(&self, generation: Option<Generation>) -> Self {
+        let mut token = self.clone();
+        token.rotated = generation.is_some();
+        token.text[TOKEN_LEN..].fill(0);
+        if let Some(Generation(nonce)) = generation {
+            let mut hasher = blake3::Hasher::new_keyed(PROOF_KEY);
+            hasher.update(&self.text[..TOKEN_LEN]).update(&nonce);
+            encode(&hasher.finalize().as_bytes()[..PROOF_LEN / 4 * 3], &mut token.text[TOKEN_LEN..]);
+        }
+        token
+    }
+
+    /// Whether it is the token of this generation, in a time that does not tell how much of it was right.
+    pub(crate) fn is_of(&self, generation: Option<Generation>) -> bool {
+        match generation {
+            None => !self.rotated,
+            Some(_) => {
+                let right = self.of_generation(generation);
+                let differences = self.text.iter().zip(&right.text).fold(0, |sum, (one, other)| sum | (one ^ other));
+                self.rotated && differences == 0
+            }
+        }
+    }
+}
+
+/// What tells one token of a session from the next: a random number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Generation([u8; PROOF_LEN / 4 * 3]);
+
+impl Generation {
+    pub(crate) fn new() -> Result<Self, getrandom::Error> {
+        let mut nonce = [0; PROOF_LEN / 4 * 3];
+        getrandom::fill(&mut nonce)?;
+        Ok(Self(nonce))
+    }
+
+    pub(crate) fn text(self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        let mut nonce = [0; PROOF_LEN / 4 * 3];
+        (text.len() == PROOF_LEN && URL_SAFE_NO_PAD.decode_slice(text, &mut nonce).is_ok()).then_some(Self(nonce))
     }
 }
 
 impl Drop for Token {
     fn drop(&mut self) {
-        self.0.zeroize();
+        self.text.zeroize();
     }
 }
 
@@ -142,7 +212,7 @@ impl std::error::Error for InvalidToken {}
 ///
 /// Random for an anonymous session, derived from the user after a login. A store that spreads its keys over several
 /// machines keeps one tag on one machine (in Redis Cluster it is the hash tag).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Tag([u8; TAG_LEN]);
 
 impl Tag {
@@ -151,6 +221,15 @@ impl Tag {
         let mut tag = Self([0; TAG_LEN]);
         encode(&digest.as_bytes()[..TAG_LEN / 4 * 3], &mut tag.0);
         tag
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// For choosing a shard.
+    pub(crate) fn spread(&self) -> u64 {
+        self.0.iter().fold(0, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()))
     }
 }
 
@@ -177,7 +256,18 @@ impl SessionId {
     ///
     /// A distributed store keeps what shares a tag in one place.
     pub fn slot_tag(&self) -> &str {
-        std::str::from_utf8(&self.tag.0).unwrap_or_default()
+        self.tag.as_str()
+    }
+
+    /// The slot tag of the sessions of `user`.
+    ///
+    /// ```
+    /// use tower_keep::SessionId;
+    ///
+    /// assert_eq!(SessionId::slot_tag_of("ana").len(), 12);
+    /// ```
+    pub fn slot_tag_of(user: &str) -> String {
+        Tag::of_user(user).as_str().to_owned()
     }
 
     pub(crate) fn tag(&self) -> Tag {

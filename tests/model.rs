@@ -385,6 +385,8 @@ impl<'a> World<'a> {
             }
         };
         let layer = SessionLayer::new(store.clone()).cookie(SessionCookie::development()).clock(clock.clone());
+        // What was rotated away is a copy in the wrong hands at once.
+        let layer = layer.rotation_grace(Duration::ZERO);
         let app = App::start(layer).await;
         let clients = [app.client(), app.client()];
         Self { place, memory, store, clock, app, clients, alive: HashMap::new(), dead: Vec::new(), expired: 0 }
@@ -423,9 +425,14 @@ impl<'a> World<'a> {
     async fn request(&mut self, client: usize, steps: &[Step]) {
         let client = &self.clients[client];
         let presented = client.cookie(COOKIE);
-        let stored = presented.as_ref().and_then(|token| self.alive.get(token)).cloned();
         // A request that asks nothing of its session does nothing to it.
         let unused = steps.iter().all(|step| matches!(step, Step::Status(_)));
+        // A token that was rotated away is in the wrong hands: what it is of ends.
+        if let Some(copy) = presented.as_ref().filter(|token| !unused && !self.alive.contains_key(*token)) {
+            let ended = self.alive.extract_if(|token, _| of_one_session(token, copy)).map(|(token, _)| token);
+            self.dead.extend(ended);
+        }
+        let stored = presented.as_ref().and_then(|token| self.alive.get(token)).cloned();
         let before = stored.clone();
         let mut model = Model::begin(self.now(), presented.is_some(), stored);
         if unused {
@@ -514,7 +521,7 @@ impl<'a> World<'a> {
     async fn check_store(&self) {
         for (token, stored) in &self.alive {
             let id = Token::parse(token).unwrap().id();
-            let loaded = self.store.load(&id).await.unwrap().expect("a live session");
+            let loaded = self.store.load(&id).await.unwrap().live().expect("a live session");
             let record: Value = serde_json::from_slice(&loaded.record.encode()).unwrap();
             assert_eq!(record["data"], json!(stored.values));
             assert_eq!(loaded.record.user(), stored.user.as_deref());
@@ -525,16 +532,16 @@ impl<'a> World<'a> {
                 Place::Redis(_) => assert!(left <= expected && left + MINUTE > expected, "{left}, {expected}"),
             }
         }
-        for token in &self.dead {
+        for token in self.dead.iter().filter(|dead| !self.alive.keys().any(|token| of_one_session(token, dead))) {
             let id = Token::parse(token).unwrap().id();
-            assert!(self.store.load(&id).await.unwrap().is_none(), "a dead session is back");
+            assert!(self.store.load(&id).await.unwrap().live().is_none(), "a dead session is back");
         }
         match self.place {
             Place::Memory => {
                 let (len, alive) = (self.memory.len(), self.alive.len());
                 assert!(len >= alive && len <= alive + self.expired, "{len} held, {alive} alive");
             }
-            Place::Redis(server) => assert_eq!(server.keys().await.len(), self.alive.len()),
+            Place::Redis(server) => assert_eq!(server.sessions().await.len(), self.alive.len()),
         }
     }
 
@@ -549,6 +556,11 @@ impl<'a> World<'a> {
             assert!(given != *token && !self.alive.contains_key(&given));
         }
     }
+}
+
+/// Whether one is what the other was rotated to.
+fn of_one_session(one: &str, other: &str) -> bool {
+    one[..56] == other[..56]
 }
 
 /// The step as the service reads it.

@@ -123,15 +123,21 @@ async fn writing_costs_one_load_and_one_update() {
 }
 
 #[tokio::test]
-async fn beginning_ending_and_rotating_cost_one_call_each() {
+async fn beginning_ending_and_rotating_cost_one_call_each_and_a_login_that_carries_something_on_two() {
     let (app, store, _) = logged_in(|layer| layer).await;
     let client = app.client();
     client.perform(json!([["insert", "k", 1], ["insert", "l", 2]])).await;
     assert_eq!(store.calls(), ["create"]);
     client.perform(json!([["login", "ana"], ["insert", "k", 2]])).await;
-    assert_eq!(store.calls(), ["load", "rotate"]);
+    assert_eq!(store.calls(), ["load", "create", "end"]);
+    client.one(json!(["get", "k"])).await;
+    assert_eq!(store.calls(), ["load", "load", "update"], "whether the one before has ended is asked once");
+    client.perform(json!([["rotate"], ["insert", "k", 3]])).await;
+    assert_eq!(store.calls(), ["load", "update"]);
     client.perform(json!([["insert", "k", 3], ["logout"]])).await;
-    assert_eq!(store.calls(), ["load", "destroy"]);
+    assert_eq!(store.calls(), ["load", "end"]);
+    client.perform(json!([["login", "ana"]])).await;
+    assert_eq!(store.calls(), ["create"]);
 }
 
 #[tokio::test]
@@ -549,9 +555,9 @@ async fn what_is_not_saved_is_not_answered() {
     for (operation, change) in [
         ("create", json!(["insert", "k", 2])),
         ("update", json!(["insert", "k", 2])),
-        ("rotate", json!(["login", "bob"])),
-        ("rotate", json!(["rotate"])),
-        ("destroy", json!(["logout"])),
+        ("end", json!(["login", "bob"])),
+        ("update", json!(["rotate"])),
+        ("end", json!(["logout"])),
     ] {
         let (app, store, client) = logged_in(|layer| layer).await;
         let client = if operation == "create" { app.client() } else { client };

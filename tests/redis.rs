@@ -57,7 +57,7 @@ async fn service(server: &RedisServer) -> (App, Client) {
 }
 
 async fn only_key(server: &RedisServer) -> String {
-    let keys = server.keys().await;
+    let keys = server.sessions().await;
     assert_eq!(keys.len(), 1, "{keys:?}");
     keys.into_iter().next().unwrap()
 }
@@ -88,7 +88,7 @@ mod keys {
         let (_app, client) = service(&server).await;
         client.perform(json!([["insert", "cart", ["tea", 2]], ["login", "ana"]])).await;
         let value: Value = serde_json::from_str(&server.get(&only_key(&server).await).await).unwrap();
-        assert_eq!(value["v"], 1);
+        assert_eq!(value["v"], 2);
         assert_eq!(value["user"], "ana");
         assert_eq!(value["data"], json!({"cart": ["tea", 2]}));
     }
@@ -117,7 +117,7 @@ mod keys {
         for user in ["ana", "ana", "ben"] {
             app.client().one(json!(["login", user])).await;
         }
-        let keys = server.keys().await;
+        let keys = server.sessions().await;
         let mut tags: Vec<_> = keys.iter().map(|key| key.split(['{', '}']).nth(1).unwrap()).collect();
         tags.sort_unstable();
         tags.dedup();
@@ -151,7 +151,7 @@ mod keys {
         ];
         for (count, flow) in (1..).zip(flows) {
             app.client().perform(flow.clone()).await;
-            assert_eq!(server.keys().await.len(), count, "{flow}");
+            assert_eq!(server.sessions().await.len(), count, "{flow}");
         }
         for key in server.keys().await {
             assert!(server.pttl(&key).await > 0, "{key}");
@@ -211,22 +211,29 @@ mod cost {
         let server = RedisServer::start().await;
         let app = app(&server).await;
         let client = app.client();
+        // Redis has all the scripts.
         client.perform(json!([["insert", "k", 0]])).await;
-        client.perform(json!([["insert", "k", 1], ["rotate"]])).await;
-        client.perform(json!([["insert", "k", 2]])).await; // Redis has both scripts
+        client.perform(json!([["login", "ana"], ["save"], ["insert", "k", 1]])).await;
+        client.perform(json!([["logout"], ["insert", "k", 0]])).await;
         let mut monitor = server.monitor().await;
 
-        let flow: [(Value, &[&str]); 10] = [
-            (json!([["get", "k"]]), &["GET", "PTTL"]),
-            (json!([["get", "k"], ["user"], ["id"], ["get", "other"]]), &["GET", "PTTL"]),
-            (json!([["insert", "k", 3]]), &["GET", "PTTL", "EVALSHA"]),
-            (json!([["insert", "k", 3]]), &["GET", "PTTL"]), // is so already
-            (json!([["remove", "other"]]), &["GET", "PTTL"]),
-            (json!([["insert", "a", 1], ["insert", "b", 2], ["remove", "k"]]), &["GET", "PTTL", "EVALSHA"]),
-            (json!([["rotate"], ["insert", "k", 4]]), &["GET", "PTTL", "EVALSHA"]),
-            (json!([["login", "ana"], ["insert", "k", 5]]), &["GET", "PTTL", "EVALSHA"]),
-            (json!([["login", "ben"]]), &["GET", "PTTL", "EVALSHA"]),
-            (json!([["logout"]]), &["GET", "PTTL", "UNLINK"]),
+        let load = ["GET", "PTTL", "GET"];
+        let [get, pttl, epoch] = load;
+        let (load_write, load_two_writes) = ([get, pttl, epoch, "EVALSHA"], [get, pttl, epoch, "EVALSHA", "EVALSHA"]);
+        let first_after_login = [get, pttl, epoch, get, pttl, epoch, "EVALSHA"];
+        let flow: [(Value, &[&str]); 12] = [
+            (json!([["get", "k"]]), &load),
+            (json!([["get", "k"], ["user"], ["id"], ["get", "other"]]), &load),
+            (json!([["insert", "k", 3]]), &load_write),
+            (json!([["insert", "k", 3]]), &load), // is so already
+            (json!([["remove", "other"]]), &load),
+            (json!([["insert", "a", 1], ["insert", "b", 2], ["remove", "k"]]), &load_write),
+            (json!([["rotate"], ["insert", "k", 4]]), &load_write),
+            (json!([["login", "ana"], ["insert", "k", 5]]), &load_two_writes),
+            (json!([["get", "k"]]), &first_after_login),
+            (json!([["login", "ana"]]), &load_write),
+            (json!([["insert", "k", 6]]), &load_write),
+            (json!([["logout"]]), &load_write),
         ];
         for (steps, expected) in flow {
             client.perform(steps.clone()).await;
@@ -234,6 +241,8 @@ mod cost {
         }
         // Without a credential there is nothing to look up.
         client.perform(json!([["insert", "k", 1], ["login", "ana"]])).await;
+        assert_eq!(commands(&mut monitor).await, ["EVALSHA"]);
+        app.client().perform(json!([["insert", "k", 1], ["insert", "l", 1]])).await;
         assert_eq!(commands(&mut monitor).await, ["SET"]);
         app.client().perform(json!([["get", "k"], ["remove", "k"], ["rotate"], ["logout"]])).await;
         assert!(commands(&mut monitor).await.is_empty());
@@ -275,7 +284,7 @@ mod cost {
         assert!(commands(&mut monitor).await.is_empty());
         client.set_cookie(COOKIE, &"a".repeat(56));
         assert_eq!(client.one(json!(["get", "k"])).await, json!(null));
-        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL"]);
+        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL", "GET", "ZSCORE"]);
     }
 
     #[tokio::test]
@@ -292,16 +301,16 @@ mod cost {
         server.command(&format!("PEXPIRE {key} {}", (28 * MINUTE).as_millis())).await;
         commands(&mut monitor).await;
         client.one(json!(["get", "k"])).await;
-        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL"]);
+        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL", "GET"]);
         // Four:
         server.command(&format!("PEXPIRE {key} {}", (26 * MINUTE).as_millis())).await;
         commands(&mut monitor).await;
         client.one(json!(["get", "k"])).await;
-        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL", "EVALSHA"]);
+        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL", "GET", "EVALSHA"]);
         assert_ttl(&server, &key, 30 * MINUTE).await;
         commands(&mut monitor).await;
         client.one(json!(["get", "k"])).await;
-        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL"]);
+        assert_eq!(commands(&mut monitor).await, ["GET", "PTTL", "GET"]);
         // Whatever the request does then.
         server.command(&format!("PEXPIRE {key} {}", (20 * MINUTE).as_millis())).await;
         client.one(json!(["insert", "k", 2])).await;
@@ -339,7 +348,7 @@ mod cost {
             requests.spawn(async move { client.one(json!(["insert", "k", i])).await });
         }
         requests.join_all().await;
-        assert_eq!(server.keys().await.len(), 20);
+        assert_eq!(server.sessions().await.len(), 20);
         let list = text(&server.command("CLIENT LIST").await);
         assert_eq!(list.lines().count(), 2, "{list}");
     }
@@ -353,7 +362,7 @@ mod cost {
             server.command("SCRIPT FLUSH").await;
             let mut monitor = server.monitor().await;
             client.perform(steps).await;
-            assert_eq!(commands(&mut monitor).await, ["GET", "PTTL", "EVALSHA", "EVAL"]);
+            assert_eq!(commands(&mut monitor).await, ["GET", "PTTL", "GET", "EVALSHA", "EVAL"]);
             assert_eq!(client.one(json!(["get", "k"])).await, key);
         }
         only_key(&server).await;
@@ -389,7 +398,7 @@ mod instances {
         assert_eq!(there.one(json!(["user"])).await, "ana");
         client.twin().one(json!(["logout"])).await;
         assert_eq!(there.one(json!(["user"])).await, json!(null));
-        assert_eq!(server.keys().await, [""; 0]);
+        assert_eq!(server.sessions().await, [""; 0]);
     }
 
     #[tokio::test]
@@ -439,12 +448,12 @@ mod instances {
             if late[0] != "logout" {
                 assert_eq!(reply.set_cookies(), [""; 0], "{late}");
             }
-            assert_eq!(server.keys().await, [""; 0], "{late}");
+            assert_eq!(server.sessions().await, [""; 0], "{late}");
         }
     }
 
     #[tokio::test]
-    async fn a_write_that_meets_a_rotation_on_the_other_brings_the_old_token_not_back() {
+    async fn a_write_that_meets_a_rotation_on_the_other_is_kept_and_brings_the_old_token_not_back() {
         let server = RedisServer::start().await;
         let (first, second, client) = two(&server).await;
         let there = client.at(&second.url());
@@ -456,7 +465,7 @@ mod instances {
         });
         assert_eq!((reply.status, reply.set_cookies()), (StatusCode::OK, vec![]));
         assert_eq!(client.one(json!(["user"])).await, json!(null));
-        assert_eq!(there.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
+        assert_eq!(there.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(2)]);
         only_key(&server).await;
     }
 
@@ -474,10 +483,10 @@ mod instances {
         };
         let (one, other, ()) = tokio::join!(client.post("/do", &rotate), there.post("/do", &rotate), both_read);
         assert_eq!((one.status, other.status), (StatusCode::OK, StatusCode::OK));
-        assert_eq!(one.set_cookies().len() + other.set_cookies().len(), 1);
+        assert_eq!((one.set_cookies().len(), other.set_cookies().len()), (1, 1));
         only_key(&server).await;
-        let winner = if one.set_cookies().is_empty() { &there } else { &client };
-        assert_eq!(winner.one(json!(["user"])).await, "ana");
+        assert_eq!(client.cookie(COOKIE), there.cookie(COOKIE));
+        assert_eq!(client.one(json!(["user"])).await, "ana");
     }
 
     #[tokio::test]
@@ -538,7 +547,8 @@ mod connecting {
     #[tokio::test]
     async fn as_a_user_who_may_do_only_what_sessions_need() {
         let server = RedisServer::start().await;
-        let rights = "~sess:* resetchannels -@all +get +pttl +set +pexpire +unlink +eval +evalsha";
+        let rights = "~sess:* resetchannels -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha \
+                      +zadd +zcount +zrange +zrem +zremrangebyscore +zscore";
         server.command(&format!("ACL SETUSER app on >app-password {rights}")).await;
         let port = server.port();
         let url = format!("redis://app:app-password@127.0.0.1:{port}/");
@@ -778,7 +788,8 @@ mod foreign_hands {
             assert_unavailable(&reply);
         }
         assert_eq!(server.command(&format!("DUMP {key}")).await, before);
-        only_key(server).await;
+        let sessions = server.sessions().await;
+        assert!(sessions.iter().all(|session| session == key), "{sessions:?}");
     }
 
     fn assert_unavailable(reply: &Reply) {
@@ -796,7 +807,7 @@ mod foreign_hands {
         let key = only_key(&server).await;
         let id: String = key.strip_prefix("sess:").unwrap().chars().filter(|c| !"{}:".contains(*c)).collect();
         let record = server.get(&key).await;
-        let of_tomorrow = record.replacen("{\"v\":1,", "{\"v\":2,", 1);
+        let of_tomorrow = record.replacen("{\"v\":2,", "{\"v\":9,", 1);
         let more_than_known = record.replacen(",\"data\"", ",\"novelty\":\"top-secret\",\"data\"", 1);
         assert_ne!(more_than_known, record);
         let contents = [
@@ -844,7 +855,9 @@ mod foreign_hands {
                     app.open("read");
                 });
                 assert_unavailable(&reply);
-                assert_eq!(server.keys().await, [&*key]);
+                let there = server.keys().await;
+                assert!(there.contains(&key), "{there:?}");
+                assert_eq!(client.post("/do", &json!([["user"]])).await.status, StatusCode::SERVICE_UNAVAILABLE);
                 server.command(&format!("DEL {key}")).await;
                 server.command(&format!("SET {key} {record} PX 60000")).await;
             }

@@ -102,9 +102,13 @@ async fn ana(layer: &SessionLayer) -> String {
 
 /// The token of a new anonymous session that holds `k = 1`.
 async fn anonymous(layer: &SessionLayer) -> String {
+    anonymous_with(layer, 1).await
+}
+
+async fn anonymous_with(layer: &SessionLayer, value: u32) -> String {
     given(
-        &call(layer, None, async |session: Session| {
-            session.insert("k", &1).unwrap();
+        &call(layer, None, move |session: Session| async move {
+            session.insert("k", &value).unwrap();
             ok()
         })
         .await
@@ -123,14 +127,14 @@ fn some(user: &str) -> Option<String> {
 #[tokio::test]
 async fn nothing_is_answered_before_it_is_saved() {
     let (_app, layer, store) = watched().await;
-    for operation in ["create", "update", "rotate", "destroy"] {
+    for (operation, rotates) in [("create", false), ("update", false), ("update", true), ("end", false)] {
         let token = ana(&layer).await;
         let token = (operation != "create").then_some(token.as_str());
         let hold = store.hold_next(operation);
         let mut answer = pin!(call(&layer, token, async |session: Session| {
             match operation {
-                "rotate" => session.rotate().unwrap(),
-                "destroy" => session.destroy().unwrap(),
+                "update" if rotates => session.rotate().unwrap(),
+                "end" => session.destroy().unwrap(),
                 _ => session.insert("k", &1).unwrap(),
             }
             ok()
@@ -142,7 +146,7 @@ async fn nothing_is_answered_before_it_is_saved() {
         }
         assert!(poll(answer.as_mut()).is_none(), "{operation}");
         hold.release();
-        assert_eq!(told(&answer.await.unwrap()).is_some(), operation != "update");
+        assert_eq!(told(&answer.await.unwrap()).is_some(), operation != "update" || rotates);
     }
 }
 
@@ -454,7 +458,7 @@ async fn a_cancelled_request_changes_nothing_and_is_counted() {
 async fn a_request_cancelled_while_it_is_saved_is_counted() {
     let (_app, layer, store) = watched().await;
     let token = anonymous(&layer).await;
-    let _hold = store.hold_next("rotate");
+    let _hold = store.hold_next("end");
     let mut answer = Box::pin(call(&layer, Some(&token), async |session: Session| {
         session.login("bob").unwrap();
         ok()
@@ -625,7 +629,7 @@ async fn a_session_that_begins_and_ends_in_one_request_is_never_told() {
     let client = app.client();
     let reply = steps(&client, json!([["insert", "k", 1], ["save"], ["destroy"]])).await;
     assert_eq!(reply.set_cookies(), NOTHING);
-    assert_eq!(store.calls(), ["create", "destroy"]);
+    assert_eq!(store.calls(), ["create", "end"]);
     assert_eq!(store.len(), 0);
     let reply = steps(&client, json!([["insert", "k", 1], ["destroy"]])).await;
     assert_eq!((reply.set_cookies(), store.calls()), (vec![], vec![]));
@@ -791,10 +795,15 @@ async fn a_failed_save_is_repeated_when_the_handler_returns() {
         assert_eq!(told(&response), None);
         assert_eq!(content(&layer, &token).await.1, Some(5), "applied: {applied}");
 
-        let response = after_failed_save(&layer, &store, Some(&token), ("rotate", applied), login_ana, nothing).await;
-        assert_eq!(content(&layer, &given(&response)).await, (some("ana"), Some(5)), "applied: {applied}");
-        assert_eq!(content(&layer, &token).await, DEAD);
-        assert_eq!(store.len(), 2);
+        // A login creates the user's session, and ends the other.
+        for (operation, sessions) in [("create", 2), ("end", 3)] {
+            let token = anonymous_with(&layer, 5).await;
+            let failing = (operation, applied);
+            let response = after_failed_save(&layer, &store, Some(&token), failing, login_ana, nothing).await;
+            assert_eq!(content(&layer, &given(&response)).await, (some("ana"), Some(5)), "{failing:?}");
+            assert_eq!(content(&layer, &token).await, DEAD);
+            assert_eq!(layer.sessions().list("ana").await.unwrap().len(), sessions, "{failing:?}");
+        }
     }
 }
 
@@ -823,7 +832,7 @@ async fn logout_after_a_failed_rotation_ends_both_sessions() {
     for applied in [false, true] {
         let (_app, layer, store) = watched().await;
         let token = ana(&layer).await;
-        let response = after_failed_save(&layer, &store, Some(&token), ("rotate", applied), rotate, logout).await;
+        let response = after_failed_save(&layer, &store, Some(&token), ("update", applied), rotate, logout).await;
         assert!(told(&response).unwrap().contains("Max-Age=0"));
         assert_eq!(store.len(), 0, "applied: {applied}");
     }
@@ -864,7 +873,7 @@ async fn login_of_another_after_a_failed_login_hands_nothing_on() {
         let (_app, layer, store) = watched().await;
         let token = anonymous(&layer).await;
         let response =
-            after_failed_save(&layer, &store, Some(&token), ("rotate", applied), login_ana_with_value, login_bob).await;
+            after_failed_save(&layer, &store, Some(&token), ("create", applied), login_ana_with_value, login_bob).await;
         assert_eq!(content(&layer, &given(&response)).await, (some("bob"), None), "applied: {applied}");
         assert_eq!(store.len(), 1);
     }
@@ -937,7 +946,7 @@ async fn values_cleared_after_a_failed_first_save_are_cleared() {
 #[tokio::test]
 async fn login_after_a_failed_save_has_the_slot_of_the_user() {
     let slot = |token: &str| Token::parse(token).unwrap().id().slot_tag().to_owned();
-    for (operation, before) in [("create", insert as fn(&Session)), ("rotate", rotate), ("update", insert)] {
+    for (operation, before) in [("create", insert as fn(&Session)), ("update", rotate), ("update", insert)] {
         let (_app, layer, store) = watched().await;
         let anonymous = anonymous(&layer).await;
         let token = (operation != "create").then_some(anonymous.as_str());
@@ -954,7 +963,7 @@ async fn login_after_a_failed_save_has_the_slot_of_the_user() {
 async fn a_failing_service_does_not_repeat_a_rotation_that_nobody_is_told() {
     let (_app, layer, store) = watched().await;
     let token = ana(&layer).await;
-    store.fail_next("rotate");
+    store.fail_next("update");
     call(&layer, Some(&token), async |session: Session| {
         session.rotate().unwrap();
         session.save().await.map_err(|_| "not saved")?;
@@ -1013,7 +1022,7 @@ async fn logout_during_the_save_of_a_login_leaves_no_session() {
 async fn logout_during_the_save_of_a_rotation_leaves_no_session() {
     let (_app, layer, store) = watched().await;
     let token = ana(&layer).await;
-    let response = during_save(&layer, &store, Some(&token), "rotate", rotate, logout).await;
+    let response = during_save(&layer, &store, Some(&token), "update", rotate, logout).await;
     assert!(told(&response).unwrap().contains("Max-Age=0"));
     assert_eq!(store.len(), 0);
 }
@@ -1037,7 +1046,7 @@ async fn a_value_set_during_a_save_is_saved_too() {
     let response = during_save(&layer, &store, None, "create", login_ana, insert).await;
     assert_eq!(content(&layer, &given(&response)).await, (some("ana"), Some(5)));
 
-    let response = during_save(&layer, &store, Some(&token), "rotate", rotate, |session| {
+    let response = during_save(&layer, &store, Some(&token), "update", rotate, |session| {
         session.insert("k", &6).unwrap();
     })
     .await;

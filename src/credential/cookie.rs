@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, header};
 use super::{Candidates, MAX_CANDIDATES, Presented, Transport};
 use crate::{
     time::Timestamp,
-    token::{TOKEN_LEN, Token},
+    token::{ROTATED_LEN, Token},
 };
 
 /// What user agents keep of a cookie: name and value together, and each attribute.
@@ -176,7 +176,7 @@ impl SessionCookie {
         if self.name.is_empty() || !self.name.bytes().all(is_token) {
             return Err(InvalidCookie::Name);
         }
-        if self.name.len() + TOKEN_LEN > MAX_COOKIE {
+        if self.name.len() + ROTATED_LEN > MAX_COOKIE {
             return Err(InvalidCookie::TooLong);
         }
         if !self.path.starts_with('/') || !is_attribute(&self.path) {

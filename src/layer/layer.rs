@@ -1,14 +1,19 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
+use serde::{Serialize, de::DeserializeOwned};
 use tower_layer::Layer;
 
 use super::{EmptyBody, OnMissing, OnOutage, Policy, SessionService};
 use crate::{
     credential::{Bearer, Credentials, SessionCookie},
+    key::{AsKey, Key},
     lifetime::Lifetime,
+    limits::Limits,
+    metadata::ClientInfo,
     observe::Stats,
+    record::Json,
     sessions::Sessions,
-    shared::Shared,
+    shared::{Announcer, Merge, OnCorrupt, Rotation, Shared},
     store::SessionStore,
     time::{Clock, SystemClock},
 };
@@ -39,7 +44,7 @@ use crate::{
 ///
 /// Clones share store and statistics. A clone with another policy or other rejections, laid around one route inside the first,
 /// changes what happens there and nothing else: both see the same session, and it is saved once. A clone with another
-/// cookie, bearer header, lifetime, clock or size is a layer of its own, with sessions of its own: it does not belong inside the
+/// cookie, bearer header, lifetime, clock, size or anything else of what sessions are is a layer of its own, with sessions of its own: it does not belong inside the
 /// first.
 ///
 /// ```
@@ -64,10 +69,16 @@ impl SessionLayer {
             store: Arc::new(store),
             credentials: Credentials::new(Some(SessionCookie::default()), None),
             lifetime: Lifetime::default(),
+            rotation: Rotation { every: None, grace: Duration::from_secs(30) },
+            limits: Arc::new(|_| Limits::default()),
+            merges: HashMap::new(),
+            client_info: None,
+            on_corrupt: OnCorrupt::default(),
             clock: Arc::new(SystemClock),
             max_size: 64 * 1024,
             counters: Arc::default(),
             queues: Arc::default(),
+            announcer: Announcer::new(),
         };
         Self { shared: Arc::new(shared), policy: Policy::new(), reject: EmptyBody }
     }
@@ -95,6 +106,98 @@ impl<R> SessionLayer<R> {
     /// How long new sessions live. Default: [`Lifetime::default`]. Sessions that exist keep the lifetime they have.
     pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
         self.shared_mut().lifetime = lifetime;
+        self
+    }
+
+    /// Give a session another token when the one it has is older than this, so that one which leaked is soon of no use. Default: never.
+    ///
+    /// For cookies only: a bearer's client could not be told. A session that is not used keeps its token.
+    ///
+    /// The token before is served for the [grace window](Self::rotation_grace), and every response to it carries the new one. One
+    /// that comes later is a copy in the wrong hands, for its owner has had another: the session ends
+    /// ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and a warning is logged.
+    pub fn rotate_every(mut self, age: Duration) -> Self {
+        self.shared_mut().rotation.every = Some(age);
+        self
+    }
+
+    /// How long the token before is still served when one was [changed because of its age](Self::rotate_every): requests may be on their
+    /// way that were sent with it. Default: 30 seconds.
+    ///
+    /// After a login or [`Session::rotate`](crate::Session::rotate) it is not served at all. But for so long it is no proof of a theft
+    /// either: a request that brings it has no session, and ends none.
+    pub fn rotation_grace(mut self, window: Duration) -> Self {
+        self.shared_mut().rotation.grace = window;
+        self
+    }
+
+    /// How many sessions a user may have. Default: [`Limits::default`].
+    pub fn limits(self, limits: Limits) -> Self {
+        self.limits_by(move |_| limits)
+    }
+
+    /// How many sessions this user may have.
+    ///
+    /// ```
+    /// # use tower_keep::{Limits, MemoryStore, SessionLayer, WhenFull};
+    /// let layer = SessionLayer::new(MemoryStore::new())
+    ///     .limits_by(|user| Limits::per_user(if user == "admin" { 1 } else { 5 }, WhenFull::Reject));
+    /// # let _ = layer;
+    /// ```
+    pub fn limits_by(mut self, limits: impl Fn(&str) -> Limits + Send + Sync + 'static) -> Self {
+        self.shared_mut().limits = Arc::new(limits);
+        self
+    }
+
+    /// What becomes of the value of `key` when two requests have changed it at the same time: made of what it was, what this request
+    /// wants to save, and what another has saved meanwhile; `None` is no value. Default: this request's, which is
+    /// the later, and [counted](Stats::overwrites).
+    ///
+    /// A value that is no `T` is `None` to the closure.
+    ///
+    /// ```
+    /// # use std::collections::BTreeSet;
+    /// # use tower_keep::{Key, MemoryStore, SessionLayer};
+    /// const SEEN: Key<BTreeSet<u64>> = Key::new("seen");
+    ///
+    /// let layer = SessionLayer::new(MemoryStore::new()).merge(SEEN, |_, mine, theirs| {
+    ///     Some(mine.unwrap_or_default().union(&theirs.unwrap_or_default()).copied().collect())
+    /// });
+    /// # let _ = layer;
+    /// ```
+    pub fn merge<T: Serialize + DeserializeOwned>(
+        mut self,
+        key: Key<T>,
+        merge: impl Fn(Option<T>, Option<T>, Option<T>) -> Option<T> + Send + Sync + 'static,
+    ) -> Self {
+        let decode = |json: Option<&Json>| json.and_then(|json| json.decode().ok());
+        let merge: Merge = Arc::new(move |was, mine, theirs| {
+            let merged = merge(decode(was), decode(mine), decode(theirs));
+            match merged.map(|merged| Json::encode(&merged)).transpose() {
+                Ok(merged) => merged,
+                Err(_) => mine.cloned(), // no JSON can hold it
+            }
+        });
+        self.shared_mut().merges.insert(key.name().into(), merge);
+        self
+    }
+
+    /// Keep with each session who its client was when it was created or logged in to. Default: nothing is kept.
+    ///
+    /// ```
+    /// # use tower_keep::{ClientInfo, MemoryStore, SessionLayer};
+    /// let layer = SessionLayer::new(MemoryStore::new()).client_info(ClientInfo::new().trust_proxies(["10.0.0.0/8"])?);
+    /// # let _ = layer;
+    /// # Ok::<(), tower_keep::InvalidProxy>(())
+    /// ```
+    pub fn client_info(mut self, info: ClientInfo) -> Self {
+        self.shared_mut().client_info = Some(info);
+        self
+    }
+
+    /// What to do with a session whose record cannot be read. Default: [`OnCorrupt::Outage`].
+    pub fn on_corrupt(mut self, on_corrupt: OnCorrupt) -> Self {
+        self.shared_mut().on_corrupt = on_corrupt;
         self
     }
 

@@ -1,8 +1,10 @@
-//! Answers in place of the service's: 401, 400 and 503, in the protocol of the caller.
+//! Answers in place of the service's: 401, 400, 429 and 503, in the protocol of the caller.
 
 use std::{error::Error, fmt, time::Duration};
 
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::ended::EndReason;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -34,6 +36,7 @@ pub struct Rejection {
     reason: Reason,
     challenge: Option<HeaderValue>,
     retry_after: Option<Duration>,
+    ended: Option<EndReason>,
     grpc: bool,
 }
 
@@ -51,6 +54,8 @@ pub enum Reason {
     CredentialsDisagree,
     /// The store does not answer: 503.
     Unavailable,
+    /// There are as many sessions as there may be: 429.
+    TooManySessions,
     /// The session cannot be used, for a reason that trying again does not change: 500.
     Internal,
     /// No [`SessionLayer`](crate::SessionLayer) wraps the service, which is a mistake in the program: 500.
@@ -59,7 +64,7 @@ pub enum Reason {
 
 impl Rejection {
     pub(crate) fn new(reason: Reason, challenge: Option<HeaderValue>) -> Self {
-        Self { reason, challenge, retry_after: None, grpc: false }
+        Self { reason, challenge, retry_after: None, ended: None, grpc: false }
     }
 
     pub(crate) fn unavailable(retry_after: Duration) -> Self {
@@ -71,6 +76,7 @@ impl Rejection {
         Self {
             challenge: self.challenge.or(other.challenge),
             retry_after: self.retry_after.or(other.retry_after),
+            ended: self.ended.or(other.ended),
             ..self
         }
     }
@@ -80,22 +86,34 @@ impl Rejection {
         self.reason
     }
 
-    /// The HTTP status that says so: 400, 401, 500 or 503.
+    pub(crate) fn because(self, ended: Option<EndReason>) -> Self {
+        Self { ended, ..self }
+    }
+
+    /// Why the session of the request's token has ended, as far as that is known: "signed in elsewhere". Not shown unless
+    /// your [response](ResponseForRejection) shows it.
+    pub fn ended(&self) -> Option<EndReason> {
+        self.ended
+    }
+
+    /// The HTTP status that says so: 400, 401, 429, 500 or 503.
     pub fn status(&self) -> StatusCode {
         match self.reason {
             Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree => StatusCode::UNAUTHORIZED,
             Reason::MalformedCredential => StatusCode::BAD_REQUEST,
+            Reason::TooManySessions => StatusCode::TOO_MANY_REQUESTS,
             Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Reason::Internal | Reason::NoLayer => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// The gRPC status that says so: 16 (unauthenticated), 14 (unavailable) or 13 (internal).
+    /// The gRPC status that says so: 16 (unauthenticated), 14 (unavailable), 8 (resource exhausted) or 13 (internal).
     pub fn grpc_status(&self) -> u8 {
         match self.reason {
             Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree | Reason::MalformedCredential => {
                 16
             }
+            Reason::TooManySessions => 8,
             Reason::Unavailable => 14,
             Reason::Internal | Reason::NoLayer => 13,
         }
@@ -144,6 +162,7 @@ impl Rejection {
             Reason::InvalidToken => "the session token is not valid",
             Reason::MalformedCredential => "the session credential is malformed",
             Reason::CredentialsDisagree => "cookie and bearer token disagree",
+            Reason::TooManySessions => "there are too many sessions",
             Reason::Unavailable => "sessions are unavailable",
             Reason::Internal => "the session cannot be used",
             Reason::NoLayer => "no session layer",

@@ -58,7 +58,9 @@ where
                 // The first layer takes the request's own policy: it must not open what a layer further in has closed.
                 let policy = request.extensions_mut().remove::<Policy>().unwrap_or(self.policy);
                 let presented = self.shared.credentials.read(request.headers());
-                (Session::new(self.shared.clone(), presented, policy), policy, false)
+                let client = self.shared.client_info.as_ref();
+                let client = client.map(|info| info.metadata(request.headers(), request.extensions()));
+                (Session::new(self.shared.clone(), presented, client, policy), policy, false)
             }
         };
         let exchange = Exchange { session, nested, grpc: is_grpc(&request), reject: self.reject.clone() };

@@ -71,8 +71,8 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state.is_dirty() && state.reported != Some(state.generation) {
-            self.shared.counters.unsaved();
+        if state.has_unsaved() && state.reported != Some(state.generation) {
+            self.shared.counters.unsaved.count();
             let id = state.live().map(|live| live.id);
             let session = id.as_ref().map(tracing::field::display);
             tracing::warn!(session, "session dropped with changes that were not saved");

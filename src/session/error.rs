@@ -8,7 +8,7 @@ use crate::{
 /// What went wrong in a [`Session`](crate::Session).
 ///
 /// It never holds a token or a value of the session. With the `axum` and `grpc` features it is an answer as well: 503 when the
-/// store is the cause, 401 when the session has ended, else 500.
+/// store is the cause, 401 when the session has ended, 429 when there are too many, else 500.
 ///
 /// ```
 /// use tower_keep::SessionError;
@@ -41,6 +41,9 @@ pub enum SessionError {
         /// What it may have, in bytes.
         limit: usize,
     },
+    /// There are as many sessions as there may be, of the user or in all: see [`Limits`](crate::Limits). A login that meets this has
+    /// not happened.
+    Full,
     /// Somebody else ended the session while this request was served: it cannot be changed, and nothing was saved.
     Ended,
     /// Other requests kept writing the session: this one gave up after many attempts to merge.
@@ -65,6 +68,7 @@ impl From<SessionError> for Rejection {
     fn from(error: SessionError) -> Self {
         let reason = match error {
             SessionError::Ended => Reason::InvalidToken,
+            SessionError::Full => Reason::TooManySessions,
             error if error.is_unavailable() => Reason::Unavailable,
             _ => Reason::Internal,
         };
@@ -80,6 +84,7 @@ impl fmt::Display for SessionError {
             Self::Encode { key, .. } => write!(f, "the session value {key:?} cannot be written as JSON"),
             Self::Decode { key } => write!(f, "the session value {key:?} is not of the type asked for"),
             Self::TooLarge { size, limit } => write!(f, "the session has {size} bytes, more than {limit}"),
+            Self::Full => f.write_str("there are too many sessions"),
             Self::Ended => f.write_str("the session has ended meanwhile"),
             Self::Conflict => f.write_str("the session is being written by too many requests at once"),
             Self::ResponseSent => f.write_str("it is too late for a new session token to reach the client"),

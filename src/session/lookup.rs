@@ -1,15 +1,40 @@
 //! How the session of a request is found.
 
+use std::sync::Arc;
+
 use super::{
     Inner,
-    state::{Held, Known, Live},
+    save::cookie_until,
+    state::{Fate, Held, Known, Live, Untold},
 };
 use crate::{
-    credential::{Candidates, Presented},
+    credential::{Candidates, Presented, Transport},
+    ended::{EndReason, Ended},
+    event::Happened,
     observe::Causes,
-    store::Loaded,
-    token::SessionId,
+    record::{Record, Standing},
+    shared::OnCorrupt,
+    store::{Entry, Found, Loaded, Outcome, StoreError},
+    time::Timestamp,
+    token::{SessionId, Token},
 };
+
+/// What a look-up found.
+pub(super) struct Looked {
+    pub(super) known: Known,
+    pub(super) ended: Option<EndReason>,
+    pub(super) fate: Fate,
+    pub(super) untold: Option<Untold>,
+}
+
+/// What one token led to.
+enum Tried {
+    Live(Live, Standing),
+    /// There is a session, and the client is getting, or has, a newer token of it: this request may not act for it.
+    Superseded,
+    Ended(EndReason),
+    Unknown,
+}
 
 impl Inner {
     /// The tokens that are still to be looked up. Without a token there is no session, and that is known now.
@@ -25,42 +50,114 @@ impl Inner {
         }
     }
 
-    pub(super) async fn look_up(&self, candidates: &Candidates) -> Known {
+    pub(super) async fn look_up(&self, candidates: &Candidates) -> Looked {
+        let mut ended = None;
+        let mut known = Known::Absent;
         for (place, token) in candidates.iter().enumerate() {
-            let id = token.id();
-            match self.shared.store.load(&id).await {
-                Ok(loaded) => {
-                    if let Some(mut live) = loaded.and_then(|loaded| self.alive(place, id, loaded)) {
-                        self.touch(&mut live).await;
-                        return Known::Live(live);
-                    }
-                }
+            match self.try_token(place, token).await {
+                Ok(Tried::Live(live, standing)) => return self.found(live, standing),
+                Ok(Tried::Superseded) => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
+                Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
+                Ok(Tried::Unknown) => {}
                 Err(error) => {
-                    self.shared.counters.outage();
-                    tracing::warn!(session = %id, error = %Causes(&error), "session not loaded");
-                    return Known::Unavailable;
+                    self.shared.counters.outages.count();
+                    tracing::warn!(session = %token.id(), error = %Causes(&error), "session not loaded");
+                    return Looked { known: Known::Unavailable, ended: None, fate: Fate::Keep, untold: None };
                 }
             }
         }
-        Known::Absent
+        Looked { known, ended, fate: Fate::Keep, untold: None }
+    }
+
+    async fn try_token(&self, place: usize, token: &Token) -> Result<Tried, StoreError> {
+        let id = token.id();
+        let found = match self.shared.store.load(&id).await {
+            Err(StoreError::Corrupt(source)) => {
+                self.shared.counters.corrupt.count();
+                if self.shared.on_corrupt == OnCorrupt::Outage {
+                    return Err(StoreError::Corrupt(source));
+                }
+                tracing::warn!(session = %id, "session record not readable: ended");
+                return self.give_up(id, None, EndReason::Corrupt).await;
+            }
+            found => found?,
+        };
+        let now = self.shared.clock.now();
+        let loaded = match found {
+            Found::Live(loaded) => loaded,
+            // The client that logged in may have sent this before it knew.
+            Found::Ended(Ended { reason: EndReason::Replaced, at }) if now.since(at) < self.shared.rotation.grace => {
+                return Ok(Tried::Superseded);
+            }
+            Found::Ended(ended) => return Ok(Tried::Ended(ended.reason)),
+            Found::Unknown => return Ok(Tried::Unknown),
+        };
+        let standing = loaded.record.standing(token, now, self.shared.rotation.grace);
+        match standing {
+            Standing::Current | Standing::Graced => {}
+            Standing::Superseded => return Ok(Tried::Superseded),
+            Standing::Reused => {
+                tracing::warn!(session = %id, user = loaded.record.user(), "an old token was used again: session ended");
+                return self.give_up(id, Some(&loaded.record), EndReason::TokenReused).await;
+            }
+        }
+        let Some(loaded) = self.begun(&id, loaded).await? else { return Ok(Tried::Unknown) };
+        let token = match standing {
+            Standing::Graced => Held::Minted(Box::new(loaded.record.current_token(token))),
+            _ => Held::Presented(place),
+        };
+        match self.alive(token, id, loaded, now) {
+            Some(mut live) => {
+                self.touch(&mut live).await;
+                Ok(Tried::Live(live, standing))
+            }
+            None => Ok(Tried::Ended(EndReason::Expired)),
+        }
+    }
+
+    /// What was loaded, unless it waits for another session to end. Once that has ended, it waits no more.
+    async fn begun(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Loaded>, StoreError> {
+        let Loaded { record, ttl } = &loaded;
+        let Some(old) = &record.replaces else { return Ok(Some(loaded)) };
+        if let Found::Live(_) = self.shared.store.load(old).await? {
+            return Ok(None);
+        }
+        // Best effort: if it fails, the next request sees to it.
+        let now = self.shared.clock.now();
+        let Ok(version) = record.version.next() else { return Ok(Some(loaded)) };
+        let begun = Record { version, replaces: None, ..Record::clone(record) };
+        let entry = Entry { record: Arc::new(begun), ttl: record.ttl_left(now, *ttl) };
+        Ok(Some(match self.shared.store.update(id, record.version, entry.clone()).await {
+            Ok(Outcome::Done) => Loaded { record: entry.record, ttl: Some(entry.ttl) },
+            _ => loaded,
+        }))
+    }
+
+    /// Ends a session that must not go on.
+    async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
+        self.shared.store.end(&id, None, reason).await?;
+        self.shared.announce(id, record.and_then(|record| record.user.clone()), Happened::Ended(reason)).await;
+        Ok(Tried::Ended(reason))
+    }
+
+    fn found(&self, live: Live, standing: Standing) -> Looked {
+        let untold = (standing == Standing::Graced).then(|| Untold::Token(cookie_until(&live.record)));
+        let by_cookie = self.presented.transport() == Some(Transport::Cookie);
+        let age = self.shared.clock.now().since(live.record.rotated_at());
+        let due = by_cookie && untold.is_none() && self.shared.rotation.every.is_some_and(|every| age >= every);
+        let fate = if due { Fate::Renew } else { Fate::Keep };
+        Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold }
     }
 
     /// What was loaded, unless its time is over.
-    fn alive(&self, place: usize, id: SessionId, Loaded { record, ttl }: Loaded) -> Option<Live> {
-        let now = self.shared.clock.now();
+    fn alive(&self, token: Held, id: SessionId, Loaded { record, ttl }: Loaded, now: Timestamp) -> Option<Live> {
         let left = record.ttl_left(now, ttl);
         if left.is_zero() {
             return None;
         }
         let expires_at = now.plus(left);
-        Some(Live {
-            id,
-            token: Held::Presented(place),
-            last_seen: record.written_at.max(expires_at.minus(record.idle_timeout)),
-            expires_at,
-            is_new: false,
-            record,
-        })
+        let last_seen = record.last_used(now, left);
+        Some(Live { id, token, last_seen, expires_at, is_new: false, record, moved: None })
     }
 
     /// Extends the idle timeout, if enough of it has passed. Now, and not with the response: a slow handler's session must not end
@@ -74,7 +171,7 @@ impl Inner {
         if !due || ttl.is_zero() {
             return;
         }
-        match self.shared.store.touch(&live.id, live.record.version(), ttl).await {
+        match self.shared.store.touch(&live.id, Entry { record: live.record.clone(), ttl }).await {
             Ok(()) => live.expires_at = now.plus(ttl),
             Err(error) => tracing::debug!(session = %live.id, error = %Causes(&error), "session not extended"),
         }

@@ -5,6 +5,7 @@ mod error;
 mod lookup;
 mod save;
 mod state;
+mod typed;
 
 use std::{
     fmt,
@@ -15,15 +16,20 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-pub use self::error::SessionError;
 pub(crate) use self::save::Delivery;
 use self::state::{Held, Known, Live, State};
+pub use self::{error::SessionError, typed::Typed};
 use crate::{
     credential::{Presented, Transport},
+    ended::EndReason,
+    event::Happened,
+    key::{AsKey, KeyOf},
     layer::{Policy, Reason, Rejection},
     lifetime::Lifetime,
+    metadata::Metadata,
     record::Json,
     shared::Shared,
+    store::Found,
     token::{SessionId, Token},
 };
 
@@ -61,15 +67,17 @@ pub struct Session {
 struct Inner {
     shared: Arc<Shared>,
     presented: Presented,
+    /// Who the client is, if the layer is to know.
+    client: Option<Metadata>,
     state: Mutex<State>,
     /// One write at a time: two saves of one session take turns.
     turn: Semaphore,
 }
 
 impl Session {
-    pub(crate) fn new(shared: Arc<Shared>, presented: Presented, policy: Policy) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, presented: Presented, client: Option<Metadata>, policy: Policy) -> Self {
         let state = Mutex::new(State::new());
-        Self { inner: Arc::new(Inner { shared, presented, state, turn: Semaphore::new(1) }), policy }
+        Self { inner: Arc::new(Inner { shared, presented, client, state, turn: Semaphore::new(1) }), policy }
     }
 
     pub(crate) fn with_policy(&self, policy: Policy) -> Self {
@@ -87,10 +95,7 @@ impl Session {
         if let Some(candidates) = self.inner.to_look_up() {
             let found = self.inner.look_up(candidates).await;
             // Another clone may have been faster, and the session may have changed since.
-            let mut state = self.inner.state();
-            if let Known::Unread | Known::Unavailable = state.known {
-                state.known = found;
-            }
+            self.inner.state().looked_up(found);
         }
         self.verdict()
     }
@@ -119,7 +124,7 @@ impl Session {
         self.inner.write(Delivery::Response).await
     }
 
-    /// The value of `key`, or `None`.
+    /// The value of `key`, or `None`. A key is a text, or a typed [`Key`](crate::Key).
     ///
     /// # Errors
     /// [`SessionError::Decode`] when the value is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -131,7 +136,8 @@ impl Session {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, SessionError> {
+    pub fn get<T: DeserializeOwned>(&self, key: impl KeyOf<T>) -> Result<Option<T>, SessionError> {
+        let key = key.name();
         // Decoded outside the lock: a `Deserialize` may do anything.
         let value = self.readable()?.value(key).cloned();
         value.map(|value| decode(key, &value)).transpose()
@@ -149,8 +155,8 @@ impl Session {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn contains(&self, key: &str) -> Result<bool, SessionError> {
-        Ok(self.readable()?.value(key).is_some())
+    pub fn contains(&self, key: impl AsKey) -> Result<bool, SessionError> {
+        Ok(self.readable()?.value(key.name()).is_some())
     }
 
     /// Sets the value of `key`. The first value makes a session where there was none. Setting the value it has already
@@ -166,7 +172,8 @@ impl Session {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn insert<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), SessionError> {
+    pub fn insert<T: Serialize + ?Sized>(&self, key: impl KeyOf<T>, value: &T) -> Result<(), SessionError> {
+        let key = key.name();
         let value = Json::encode(value).map_err(|source| SessionError::Encode { key: key.to_owned(), source })?;
         self.writable()?.set(key, Some(value));
         Ok(())
@@ -184,8 +191,8 @@ impl Session {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn remove(&self, key: &str) -> Result<bool, SessionError> {
-        Ok(self.writable()?.set(key, None))
+    pub fn remove(&self, key: impl AsKey) -> Result<bool, SessionError> {
+        Ok(self.writable()?.set(key.name(), None))
     }
 
     /// Removes the value of `key` and returns it: a message to be shown once.
@@ -203,7 +210,8 @@ impl Session {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn take<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, SessionError> {
+    pub fn take<T: DeserializeOwned>(&self, key: impl KeyOf<T>) -> Result<Option<T>, SessionError> {
+        let key = key.name();
         let Some(raw) = self.writable()?.value(key).cloned() else { return Ok(None) };
         let value = decode(key, &raw)?;
         let mut state = self.writable()?;
@@ -232,8 +240,11 @@ impl Session {
     /// Binds the session to `user`, gives it a new token, and starts its absolute timeout anew.
     ///
     /// The token the request came with is dead once this is saved, so a token that somebody else planted is worth
-    /// nothing (session fixation). An anonymous session keeps its values; the session of another user ends, and
-    /// none of its values is handed on.
+    /// nothing (session fixation). What an anonymous session holds is carried on in a session of the user, which has another id; the
+    /// session of another user ends, and none of its values is handed on.
+    ///
+    /// How many sessions a user may have, [`SessionLayer::limits`](crate::SessionLayer::limits) says. One more is
+    /// refused when this is saved ([`SessionError::Full`], 429), or another ends.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -272,8 +283,8 @@ impl Session {
 
     /// Ends the session, with all its values, and takes the client's cookie away.
     ///
-    /// What is inserted afterwards makes another session, with another token. A session that another request is rotating at this
-    /// very moment may go on under its new token.
+    /// What is inserted afterwards makes another session, with another token. Whatever other requests do to the session meanwhile,
+    /// change, touch or rotate it: it has ended.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -291,9 +302,11 @@ impl Session {
         Ok(())
     }
 
-    /// Gives the session a new token; the old one is dead once this is saved.
+    /// Gives the session a new token; the old one is dead once this is saved. The id stays.
     ///
     /// For every change of what the session may do that is no [`login`](Self::login). Does nothing when there is no session.
+    /// To change tokens from time to time, without such a change, there is
+    /// [`SessionLayer::rotate_every`](crate::SessionLayer::rotate_every).
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
@@ -332,6 +345,98 @@ impl Session {
     pub fn set_lifetime(&self, lifetime: Lifetime) -> Result<(), SessionError> {
         self.writable()?.set_lifetime(lifetime);
         Ok(())
+    }
+
+    /// The session as one value of your own type: its fields are the values.
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// #[derive(Default, serde::Serialize, serde::Deserialize)]
+    /// #[serde(default)]
+    /// struct Visitor { visits: u32, theme: Option<String> }
+    ///
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// session.typed::<Visitor>().modify(|visitor| visitor.visits += 1)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn typed<T: Serialize + DeserializeOwned>(&self) -> Typed<T> {
+        Typed::new(self.clone())
+    }
+
+    /// Ends a session that is for a single use, and says whether this request is the one that used it.
+    ///
+    /// Of any number of requests at once, on any number of instances, exactly one gets `true`. It happens at once, not with the
+    /// response; changes that were not saved before are dropped. What the session holds must be read first.
+    ///
+    /// # Errors
+    /// [`SessionError::Store`]: it is not known whether it was used; [`SessionError::NotLoaded`],
+    /// [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// async fn redeem(session: &Session) -> Result<Option<u32>, SessionError> {
+    ///     let value = session.get("voucher")?;
+    ///     Ok(if session.consume().await? { value } else { None })
+    /// }
+    /// # let _ = redeem;
+    /// ```
+    pub async fn consume(&self) -> Result<bool, SessionError> {
+        drop(self.loaded()?);
+        self.inner.consume().await
+    }
+
+    /// Keeps a text about the session, beside its values: the name of a device. It is [listed](crate::Sessions::list) with it,
+    /// and counts towards its size. `None` removes it. By itself this makes no session.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// session.set_metadata("device", Some("Ana's phone"))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_metadata(&self, name: &str, value: Option<&str>) -> Result<(), SessionError> {
+        self.writable()?.set_metadata(name, value.map(Arc::from));
+        Ok(())
+    }
+
+    /// What is stored about the client of the session: see [`SessionLayer::client_info`](crate::SessionLayer::client_info). `None` until
+    /// it is stored.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// let address = session.metadata()?.and_then(|metadata| metadata.ip());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn metadata(&self) -> Result<Option<Arc<Metadata>>, SessionError> {
+        Ok(self.readable()?.live().map(|live| live.record.metadata.clone()))
+    }
+
+    /// Why the session of which the request brought a token has ended, as far as that is known: to tell its user.
+    ///
+    /// # Errors
+    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// # fn example(session: &Session) -> Result<(), SessionError> {
+    /// if let Some(reason) = session.ended()? {
+    ///     println!("Your session has ended: {reason}."); // signed in elsewhere
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ended(&self) -> Result<Option<EndReason>, SessionError> {
+        Ok(self.readable()?.ended)
     }
 
     /// Who is logged in.
@@ -405,7 +510,9 @@ impl Session {
     /// # let _ = log_in;
     /// ```
     pub fn token(&self) -> Result<Option<Token>, SessionError> {
-        Ok(self.readable()?.live().and_then(|live| self.inner.token_of(live)))
+        let state = self.readable()?;
+        let begun = state.live().filter(|live| live.moved.is_none());
+        Ok(begun.and_then(|live| self.inner.token_of(live)))
     }
 
     /// When the session was created or last logged in to. `None` until it is stored.
@@ -511,14 +618,15 @@ impl Session {
     /// What the policy says to what the look-up found.
     fn verdict(&self) -> Result<(), Rejection> {
         let state = self.inner.state();
-        match state.known {
-            Known::Unread => Ok(()),
-            Known::Unavailable if self.policy.rejects_outage() => Err(self.unavailable()),
+        let rejection: fn(&Self) -> Rejection = match state.known {
+            Known::Unavailable if self.policy.rejects_outage() => Self::unavailable,
             Known::Absent | Known::Ended if self.policy.rejects_missing() && !state.changes.create() => {
-                Err(self.unauthenticated())
+                Self::unauthenticated
             }
-            _ => Ok(()),
-        }
+            _ => return Ok(()),
+        };
+        drop(state);
+        Err(rejection(self))
     }
 
     /// The answer to what the request brought, where that is not enough.
@@ -535,7 +643,8 @@ impl Session {
             }
         };
         let bearer = self.inner.shared.credentials.bearer();
-        Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error)))
+        let ended = self.inner.state().ended;
+        Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error))).because(ended)
     }
 }
 
@@ -577,6 +686,27 @@ impl Inner {
             Ok(turn) => Some(turn),
             Err(_) => self.turn.acquire().await.ok(), // it is never closed
         }
+    }
+
+    async fn consume(&self) -> Result<bool, SessionError> {
+        let _turn = self.turn().await;
+        let (id, user) = match self.state().live() {
+            Some(live) => (live.id, live.record.user.clone()),
+            None => return Ok(false),
+        };
+        let shared = &self.shared;
+        let claim = self.state().claim()?;
+        let found = shared.store.consume(&id, claim).await.inspect_err(|_| shared.counters.outages.count())?;
+        let mine = matches!(found, Found::Live(_));
+        self.state().consumed(match found {
+            Found::Live(_) => Some(EndReason::Used),
+            Found::Ended(ended) => Some(ended.reason),
+            Found::Unknown => None,
+        });
+        if mine {
+            shared.announce(id, user, Happened::Ended(EndReason::Used)).await;
+        }
+        Ok(mine)
     }
 
     fn token_of(&self, live: &Live) -> Option<Token> {

@@ -1,15 +1,27 @@
 //! What a save does: one write at a time, until nothing is left to write.
+//!
+//! A login carries a session on in another: that of the user, which lives in the user's slot. It is the only change that takes more
+//! than one write, and the second is what counts:
+//!
+//! ```text
+//! create the new session, which names the old  ──▶  end the old, if nobody wrote it since  ──▶  done
+//!        (not alive while the old is)          ◀──  take over what somebody wrote
+//! ```
+//!
+//! The login of another user does the same, and carries nothing on.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
     Inner, SessionError,
-    state::{Changes, Fate, Held, Known, Live, State, Untold},
+    state::{Changes, Fate, Held, Known, Live, Move, State, Untold},
 };
 use crate::{
+    ended::EndReason,
+    event::Happened,
     record::{Record, Version},
     shared::Shared,
-    store::{Loaded, Outcome, SessionStore, StoreError},
+    store::{Created, Entry, Loaded, Outcome, SessionStore, StoreError},
     time::Timestamp,
     token::{SessionId, Tag, Token},
 };
@@ -40,17 +52,14 @@ enum Write {
     Update {
         id: SessionId,
         expected: Version,
-        record: Arc<Record>,
-        ttl: Duration,
+        entry: Entry,
+        /// The token that counts from then on, if another does.
+        token: Option<Token>,
     },
-    /// A rotation; or the end of one session and the beginning of another.
-    Replace {
-        old: SessionId,
-        expected: Version,
-        new: Minted,
-    },
-    Destroy {
+    End {
         id: SessionId,
+        expected: Option<Version>,
+        reason: EndReason,
     },
 }
 
@@ -58,27 +67,35 @@ enum Write {
 struct Minted {
     token: Token,
     id: SessionId,
-    record: Arc<Record>,
-    ttl: Duration,
+    entry: Entry,
+}
+
+/// What the store said to a write.
+enum Answer {
+    Created(Created),
+    Written(Outcome),
 }
 
 impl Write {
-    async fn run(&self, store: &dyn SessionStore) -> Result<Outcome, StoreError> {
-        match self {
-            Self::Create(new) => store.create(&new.id, new.record.clone(), new.ttl).await,
-            Self::Update { id, expected, record, ttl } => store.update(id, *expected, record.clone(), *ttl).await,
-            Self::Replace { old, expected, new } => {
-                store.rotate(old, *expected, &new.id, new.record.clone(), new.ttl).await
+    async fn run(&self, shared: &Shared) -> Result<Answer, StoreError> {
+        let store: &dyn SessionStore = &*shared.store;
+        Ok(match self {
+            Self::Create(Minted { id, entry, .. }) => {
+                let limits = shared.limits_of(entry.record.user());
+                Answer::Created(store.create(id, entry.clone(), limits).await?)
             }
-            Self::Destroy { id } => store.destroy(id).await.map(|()| Outcome::Done),
-        }
+            Self::Update { id, expected, entry, .. } => {
+                Answer::Written(store.update(id, *expected, entry.clone()).await?)
+            }
+            Self::End { id, expected, reason } => Answer::Written(store.end(id, *expected, *reason).await?),
+        })
     }
 
-    /// The session whose version it must be the first to replace.
-    fn replaces(&self) -> Option<&SessionId> {
-        match self {
-            Self::Update { id, .. } | Self::Replace { old: id, .. } => Some(id),
-            Self::Create(_) | Self::Destroy { .. } => None,
+    /// The session that it must be the first to write, if somebody was before.
+    fn lost_to(&self, answer: &Answer) -> Option<SessionId> {
+        match (self, answer) {
+            (Self::Update { id, .. } | Self::End { id, .. }, Answer::Written(Outcome::Conflict(_))) => Some(*id),
+            _ => None,
         }
     }
 }
@@ -87,166 +104,359 @@ impl Inner {
     /// Writes what has changed.
     pub(super) async fn write(&self, delivery: Delivery) -> Result<(), SessionError> {
         let _turn = self.turn().await;
-        let store = &*self.shared.store;
+        let shared = &*self.shared;
         let mut place = None;
         for _ in 0..MAX_ATTEMPTS {
-            let Some(attempt) = self.state().next_attempt(&self.shared, delivery)? else {
+            let Some(attempt) = self.next_attempt(delivery)? else {
                 return if let Known::Ended = self.state().known { Err(SessionError::Ended) } else { Ok(()) };
             };
-            let outcome = attempt.write.run(store).await.inspect_err(|_| self.shared.counters.outage())?;
-            let conflict = matches!(outcome, Outcome::Conflict(_));
-            self.state().settle(&attempt, outcome, &self.shared);
-            if let Some(id) = attempt.write.replaces()
-                && conflict
+            let answer = attempt.write.run(shared).await.inspect_err(|_| shared.counters.outages.count())?;
+            let lost_to = attempt.write.lost_to(&answer);
+            let happened = {
+                let mut state = self.state();
+                let settled = self.settle(&mut state, &attempt, answer);
+                settled.map(|()| std::mem::take(&mut state.happened))
+            }?;
+            for (id, user, happened) in happened {
+                shared.announce(id, user, happened).await;
+            }
+            if let Some(id) = lost_to
                 && place.is_none()
             {
-                place = self.shared.queues.wait(id).await;
+                place = shared.queues.wait(&id).await;
             }
         }
         Err(SessionError::Conflict)
     }
-}
 
-impl State {
-    fn next_attempt(&mut self, shared: &Shared, delivery: Delivery) -> Result<Option<Arc<Attempt>>, SessionError> {
-        let delivery = if self.closed { Delivery::Late } else { delivery };
-        let pending = self.attempt.take();
+    fn next_attempt(&self, delivery: Delivery) -> Result<Option<Arc<Attempt>>, SessionError> {
+        let state = &mut *self.state();
+        let delivery = if state.closed { Delivery::Late } else { delivery };
+        let pending = state.attempt.take();
         let write = match pending.as_deref() {
             // It may have made a session whose token cannot reach the client any more: that must not stay.
-            Some(Attempt { write: Write::Create(new) | Write::Replace { new, .. }, .. })
-                if delivery != Delivery::Response =>
-            {
-                Some(Write::Destroy { id: new.id })
+            Some(Attempt { write: Write::Create(new), .. }) if delivery != Delivery::Response => {
+                Some(Write::End { id: new.id, expected: None, reason: EndReason::LoggedOut })
+            }
+            // It may have changed the token, which cannot reach the client any more. Whether it did shows with the next write.
+            Some(Attempt { write: Write::Update { token: Some(_), .. }, .. }) if delivery != Delivery::Response => {
+                self.next_write(state, delivery)?
             }
             Some(_) => {
-                self.attempt = pending;
-                return Ok(self.attempt.clone());
+                state.attempt = pending;
+                return Ok(state.attempt.clone());
             }
-            None => self.next_write(shared, delivery)?,
+            None => self.next_write(state, delivery)?,
         };
-        self.attempt = write.map(|write| Arc::new(Attempt { generation: self.generation, write }));
-        Ok(self.attempt.clone())
+        state.attempt = write.map(|write| Arc::new(Attempt { generation: state.generation, write }));
+        Ok(state.attempt.clone())
     }
 
-    /// The write that brings the store to where this session is to be.
-    fn next_write(&self, shared: &Shared, delivery: Delivery) -> Result<Option<Write>, SessionError> {
-        let now = shared.clock.now();
-        let live = match &self.known {
+    /// The write that brings the store nearer to where this session is to be.
+    fn next_write(&self, state: &State, delivery: Delivery) -> Result<Option<Write>, SessionError> {
+        let now = self.shared.clock.now();
+        let live = match &state.known {
             Known::Unread | Known::Unavailable | Known::Ended => return Ok(None),
-            Known::Absent if self.changes.create() => {
-                let record = self.record(None, shared, now)?;
-                return Ok(Some(Write::Create(self.minted(None, record, now, delivery)?)));
+            Known::Absent if state.changes.create() => {
+                let record = self.record(state, None, None)?;
+                return self.created(record, now, delivery).map(Some);
             }
             Known::Absent => return Ok(None),
             Known::Live(live) => live,
         };
-        let (id, expected) = (live.id, live.record.version());
-        if self.fate == Fate::Destroy {
-            // It ends, even if no other can begin: then that fails afterwards.
-            return Ok(Some(match self.successor(shared, now, delivery) {
-                Some(new) => Write::Replace { old: id, expected, new },
-                None => Write::Destroy { id },
-            }));
+        if let Some(moved) = &live.moved {
+            return self.next_of_move(state, live, moved, delivery, now).map(Some);
         }
-        // Without a response, what was changed is kept, under the token that the client has.
-        let rotates = self.fate == Fate::Rotate && (delivery != Delivery::None || self.changes.login.is_some());
-        if !rotates && self.changes.is_empty() {
+        let (id, expected) = (live.id, live.record.version());
+        if let Fate::Destroy = state.fate {
+            return Ok(Some(Write::End { id, expected: None, reason: EndReason::LoggedOut }));
+        }
+        let can_be_told = delivery == Delivery::Response;
+        let rotates = match state.fate {
+            Fate::Renew => can_be_told,
+            // Without a response, what was changed is kept, under the token that the client has.
+            Fate::Rotate => delivery != Delivery::None || state.changes.login.is_some(),
+            Fate::Keep | Fate::Destroy => false,
+        };
+        if !rotates && state.changes.is_empty() {
             return Ok(None);
         }
-        let record = self.record(Some(&live.record), shared, now)?;
+        if state.changes.afresh && !can_be_told {
+            // It ends, even if no other can begin: that fails afterwards.
+            return Ok(Some(Write::End { id, expected: None, reason: EndReason::Replaced }));
+        }
+        if rotates && !can_be_told {
+            return Err(SessionError::ResponseSent);
+        }
+        let afresh = state.changes.afresh;
+        let moves = afresh || state.changes.login.as_ref().is_some_and(|user| id.tag() != Tag::of_user(user));
+        let carried = (!afresh).then_some(&*live.record);
+        let mut record = self.record(state, carried, moves.then_some(live))?;
         let ttl = record.full_ttl(now);
-        Ok(Some(if ttl.is_zero() {
-            Write::Destroy { id } // its time is over
-        } else if rotates {
-            Write::Replace { old: id, expected, new: self.minted(Some(id), record, now, delivery)? }
-        } else {
-            Write::Update { id, expected, record, ttl }
-        }))
+        if ttl.is_zero() {
+            // Its time is over.
+            return Ok(Some(Write::End { id, expected: None, reason: EndReason::Expired }));
+        }
+        if moves {
+            return self.created(record, now, delivery).map(Some);
+        }
+        let mut token = None;
+        if rotates {
+            let grace = if let Fate::Renew = state.fate { self.shared.rotation.grace } else { Duration::ZERO };
+            record.rotate(now, grace)?;
+            token = self.token_of(live).map(|token| record.current_token(&token));
+        }
+        Ok(Some(Write::Update { id, expected, entry: Entry { record: Arc::new(record), ttl }, token }))
     }
 
-    /// The session that begins where this one was destroyed.
-    fn successor(&self, shared: &Shared, now: Timestamp, delivery: Delivery) -> Option<Minted> {
-        let record = self.changes.create().then(|| self.record(None, shared, now).ok())??;
-        self.minted(None, record, now, delivery).ok()
+    /// The next write of a login: the new session is there, and begins when the old one ends.
+    fn next_of_move(
+        &self,
+        state: &State,
+        live: &Live,
+        moved: &Move,
+        delivery: Delivery,
+        now: Timestamp,
+    ) -> Result<Write, SessionError> {
+        let old = &moved.old;
+        Ok(if let Fate::Destroy = state.fate {
+            Write::End { id: old.id, expected: None, reason: EndReason::LoggedOut }
+        } else if delivery != Delivery::Response {
+            Write::End { id: live.id, expected: None, reason: EndReason::LoggedOut }
+        } else if moved.is_stale {
+            let carried = Record { version: live.record.version(), ..Record::clone(&old.record) };
+            let record = self.record(state, Some(&carried), Some(old))?;
+            let ttl = record.full_ttl(now);
+            let entry = Entry { record: Arc::new(record), ttl };
+            Write::Update { id: live.id, expected: live.record.version(), entry, token: None }
+        } else {
+            let expected = (!state.changes.afresh).then(|| old.record.version());
+            Write::End { id: old.id, expected, reason: EndReason::Replaced }
+        })
     }
 
     /// What is to be stored: what is carried over, and the changes.
-    fn record(
-        &self,
-        carried: Option<&Arc<Record>>,
-        shared: &Shared,
-        now: Timestamp,
-    ) -> Result<Arc<Record>, SessionError> {
+    fn record(&self, state: &State, carried: Option<&Record>, replaces: Option<&Live>) -> Result<Record, SessionError> {
+        let (shared, now) = (&self.shared, self.shared.clock.now());
         let mut record = match carried {
-            Some(carried) => Record { version: carried.version.next()?, ..Record::clone(carried) },
+            Some(carried) => Record { version: carried.version.next()?, ..carried.clone() },
             None => Record::new(now, &shared.lifetime, Version::first()?),
         };
-        self.changes.apply(&mut record, now);
+        record.replaces = replaces.map(|old| old.id);
+        if replaces.is_some() {
+            record.rotation = None; // it has a token of its own
+        }
+        if let Some(client) = &self.client
+            && (carried.is_none() || state.changes.login.is_some())
+        {
+            let mut metadata = client.clone();
+            for (name, value) in record.metadata.fields() {
+                metadata.set_field(name, Some(value.into()));
+            }
+            record.metadata = Arc::new(metadata);
+        }
+        state.changes.apply(&mut record, now);
         shared.check_size(&record)?;
-        Ok(Arc::new(record))
+        Ok(record)
     }
 
-    /// `record` under a new token: of the slot of its user, or else of the session that it carries on.
-    fn minted(
-        &self,
-        carries_on: Option<SessionId>,
-        record: Arc<Record>,
-        now: Timestamp,
-        delivery: Delivery,
-    ) -> Result<Minted, SessionError> {
+    /// The creation of `record` under a new token, in the slot of its user.
+    fn created(&self, record: Record, now: Timestamp, delivery: Delivery) -> Result<Write, SessionError> {
         if delivery != Delivery::Response {
             return Err(SessionError::ResponseSent);
         }
-        let token = Token::mint(record.user().map(Tag::of_user).or(carries_on.map(|id| id.tag())))?;
-        Ok(Minted { id: token.id(), ttl: record.full_ttl(now), token, record })
+        let token = Token::mint(record.user().map(Tag::of_user))?;
+        let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
+        Ok(Write::Create(Minted { id: token.id(), token, entry }))
     }
 
     /// Takes in what the store said to an attempt.
-    fn settle(&mut self, attempt: &Attempt, outcome: Outcome, shared: &Shared) {
-        self.attempt = None;
-        match (&attempt.write, outcome) {
-            (Write::Create(new), Outcome::Done) => self.settled(attempt, new, true),
+    fn settle(&self, state: &mut State, attempt: &Attempt, answer: Answer) -> Result<(), SessionError> {
+        state.attempt = None;
+        match (&attempt.write, answer) {
+            (Write::Create(new), Answer::Created(Created::Done { evicted })) => {
+                let user = new.entry.record.user.clone();
+                for id in evicted {
+                    state.happened(id, user.clone(), Happened::Ended(EndReason::Evicted));
+                }
+                state.happened(new.id, user, Happened::Created);
+                state.begun(attempt.generation, new);
+            }
             // The id is taken, which 264 random bits rule out: the next attempt has another.
-            (Write::Create(_), _) => {}
-            (Write::Update { record, ttl, .. }, Outcome::Done) => {
-                if let Known::Live(live) = &mut self.known {
-                    let until = cookie_until(record);
-                    let extended = until != cookie_until(&live.record);
-                    live.record = record.clone();
-                    live.last_seen = record.written_at;
-                    live.expires_at = record.written_at.plus(*ttl);
-                    if extended {
-                        self.untold = Some(Untold::Token(until));
-                    }
-                }
-                self.saved(attempt.generation);
+            (Write::Create(_), Answer::Created(Created::Taken)) => {}
+            (Write::Create(_), Answer::Created(Created::Full)) => return Err(SessionError::Full),
+            (Write::Update { entry, token, .. }, Answer::Written(Outcome::Done)) => {
+                state.written(attempt.generation, entry, token.as_ref());
             }
-            (Write::Replace { new, .. }, Outcome::Done) => {
-                let is_new = self.fate == Fate::Destroy || matches!(&self.known, Known::Live(live) if live.is_new);
-                self.settled(attempt, new, is_new);
+            (Write::End { id, .. }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
+                let reason =
+                    if let Write::End { reason, .. } = &attempt.write { *reason } else { EndReason::LoggedOut };
+                state.ended_by_us(id, reason, matches!(outcome, Outcome::Done));
             }
-            (Write::Update { .. } | Write::Replace { .. }, Outcome::Conflict(loaded)) => {
-                shared.counters.conflict();
-                self.rebase(loaded);
+            (_, Answer::Written(Outcome::Conflict(loaded))) => {
+                self.shared.counters.conflicts.count();
+                self.rebase(state, loaded);
             }
-            (Write::Update { id, .. } | Write::Replace { old: id, .. }, Outcome::Gone) => {
-                shared.counters.ended_meanwhile();
+            (Write::Update { id, .. }, Answer::Written(Outcome::Gone)) => {
+                self.shared.counters.ended_meanwhile.count();
                 tracing::debug!(session = %id, "session ended meanwhile: changes dropped");
-                // A login, or what was begun after this request ended the session itself, is a session of its own. The
-                // rest belonged to the session that is gone.
-                let own = self.changes.login.is_some() || self.fate == Fate::Destroy;
-                self.untold = None;
-                self.end(own, Known::Ended);
+                state.ended_by_others();
             }
-            (Write::Destroy { id }, _) => {
-                // Another id was that of an attempt that was given up.
-                if matches!(&self.known, Known::Live(live) if live.id == *id) {
-                    // What was changed since belongs to another session. Unless time ended it, and not this request.
-                    self.untold = Some(Untold::End);
-                    self.end(self.fate == Fate::Destroy, Known::Absent);
-                }
+            // A creation is answered as one, and nothing else is.
+            (Write::Create(_), Answer::Written(_)) | (_, Answer::Created(_)) => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody else saved first: from here on their session is the one to change.
+    fn rebase(&self, state: &mut State, loaded: Loaded) {
+        let Known::Live(live) = &mut state.known else { return };
+        let token = self.token_of(live);
+        // In a login, the old session is the one that others write.
+        let base = match &mut live.moved {
+            Some(moved) => {
+                moved.is_stale = true;
+                &mut moved.old
+            }
+            None => &mut **live,
+        };
+        for (key, mine) in &mut state.changes.values {
+            let (was, theirs) = (base.record.data.get(key), loaded.record.data.get(key));
+            if was == theirs || theirs == mine.as_ref() {
+                continue;
+            }
+            match self.shared.merges.get(key) {
+                Some(merge) => *mine = merge(was, mine.as_ref(), theirs),
+                None => self.shared.counters.overwrites.count(),
             }
         }
+        let rotated = loaded.record.generation() != base.record.generation();
+        base.record = loaded.record;
+        if rotated && let Some(token) = token.filter(|_| live.moved.is_none()) {
+            // The token that this request came with does not count any more, which is all a rotation is for. The client gets
+            // the one that the winner's gets.
+            let dead = live.record.served_no_more();
+            live.token = Held::Minted(Box::new(live.record.current_token(&token)));
+            if state.fate == Fate::Renew || (state.fate == Fate::Rotate && dead) {
+                state.fate = Fate::Keep;
+                state.untold = Some(Untold::Token(cookie_until(&live.record)));
+            }
+        }
+    }
+}
+
+impl State {
+    /// A session with a new token is in the store.
+    fn begun(&mut self, generation: u64, new: &Minted) {
+        let record = &new.entry.record;
+        let live = |moved| {
+            Known::Live(Box::new(Live {
+                id: new.id,
+                token: Held::Minted(Box::new(new.token.clone())),
+                record: record.clone(),
+                last_seen: record.written_at,
+                expires_at: record.written_at.plus(new.entry.ttl),
+                is_new: true,
+                moved,
+            }))
+        };
+        match std::mem::replace(&mut self.known, Known::Absent) {
+            // Not yet: first the old one must end.
+            Known::Live(old) if record.replaces.is_some() => {
+                self.known = live(Some(Box::new(Move { old: *old, generation, is_stale: false })));
+            }
+            _ => {
+                self.known = live(None);
+                self.untold = Some(Untold::Token(cookie_until(record)));
+                self.logged_in();
+                self.saved(generation);
+            }
+        }
+    }
+
+    /// What was changed is in the store.
+    fn written(&mut self, generation: u64, entry: &Entry, token: Option<&Token>) {
+        let Known::Live(live) = &mut self.known else { return };
+        let record = &entry.record;
+        let until = cookie_until(record);
+        if token.is_some() || (until != cookie_until(&live.record) && live.moved.is_none()) {
+            self.untold = Some(Untold::Token(until));
+        }
+        live.record = record.clone();
+        live.last_seen = record.written_at;
+        live.expires_at = record.written_at.plus(entry.ttl);
+        if let Some(moved) = &mut live.moved {
+            moved.is_stale = false;
+            return;
+        }
+        if let Some(token) = token {
+            live.token = Held::Minted(Box::new(token.clone()));
+            if self.changes.login.is_none() {
+                let (id, user) = (live.id, record.user.clone());
+                self.happened(id, user, Happened::Rotated);
+            }
+        }
+        self.logged_in();
+        self.saved(generation);
+    }
+
+    fn logged_in(&mut self) {
+        if let (Some(user), Known::Live(live)) = (self.changes.login.clone(), &self.known)
+            && live.record.user.as_ref() == Some(&user)
+        {
+            let id = live.id;
+            self.happened(id, Some(user), Happened::LoggedIn);
+        }
+    }
+
+    /// A session has ended as this request wanted it, or had ended before.
+    fn ended_by_us(&mut self, id: &SessionId, reason: EndReason, now: bool) {
+        let Known::Live(live) = &mut self.known else { return };
+        let user = live.record.user.clone();
+        let mut moved = None;
+        if live.moved.as_ref().is_some_and(|moved| moved.old.id == *id) {
+            moved = live.moved.take();
+        }
+        if let Some(moved) = moved {
+            // The new one begins.
+            live.is_new = moved.old.is_new || self.changes.afresh;
+            let (until, old_user) = (cookie_until(&live.record), moved.old.record.user.clone());
+            if now {
+                self.happened(*id, old_user, Happened::Ended(reason));
+            }
+            if self.fate != Fate::Destroy {
+                self.untold = Some(Untold::Token(until));
+                self.logged_in();
+                self.saved(moved.generation);
+            }
+            return;
+        }
+        if live.id != *id {
+            return; // that of an attempt that was given up
+        }
+        if now {
+            self.happened.push((*id, user, Happened::Ended(reason)));
+        }
+        match live.moved.take() {
+            // A login that was given up: the old session goes on.
+            Some(moved) => **live = moved.old,
+            None => {
+                // What was changed since belongs to another session. Unless time ended it, and not this request.
+                self.untold = Some(Untold::End);
+                self.ended = Some(reason);
+                self.end(self.fate == Fate::Destroy || self.changes.afresh, Known::Absent);
+                self.changes.afresh = false;
+            }
+        }
+    }
+
+    /// The session ended while this request was served.
+    fn ended_by_others(&mut self) {
+        // A login, or what was begun after this request ended the session itself, is a session of its own. The
+        // rest belonged to the session that is gone.
+        let own = self.changes.login.is_some() || self.fate == Fate::Destroy;
+        self.untold = None;
+        self.end(own, Known::Ended);
     }
 
     /// The stored session is no more. The changes stay if they are another session's already.
@@ -260,30 +470,12 @@ impl State {
         self.fate = Fate::Keep;
     }
 
-    /// A session with a new token is in the store.
-    fn settled(&mut self, attempt: &Attempt, new: &Minted, is_new: bool) {
-        let record = &new.record;
-        self.untold = Some(Untold::Token(cookie_until(record)));
-        self.known = Known::Live(Live {
-            id: new.id,
-            token: Held::Minted(Box::new(new.token.clone())),
-            record: record.clone(),
-            last_seen: record.written_at,
-            expires_at: record.written_at.plus(new.ttl),
-            is_new,
-        });
-        self.saved(attempt.generation);
-    }
-
-    /// Somebody else saved first: from here on their session is the one to change.
-    fn rebase(&mut self, loaded: Loaded) {
-        if let Known::Live(live) = &mut self.known {
-            live.record = loaded.record;
-        }
+    fn happened(&mut self, id: SessionId, user: Option<Arc<str>>, happened: Happened) {
+        self.happened.push((id, user, happened));
     }
 }
 
 /// Until when the cookie is to be kept, if it is to outlive the browser.
-fn cookie_until(record: &Record) -> Option<Timestamp> {
+pub(super) fn cookie_until(record: &Record) -> Option<Timestamp> {
     record.persistent.then(|| record.absolute_deadline())
 }

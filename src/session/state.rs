@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::save::Attempt;
+use super::{lookup::Looked, save::Attempt};
 use crate::{
+    ended::EndReason,
+    event::Happened,
     lifetime::Lifetime,
-    record::{Json, Record},
+    record::{Data, Json, Record, Version},
     time::Timestamp,
     token::{SessionId, Token},
 };
@@ -28,6 +30,11 @@ pub(super) struct State {
     pub(super) closed: bool,
     /// The generation whose loss was reported already.
     pub(super) reported: Option<u64>,
+    pub(super) claim: Option<Version>,
+    /// Why the session that the request had, or brought a token of, has ended.
+    pub(super) ended: Option<EndReason>,
+    /// What the store has confirmed and nobody was told of yet.
+    pub(super) happened: Vec<(SessionId, Option<Arc<str>>, Happened)>,
 }
 
 /// What is known of the stored session.
@@ -41,7 +48,7 @@ pub(super) enum Known {
     /// The session that the request had was ended by somebody else. It cannot be changed any more.
     Ended,
     /// The store has this.
-    Live(Live),
+    Live(Box<Live>),
 }
 
 pub(super) struct Live {
@@ -52,6 +59,17 @@ pub(super) struct Live {
     pub(super) expires_at: Timestamp,
     /// Created by this request.
     pub(super) is_new: bool,
+    /// It is in the store, and begins when another has ended.
+    pub(super) moved: Option<Box<Move>>,
+}
+
+/// A login under way: the new session waits for the old one to end.
+pub(super) struct Move {
+    pub(super) old: Live,
+    /// What was done up to here is in the new session.
+    pub(super) generation: u64,
+    /// Others have written the old session since: the new one has to take that over.
+    pub(super) is_stale: bool,
 }
 
 /// Where the token of a live session is.
@@ -66,7 +84,9 @@ pub(super) enum Held {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Keep,
-    /// The same session with a new token.
+    /// The same session with a new token, because it is time. The old one is served for a moment still.
+    Renew,
+    /// The same session with a new token; the old one is dead.
     Rotate,
     /// It ends; what is changed from then on belongs to another, new session.
     Destroy,
@@ -83,15 +103,22 @@ pub(super) enum Untold {
 /// What a request has changed: applied to whatever the store holds when it is saved.
 #[derive(Default)]
 pub(super) struct Changes {
+    /// Nothing of the stored session is carried on: it was another user's.
+    pub(super) afresh: bool,
     pub(super) cleared: bool,
     pub(super) values: Vec<(Arc<str>, Option<Json>)>,
     pub(super) login: Option<Arc<str>>,
     pub(super) lifetime: Option<Box<Lifetime>>,
+    pub(super) metadata: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
 
 impl Changes {
     pub(super) fn is_empty(&self) -> bool {
-        !self.cleared && self.values.is_empty() && self.login.is_none() && self.lifetime.is_none()
+        !self.cleared
+            && self.values.is_empty()
+            && self.login.is_none()
+            && self.lifetime.is_none()
+            && self.metadata.is_empty()
     }
 
     /// Whether these changes make a session where there is none.
@@ -114,6 +141,9 @@ impl Changes {
         if self.cleared {
             record.data.clear();
         }
+        for (name, value) in &self.metadata {
+            Arc::make_mut(&mut record.metadata).set_field(name, value.clone());
+        }
         for (key, value) in &self.values {
             match value {
                 Some(value) => record.data.insert(key.clone(), value.clone()),
@@ -135,13 +165,44 @@ impl State {
             untold: None,
             closed: false,
             reported: None,
+            claim: None,
+            ended: None,
+            happened: Vec::new(),
         }
+    }
+
+    /// Takes in what a look-up found, unless another clone was faster: the session may have changed since.
+    pub(super) fn looked_up(&mut self, found: Looked) {
+        if let Known::Unread | Known::Unavailable = self.known {
+            self.known = found.known;
+            self.ended = found.ended;
+            self.fate = found.fate;
+            self.untold = found.untold;
+        }
+    }
+
+    /// By what the store knows this request's claim to a single use again, if the answer to it was lost.
+    pub(super) fn claim(&mut self) -> Result<Version, getrandom::Error> {
+        match self.claim {
+            Some(claim) => Ok(claim),
+            None => Ok(*self.claim.insert(Version::first()?)),
+        }
+    }
+
+    /// The session has been used, by this request or by another.
+    pub(super) fn consumed(&mut self, ended: Option<EndReason>) {
+        self.changes = Changes::default();
+        self.attempt = None;
+        self.fate = Fate::Keep;
+        self.known = Known::Ended;
+        self.ended = ended;
+        self.untold = Some(Untold::End);
     }
 
     /// The stored session, unless this request has ended it.
     pub(super) fn live(&self) -> Option<&Live> {
         match &self.known {
-            Known::Live(live) if self.fate != Fate::Destroy => Some(live),
+            Known::Live(live) if self.fate != Fate::Destroy && !self.changes.afresh => Some(&**live),
             _ => None,
         }
     }
@@ -152,8 +213,13 @@ impl State {
             || match &self.known {
                 Known::Unread | Known::Unavailable | Known::Ended => false,
                 Known::Absent => self.changes.create(),
-                Known::Live(_) => self.fate != Fate::Keep || !self.changes.is_empty(),
+                Known::Live(live) => self.fate != Fate::Keep || !self.changes.is_empty() || live.moved.is_some(),
             }
+    }
+
+    /// Whether something is lost if it is not saved. A token that could have been renewed is renewed by the next request.
+    pub(super) fn has_unsaved(&self) -> bool {
+        self.is_dirty() && (self.attempt.is_some() || self.fate != Fate::Renew || !self.changes.is_empty())
     }
 
     /// The value of `key`, with this request's changes.
@@ -216,12 +282,30 @@ impl State {
         }
     }
 
+    pub(super) fn set_metadata(&mut self, name: &str, value: Option<Arc<str>>) {
+        self.generation += 1;
+        self.changes.metadata.retain(|(changed, _)| **changed != *name);
+        self.changes.metadata.push((name.into(), value));
+    }
+
+    /// All values, with this request's changes.
+    pub(super) fn values(&self) -> Data {
+        let stored = self.live().filter(|_| !self.changes.cleared);
+        let mut values = stored.map(|live| live.record.data.clone()).unwrap_or_default();
+        for (key, value) in &self.changes.values {
+            match value {
+                Some(value) => drop(values.insert(key.clone(), value.clone())),
+                None => drop(values.remove(key)),
+            }
+        }
+        values
+    }
+
     pub(super) fn login(&mut self, user: Arc<str>) {
         // What belongs to one user is not handed to another.
         if self.user().is_some_and(|current| *current != user) {
             let lifetime = self.changes.lifetime.take();
-            self.destroy();
-            self.changes.lifetime = lifetime;
+            self.changes = Changes { afresh: self.may_be_stored(), lifetime, ..Changes::default() };
         }
         if let Known::Ended = self.known {
             self.known = Known::Absent;

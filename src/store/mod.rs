@@ -10,60 +10,89 @@ use std::{
     time::Duration,
 };
 
-pub use crate::record::{InvalidRecord, Record, Version};
-use crate::token::SessionId;
+pub use crate::record::{Codec, InvalidRecord, Record, Version};
+use crate::{
+    ended::{EndReason, Ended},
+    event::Event,
+    limits::Limits,
+    token::SessionId,
+};
 
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use memory::MemoryStore;
+
+/// No command is on its way for longer than this.
+const REMEMBER_AT_LEAST: Duration = Duration::from_secs(60);
 
 /// What keeps sessions.
 ///
 /// # Contract
-/// * **An id that ended never comes back.** [`create`](Self::create) succeeds only when the id does not exist,
-///   [`update`](Self::update) and [`rotate`](Self::rotate) only when it does: in whatever order requests finish, none
-///   brings a destroyed, rotated or expired id back.
-/// * **Compare and set.** `update` and `rotate` succeed only on the version they name, and tell a session that somebody else wrote
-///   ([`Outcome::Conflict`]) from one that ended ([`Outcome::Gone`]).
+/// * **An id that ended never comes back.** [`create`](Self::create) succeeds only when the id does not exist and is not remembered
+///   as ended, [`update`](Self::update) only when it is alive: in whatever order requests finish, on whatever instance, and however
+///   late a command is executed whose sender gave it up, none brings an ended id back. For that a store remembers what
+///   was [ended](Self::end) for longer than any command can be on its way: at least a minute, and better an hour.
+/// * **Compare and set.** `update` succeeds only on the version it names, and tells a session that somebody else wrote
+///   ([`Outcome::Conflict`]) from one that ended ([`Outcome::Gone`]). So does an `end` that names a version.
 /// * **Idempotent.** A write whose answer was lost can be sent again: the store recognises that it is already applied and says
-///   [`Outcome::Done`].
-/// * **Atomic.** Each operation happens wholly or not at all; `rotate` never leaves two ids alive, nor none.
+///   [`Outcome::Done`], or [`Created::Done`].
+/// * **Atomic.** Each operation happens wholly or not at all.
 /// * **Time to live.** Every write says how long the record lives from then on; after that the id is gone. A record
 ///   without a time to live cannot be written.
+/// * **Users.** [`list`](Self::list) knows every live session that was created for a user, and no other; what a store needs for
+///   that is bounded by the live sessions. [`end_user`](Self::end_user) ends all of them, even those that `list` has lost.
+/// * **Limits.** However many create at once, no user has more live sessions than the [`Limits`] of the last
+///   creation allow.
+/// * **Single use.** However many [`consume`](Self::consume) a session at once, one of them gets it.
 /// * **In time.** An operation ends within a bounded time, with [`StoreError::Outage`] when the store does not answer.
 ///   An outage is never reported as "no such session".
 ///
-/// A store knows nothing of HTTP, tokens, or what is in a record.
+/// `store::testing` (with the feature `testing`) checks all of that but the last.
+///
+/// A store knows nothing of HTTP, tokens, or what is in a record beyond its [version](Record::version) and
+/// [user](Record::user).
 ///
 /// ```
-/// use std::{collections::HashMap, sync::{Arc, Mutex}, time::Duration};
-/// use tower_keep::{SessionId, store::{Health, Loaded, Outcome, Record, SessionStore, StoreFuture, Version}};
+/// use std::time::Duration;
+/// use tower_keep::{EndReason, Limits, SessionId, store::*};
 ///
 /// /// A store that forgets everything: every session ends with the request that made it.
 /// struct Oblivion;
 ///
 /// impl SessionStore for Oblivion {
-///     fn load<'a>(&'a self, _: &'a SessionId) -> StoreFuture<'a, Option<Loaded>> {
-///         StoreFuture::ready(Ok(None))
+///     fn load<'a>(&'a self, _: &'a SessionId) -> StoreFuture<'a, Found> {
+///         StoreFuture::ready(Ok(Found::Unknown))
 ///     }
-///     fn create<'a>(&'a self, _: &'a SessionId, _: Arc<Record>, _: Duration) -> StoreFuture<'a, Outcome> {
-///         StoreFuture::ready(Ok(Outcome::Done))
+///     fn create<'a>(&'a self, _: &'a SessionId, _: Entry, _: Limits) -> StoreFuture<'a, Created> {
+///         StoreFuture::ready(Ok(Created::Done { evicted: Vec::new() }))
 ///     }
-///     fn update<'a>(&'a self, _: &'a SessionId, _: Version, _: Arc<Record>, _: Duration) -> StoreFuture<'a, Outcome> {
+///     fn update<'a>(&'a self, _: &'a SessionId, _: Version, _: Entry) -> StoreFuture<'a, Outcome> {
 ///         StoreFuture::ready(Ok(Outcome::Gone))
 ///     }
-///     fn touch<'a>(&'a self, _: &'a SessionId, _: Version, _: Duration) -> StoreFuture<'a, ()> {
+///     fn touch<'a>(&'a self, _: &'a SessionId, _: Entry) -> StoreFuture<'a, ()> {
 ///         StoreFuture::ready(Ok(()))
 ///     }
-///     fn rotate<'a>(
-///         &'a self, _: &'a SessionId, _: Version, _: &'a SessionId, _: Arc<Record>, _: Duration,
-///     ) -> StoreFuture<'a, Outcome> {
-///         StoreFuture::boxed(async move { Ok(Outcome::Gone) })
+///     fn end<'a>(&'a self, _: &'a SessionId, _: Option<Version>, _: EndReason) -> StoreFuture<'a, Outcome> {
+///         StoreFuture::boxed(async { Ok(Outcome::Gone) })
 ///     }
-///     fn destroy<'a>(&'a self, _: &'a SessionId) -> StoreFuture<'a, ()> {
-///         StoreFuture::ready(Ok(()))
+///     fn consume<'a>(&'a self, _: &'a SessionId, _: Version) -> StoreFuture<'a, Found> {
+///         StoreFuture::ready(Ok(Found::Unknown))
+///     }
+///     fn list<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+///         StoreFuture::ready(Ok(Vec::new()))
+///     }
+///     fn end_user<'a>(&'a self, _: &'a str, _: Option<&'a SessionId>, _: EndReason) -> StoreFuture<'a, Vec<SessionId>> {
+///         StoreFuture::ready(Ok(Vec::new()))
+///     }
+///     fn scan<'a>(&'a self, _: &'a Cursor, _: usize) -> StoreFuture<'a, Page> {
+///         StoreFuture::ready(Ok(Page::default()))
+///     }
+///     fn count(&self) -> StoreFuture<'_, u64> {
+///         StoreFuture::ready(Ok(0))
 ///     }
 ///     fn health(&self) -> StoreFuture<'_, Health> {
 ///         StoreFuture::ready(Ok(Health::Up))
@@ -75,83 +104,111 @@ pub use memory::MemoryStore;
 /// # let _ = tower_keep::SessionLayer::new(Oblivion);
 /// ```
 pub trait SessionStore: Send + Sync + 'static {
-    /// The session `id`, if it is alive.
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Option<Loaded>>;
+    /// The session `id`: alive, ended and why, or unknown.
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found>;
 
-    /// Keeps a new session for `ttl`.
+    /// Keeps a new session, within `limits` if it is of a user.
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created>;
+
+    /// Replaces version `expected` of a live session.
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome>;
+
+    /// Lets a live session live for the entry's time to live from now, without writing it. Does nothing to a session that is
+    /// gone, or is not of the entry's version any more: then it has another time to live.
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()>;
+
+    /// Ends a session, of version `expected` if one is named, and remembers why.
     ///
-    /// [`Outcome::Conflict`] when the id exists with another record.
-    fn create<'a>(&'a self, id: &'a SessionId, record: Arc<Record>, ttl: Duration) -> StoreFuture<'a, Outcome>;
+    /// [`Outcome::Gone`] when it was not alive: what had ended keeps its reason, and an id that was unknown is now remembered as
+    /// ended, for its creation may be on its way still.
+    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome>;
 
-    /// Replaces version `expected` of a live session, and lets it live for `ttl` from now.
-    fn update<'a>(
+    /// Ends a session for [`EndReason::Used`] and returns what it was, to one caller only: the first `claim`, and whoever repeats that.
+    ///
+    /// To everybody else it says how it ended, or that it is unknown.
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found>;
+
+    /// The live sessions of `user`, in any order.
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>>;
+
+    /// Ends all sessions of `user` that exist, but for `except`; returns those it knew of.
+    fn end_user<'a>(
         &'a self,
-        id: &'a SessionId,
-        expected: Version,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome>;
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>>;
 
-    /// Lets version `expected` of a live session live for `ttl` from now, without writing it. Does nothing to a session that is
-    /// gone, or was written since: then it has another time to live.
-    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()>;
+    /// Some of all live sessions, about `count`, and where to go on. A session that is alive all the while is on some page; one
+    /// may be on several.
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page>;
 
-    /// In one step: ends the session `old`, of version `expected`, and creates `new` with `record` for `ttl`.
-    fn rotate<'a>(
-        &'a self,
-        old: &'a SessionId,
-        expected: Version,
-        new: &'a SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome>;
-
-    /// Ends a session. Ending one that is gone already succeeds.
-    fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()>;
+    /// How many sessions are alive.
+    fn count(&self) -> StoreFuture<'_, u64>;
 
     /// Whether the store can serve right now.
     fn health(&self) -> StoreFuture<'_, Health>;
 
     /// What operators call this store: `"redis"`, `"memory"`.
     fn name(&self) -> &'static str;
+
+    /// Tells other processes what happened here. Default: there are none.
+    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
+        let _ = event;
+        StoreFuture::ready(Ok(()))
+    }
+
+    /// What any process has published after `from`; `None` is now. Default: nothing, ever.
+    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
+        let _ = from;
+        StoreFuture::ready(Ok(Published::default()))
+    }
 }
 
 impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Option<Loaded>> {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
         (**self).load(id)
     }
 
-    fn create<'a>(&'a self, id: &'a SessionId, record: Arc<Record>, ttl: Duration) -> StoreFuture<'a, Outcome> {
-        (**self).create(id, record, ttl)
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        (**self).create(id, new, limits)
     }
 
-    fn update<'a>(
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        (**self).update(id, expected, new)
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        (**self).touch(id, entry)
+    }
+
+    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        (**self).end(id, expected, reason)
+    }
+
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        (**self).consume(id, claim)
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        (**self).list(user)
+    }
+
+    fn end_user<'a>(
         &'a self,
-        id: &'a SessionId,
-        expected: Version,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        (**self).update(id, expected, record, ttl)
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        (**self).end_user(user, except, reason)
     }
 
-    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
-        (**self).touch(id, expected, ttl)
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        (**self).scan(from, count)
     }
 
-    fn rotate<'a>(
-        &'a self,
-        old: &'a SessionId,
-        expected: Version,
-        new: &'a SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        (**self).rotate(old, expected, new, record, ttl)
-    }
-
-    fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()> {
-        (**self).destroy(id)
+    fn count(&self) -> StoreFuture<'_, u64> {
+        (**self).count()
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
@@ -160,6 +217,14 @@ impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
 
     fn name(&self) -> &'static str {
         (**self).name()
+    }
+
+    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
+        (**self).publish(event)
+    }
+
+    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
+        (**self).events(from)
     }
 }
 
@@ -185,6 +250,15 @@ pub fn from_env() -> Result<Arc<dyn SessionStore>, redis::InvalidRedisConfig> {
     })
 }
 
+/// What is written: a record, and how long it lives from then on.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The record.
+    pub record: Arc<Record>,
+    /// Its time to live. Under a millisecond counts as one.
+    pub ttl: Duration,
+}
+
 /// A live session as a store holds it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -195,7 +269,42 @@ pub struct Loaded {
     pub ttl: Option<Duration>,
 }
 
-/// How a write ended, when the store could be asked.
+/// What a store knows of an id.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// It is alive.
+    Live(Loaded),
+    /// It ended, not so long ago.
+    Ended(Ended),
+    /// Nothing, or nothing any more.
+    Unknown,
+}
+
+impl Found {
+    /// The live session.
+    pub fn live(self) -> Option<Loaded> {
+        match self {
+            Self::Live(loaded) => Some(loaded),
+            Self::Ended(_) | Self::Unknown => None,
+        }
+    }
+}
+
+/// How a creation ended, when the store could be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// The session is there (it may have been so already: creations are idempotent).
+    Done {
+        /// The sessions of the same user that made room for it.
+        evicted: Vec<SessionId>,
+    },
+    /// Nothing was written: the id is in use, or has been.
+    Taken,
+    /// Nothing was written: there are as many sessions as there may be.
+    Full,
+}
+
+/// How another write ended, when the store could be asked.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The write is in force (it may have been so already: writes are idempotent).
@@ -204,6 +313,54 @@ pub enum Outcome {
     Conflict(Loaded),
     /// Nothing was written: the session has ended.
     Gone,
+}
+
+/// A place in a store's sessions, or in its events: to be handed back to the store that made it, and to nobody else.
+///
+/// ```
+/// use tower_keep::store::Cursor;
+///
+/// let cursor = Cursor::from("17".to_owned()); // from the link to the next page
+/// assert_eq!(cursor.as_str(), "17");
+/// assert_eq!(Cursor::start().as_str(), "");
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cursor(String);
+
+impl Cursor {
+    /// The beginning.
+    pub fn start() -> Self {
+        Self::default()
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Cursor {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// Some of the sessions of a store.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Perhaps none, although there are more to come.
+    pub sessions: Vec<(SessionId, Loaded)>,
+    /// Where to go on; `None` when these were the last.
+    pub next: Option<Cursor>,
+}
+
+/// What was published to all processes that share a store.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// In the order of publication.
+    pub events: Vec<Event>,
+    /// Where to go on.
+    pub next: Cursor,
 }
 
 /// Whether a store can serve.

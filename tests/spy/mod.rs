@@ -5,13 +5,14 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
 use tokio::sync::Notify;
 use tower_keep::{
-    Clock, MemoryStore, SessionId,
-    store::{Health, Loaded, Outcome, Record, SessionStore, StoreError, StoreFuture, Version},
+    Clock, EndReason, Limits, MemoryStore, SessionId,
+    store::{
+        Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreError, StoreFuture, Version,
+    },
 };
 
 /// Clones share sessions, faults and the list of calls.
@@ -153,47 +154,57 @@ fn outage() -> StoreError {
 }
 
 impl SessionStore for Spy {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Option<Loaded>> {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
         let no_ttl = self.state().no_ttl;
         self.ask("load", move || {
             StoreFuture::boxed(async move {
-                let loaded = self.memory.load(id).await?;
-                Ok(loaded.map(|loaded| Loaded { ttl: loaded.ttl.filter(|_| !no_ttl), ..loaded }))
+                Ok(match self.memory.load(id).await? {
+                    Found::Live(loaded) => Found::Live(Loaded { ttl: loaded.ttl.filter(|_| !no_ttl), ..loaded }),
+                    other => other,
+                })
             })
         })
     }
 
-    fn create<'a>(&'a self, id: &'a SessionId, record: Arc<Record>, ttl: Duration) -> StoreFuture<'a, Outcome> {
-        self.ask("create", move || self.memory.create(id, record, ttl))
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        self.ask("create", move || self.memory.create(id, new, limits))
     }
 
-    fn update<'a>(
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        self.ask("update", move || self.memory.update(id, expected, new))
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        self.ask("touch", move || self.memory.touch(id, entry))
+    }
+
+    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.ask("end", move || self.memory.end(id, expected, reason))
+    }
+
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        self.ask("consume", move || self.memory.consume(id, claim))
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        self.ask("list", move || self.memory.list(user))
+    }
+
+    fn end_user<'a>(
         &'a self,
-        id: &'a SessionId,
-        expected: Version,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        self.ask("update", move || self.memory.update(id, expected, record, ttl))
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        self.ask("end_user", move || self.memory.end_user(user, except, reason))
     }
 
-    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
-        self.ask("touch", move || self.memory.touch(id, expected, ttl))
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        self.ask("scan", move || self.memory.scan(from, count))
     }
 
-    fn rotate<'a>(
-        &'a self,
-        old: &'a SessionId,
-        expected: Version,
-        new: &'a SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        self.ask("rotate", move || self.memory.rotate(old, expected, new, record, ttl))
-    }
-
-    fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()> {
-        self.ask("destroy", move || self.memory.destroy(id))
+    fn count(&self) -> StoreFuture<'_, u64> {
+        self.ask("count", || self.memory.count())
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {

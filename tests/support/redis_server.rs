@@ -139,6 +139,18 @@ impl RedisServer {
         }
     }
 
+    /// The keys of live sessions: not what is remembered of those that ended, no index.
+    pub async fn sessions(&self) -> Vec<String> {
+        let mut sessions = Vec::new();
+        for key in self.keys().await {
+            let beginning = self.try_command(&format!("GETRANGE {key} 0 4")).await; // or it is no string
+            if beginning.is_ok_and(|beginning| text(&beginning) == "{\"v\":") {
+                sessions.push(key);
+            }
+        }
+        sessions
+    }
+
     /// The value of a string.
     pub async fn get(&self, key: &str) -> String {
         text(&self.command(&format!("GET {key}")).await)

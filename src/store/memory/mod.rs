@@ -11,22 +11,27 @@ use std::{
     time::Duration,
 };
 
-use self::shard::Shard;
-use super::{Health, Loaded, Outcome, Record, SessionStore, StoreError, StoreFuture, Version};
+use self::shard::{Room, Shard};
+use super::{Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreFuture, Version};
 use crate::{
+    ended::EndReason,
+    limits::Limits,
     time::{Clock, SystemClock, Timestamp},
-    token::SessionId,
+    token::{SessionId, Tag},
 };
 
 const SHARDS: usize = 64;
+
+/// How many ended sessions a shard remembers at least, if it has had so many.
+const REMEMBERED: usize = 64;
 
 /// Keeps sessions in the memory of this process: for development, tests, and services of one instance.
 ///
 /// Sessions end with the process. Clones share the sessions.
 ///
 /// It is bounded: when [`capacity`](Self::capacity) is reached, a new session takes the place of the one that has been idle
-/// longest. Expired sessions are freed as others are used; there is no background task. Each of its 64 shards has a lock
-/// of its own, held for the time of a map look-up.
+/// longest, or [is refused](Self::reject_when_full). Expired sessions are freed as others are used; there is no background task. Each of its 64
+/// shards has a lock of its own, held for the time of a map look-up; all sessions of a user are in one shard.
 ///
 /// ```
 /// use tower_keep::{MemoryStore, SessionLayer};
@@ -41,6 +46,8 @@ pub struct MemoryStore {
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
     capacity: usize,
+    rejects: bool,
+    remember_ended: Duration,
 }
 
 struct Shared {
@@ -55,6 +62,8 @@ impl MemoryStore {
             shared: Arc::new(Shared { shards: std::array::from_fn(|_| Mutex::default()), len: AtomicUsize::new(0) }),
             clock: Arc::new(SystemClock),
             capacity: 100_000,
+            rejects: false,
+            remember_ended: Duration::from_secs(60 * 60),
         }
     }
 
@@ -64,6 +73,33 @@ impl MemoryStore {
     #[must_use]
     pub fn capacity(mut self, sessions: usize) -> Self {
         self.capacity = sessions.max(1);
+        self
+    }
+
+    /// When the capacity is reached, refuse new sessions: [`SessionError::Full`](crate::SessionError::Full), 429. Default: the one that has
+    /// been idle longest makes room.
+    ///
+    /// ```
+    /// # use tower_keep::MemoryStore;
+    /// let store = MemoryStore::new().capacity(1_000).reject_when_full();
+    /// ```
+    #[must_use]
+    pub fn reject_when_full(mut self) -> Self {
+        self.rejects = true;
+        self
+    }
+
+    /// How long it is remembered that and why a session ended. Default: an hour; at least a minute. About as many
+    /// as the capacity are remembered, the latest.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::MemoryStore;
+    /// let store = MemoryStore::new().remember_ended(Duration::from_secs(24 * 3600));
+    /// ```
+    #[must_use]
+    pub fn remember_ended(mut self, time: Duration) -> Self {
+        self.remember_ended = time.max(super::REMEMBER_AT_LEAST);
         self
     }
 
@@ -84,172 +120,226 @@ impl MemoryStore {
         self.len() == 0
     }
 
-    /// The shard of `id`, with some of what has expired in it freed.
+    /// A shard, with some of what has expired in it freed.
     fn shard(&self, index: usize, now: Timestamp) -> MutexGuard<'_, Shard> {
         let mut shard = self.shared.shards[index].lock().unwrap_or_else(PoisonError::into_inner);
-        let freed = shard.free_expired(now);
-        if freed > 0 {
-            self.shared.len.fetch_sub(freed, Ordering::Relaxed);
-        }
+        let remembered = self.capacity.div_ceil(SHARDS).max(REMEMBERED);
+        self.give_back(shard.free_expired(now, self.remember_ended, remembered));
         shard
     }
 
-    /// Counts one more session in, after making room for it.
-    fn take_place(&self, now: Timestamp) {
+    fn shard_of(&self, id: &SessionId, now: Timestamp) -> MutexGuard<'_, Shard> {
+        self.shard(index(id.tag()), now)
+    }
+
+    /// Counts one more session in, after making room for it; `false` when there is none.
+    fn take_place(&self, now: Timestamp) -> bool {
         let take = || {
             let more = |len| (len < self.capacity).then_some(len + 1);
             self.shared.len.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
         };
         while !take() {
-            let oldest = (0..SHARDS).filter_map(|index| Some((self.shard(index, now).oldest()?, index))).min();
+            let oldest = (0..SHARDS)
+                .filter_map(|index| {
+                    let mut shard = self.shard(index, now);
+                    self.give_back(shard.free_all_expired(now));
+                    Some((shard.oldest()?, index))
+                })
+                .min();
             // Looking through the shards has freed what has expired: that may be room enough.
             if take() {
-                return;
+                return true;
             }
-            if let Some((_, index)) = oldest
-                && self.shard(index, now).evict_oldest()
-            {
-                self.give_place_back();
+            if self.rejects {
+                return false;
+            }
+            if let Some((_, index)) = oldest {
+                let evicted = self.shard(index, now).evict_oldest(now);
+                self.give_back(evicted.into());
+            }
+        }
+        true
+    }
+
+    fn give_back(&self, places: usize) {
+        if places > 0 {
+            self.shared.len.fetch_sub(places, Ordering::Relaxed);
+        }
+    }
+
+    fn load_now(&self, id: &SessionId) -> Found {
+        let now = self.clock.now();
+        let mut shard = self.shard_of(id, now);
+        match shard.live(id, now) {
+            Some(kept) => {
+                kept.used_at.actual = now;
+                Found::Live(kept.loaded(now))
+            }
+            None => shard.ending(id).map_or(Found::Unknown, Found::Ended),
+        }
+    }
+
+    fn create_now(&self, id: &SessionId, new: Entry, limits: Limits) -> Created {
+        let now = self.clock.now();
+        if let Some(known) = self.shard_of(id, now).known(id, &new, now) {
+            return known;
+        }
+        if !self.take_place(now) {
+            return Created::Full;
+        }
+        let mut shard = self.shard_of(id, now);
+        // Somebody else may have created it meanwhile.
+        if let Some(known) = shard.known(id, &new, now) {
+            self.give_back(1);
+            return known;
+        }
+        match shard.make_room(id.tag(), new.record.user(), limits, now) {
+            Room::Full => {
+                self.give_back(1);
+                Created::Full
+            }
+            Room::Made(evicted) => {
+                self.give_back(evicted.len());
+                shard.insert(*id, new, now);
+                Created::Done { evicted }
             }
         }
     }
 
-    fn give_place_back(&self) {
-        self.shared.len.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn load_now(&self, id: &SessionId) -> Option<Loaded> {
+    fn update_now(&self, id: &SessionId, expected: Version, new: Entry) -> Outcome {
         let now = self.clock.now();
-        let mut shard = self.shard(index(id), now);
-        let entry = shard.live(id, now)?;
-        entry.used_at.actual = now;
-        Some(entry.loaded(now))
-    }
-
-    fn create_now(&self, id: &SessionId, record: Arc<Record>, ttl: Duration) -> Outcome {
-        let now = self.clock.now();
-        if let Some(entry) = self.shard(index(id), now).live(id, now) {
-            return entry.unless_written(record.version(), now);
-        }
-        self.take_place(now);
-        let mut shard = self.shard(index(id), now);
-        if let Some(entry) = shard.live(id, now) {
-            self.give_place_back(); // somebody else created it meanwhile
-            return entry.unless_written(record.version(), now);
-        }
-        self.insert(&mut shard, *id, record, now, ttl);
-        Outcome::Done
-    }
-
-    /// Inserts a session that has a place already.
-    fn insert(&self, shard: &mut Shard, id: SessionId, record: Arc<Record>, now: Timestamp, ttl: Duration) {
-        // An expired session of the same id may linger: it gives its place back.
-        if shard.insert(id, record, now, ttl).is_some() {
-            self.give_place_back();
-        }
-    }
-
-    fn update_now(&self, id: &SessionId, expected: Version, record: Arc<Record>, ttl: Duration) -> Outcome {
-        let now = self.clock.now();
-        let mut shard = self.shard(index(id), now);
+        let mut shard = self.shard_of(id, now);
         match shard.live(id, now) {
             None => Outcome::Gone,
-            Some(entry) if entry.record.version() == expected => {
-                entry.record = record;
-                shard.extend(id, now, ttl);
+            Some(kept) if kept.record.version() == expected => {
+                kept.record = new.record;
+                shard.extend(id, now, new.ttl);
                 Outcome::Done
             }
-            Some(entry) => entry.unless_written(record.version(), now),
+            Some(kept) if kept.record.version() == new.record.version() => Outcome::Done,
+            Some(kept) => Outcome::Conflict(kept.loaded(now)),
         }
     }
 
-    fn touch_now(&self, id: &SessionId, expected: Version, ttl: Duration) {
+    fn touch_now(&self, id: &SessionId, entry: &Entry) {
         let now = self.clock.now();
-        let mut shard = self.shard(index(id), now);
-        if shard.live(id, now).is_some_and(|entry| entry.record.version() == expected) {
-            shard.extend(id, now, ttl);
+        let mut shard = self.shard_of(id, now);
+        if shard.live(id, now).is_some_and(|kept| kept.record.version() == entry.record.version()) {
+            shard.extend(id, now, entry.ttl);
         }
     }
 
-    fn rotate_now(
-        &self,
-        old: &SessionId,
-        expected: Version,
-        new: &SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> Outcome {
+    fn end_now(&self, id: &SessionId, expected: Option<Version>, reason: EndReason) -> Outcome {
         let now = self.clock.now();
-        let (old_index, new_index) = (index(old), index(new));
-        // Both shards at once, always in the order of their numbers.
-        let mut first = self.shard(old_index.min(new_index), now);
-        let mut second = (old_index != new_index).then(|| self.shard(old_index.max(new_index), now));
-        let (old_shard, new_shard) = match &mut second {
-            None => (&mut first, None),
-            Some(second) if old_index < new_index => (&mut first, Some(second)),
-            Some(second) => (second, Some(&mut first)),
-        };
-        match old_shard.live(old, now) {
-            Some(entry) if entry.record.version() == expected => {
-                old_shard.entries.remove(old);
-                // One out, one in: its place is the new one's.
-                self.insert(new_shard.unwrap_or(old_shard), *new, record, now, ttl);
-                Outcome::Done
+        let mut shard = self.shard_of(id, now);
+        if let (Some(expected), Some(kept)) = (expected, shard.live(id, now))
+            && kept.record.version() != expected
+        {
+            return Outcome::Conflict(kept.loaded(now));
+        }
+        let alive = shard.live(id, now).is_some();
+        self.give_back(shard.end(id, reason, None, now).into());
+        if alive { Outcome::Done } else { Outcome::Gone }
+    }
+
+    fn consume_now(&self, id: &SessionId, claim: Version) -> Found {
+        let now = self.clock.now();
+        let mut shard = self.shard_of(id, now);
+        match shard.live(id, now).map(|kept| kept.loaded(now)) {
+            Some(loaded) => {
+                self.give_back(shard.end(id, EndReason::Used, Some((claim, loaded.clone())), now).into());
+                Found::Live(loaded)
             }
-            Some(entry) => Outcome::Conflict(entry.loaded(now)),
-            None => match new_shard.unwrap_or(old_shard).live(new, now) {
-                Some(entry) if entry.record.version() == record.version() => Outcome::Done,
-                _ => Outcome::Gone,
+            None => match shard.claimed(id, claim) {
+                Some(loaded) => Found::Live(loaded),
+                None => shard.ending(id).map_or(Found::Unknown, Found::Ended),
             },
         }
     }
 
-    fn destroy_now(&self, id: &SessionId) {
+    fn list_now(&self, user: &str) -> Vec<(SessionId, Loaded)> {
         let now = self.clock.now();
-        if self.shard(index(id), now).entries.remove(id).is_some() {
-            self.give_place_back();
+        let tag = Tag::of_user(user);
+        self.shard(index(tag), now).of_user(tag, user, now)
+    }
+
+    fn end_user_now(&self, user: &str, except: Option<&SessionId>, reason: EndReason) -> Vec<SessionId> {
+        let now = self.clock.now();
+        let tag = Tag::of_user(user);
+        let mut shard = self.shard(index(tag), now);
+        let mut ids: Vec<_> = shard.of_user(tag, user, now).into_iter().map(|(id, _)| id).collect();
+        ids.retain(|id| Some(id) != except);
+        for id in &ids {
+            self.give_back(shard.end(id, reason, None, now).into());
         }
+        ids
+    }
+
+    /// A page is a number of whole shards: those together that have about `count` sessions.
+    fn scan_now(&self, from: &Cursor, count: usize) -> Page {
+        let now = self.clock.now();
+        let first = from.as_str().parse().unwrap_or(0);
+        let mut sessions = Vec::new();
+        for index in first..SHARDS {
+            if sessions.len() >= count.max(1) {
+                return Page { sessions, next: Some(index.to_string().into()) };
+            }
+            sessions.extend(self.shard(index, now).all(now));
+        }
+        Page { sessions, next: None }
+    }
+
+    fn count_now(&self) -> u64 {
+        let now = self.clock.now();
+        (0..SHARDS).map(|index| self.shard(index, now).all(now).count() as u64).sum()
     }
 }
 
 impl SessionStore for MemoryStore {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Option<Loaded>> {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
         ready(self.load_now(id))
     }
 
-    fn create<'a>(&'a self, id: &'a SessionId, record: Arc<Record>, ttl: Duration) -> StoreFuture<'a, Outcome> {
-        ready(self.create_now(id, record, ttl))
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        ready(self.create_now(id, new, limits))
     }
 
-    fn update<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Version,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        ready(self.update_now(id, expected, record, ttl))
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        ready(self.update_now(id, expected, new))
     }
 
-    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
-        self.touch_now(id, expected, ttl);
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        self.touch_now(id, &entry);
         ready(())
     }
 
-    fn rotate<'a>(
-        &'a self,
-        old: &'a SessionId,
-        expected: Version,
-        new: &'a SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        ready(self.rotate_now(old, expected, new, record, ttl))
+    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        ready(self.end_now(id, expected, reason))
     }
 
-    fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()> {
-        self.destroy_now(id);
-        ready(())
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        ready(self.consume_now(id, claim))
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        ready(self.list_now(user))
+    }
+
+    fn end_user<'a>(
+        &'a self,
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        ready(self.end_user_now(user, except, reason))
+    }
+
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        ready(self.scan_now(from, count))
+    }
+
+    fn count(&self) -> StoreFuture<'_, u64> {
+        ready(self.count_now())
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
@@ -262,11 +352,11 @@ impl SessionStore for MemoryStore {
 }
 
 fn ready<'a, T>(answer: T) -> StoreFuture<'a, T> {
-    StoreFuture::ready(Ok::<T, StoreError>(answer))
+    StoreFuture::ready(Ok(answer))
 }
 
-fn index(id: &SessionId) -> usize {
-    (id.spread() % SHARDS as u64) as usize
+fn index(tag: Tag) -> usize {
+    (tag.spread() % SHARDS as u64) as usize
 }
 
 impl Default for MemoryStore {

@@ -1,37 +1,64 @@
-//! A part of the store under one lock: the sessions, and in what order they go.
+//! A part of the store under one lock: the sessions, whose they are, in what order they go, and which have gone.
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, binary_heap::PeekMut},
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque, binary_heap::PeekMut},
     hash::{BuildHasherDefault, Hasher},
     sync::Arc,
     time::Duration,
 };
 
-use super::{Loaded, Outcome, Record, Version};
-use crate::{time::Timestamp, token::SessionId};
+use super::{Created, Entry, Loaded, Version};
+use crate::{
+    ended::{EndReason, Ended},
+    limits::{Limits, WhenFull},
+    store::Record,
+    time::Timestamp,
+    token::{SessionId, Tag},
+};
 
 #[derive(Default)]
 pub(super) struct Shard {
-    pub(super) entries: Entries,
+    sessions: Sessions,
     by_expiry: Queue,
     by_use: Queue,
+    /// The sessions of users, by the slot tag of the user.
+    users: HashMap<Tag, BTreeSet<SessionId>>,
+    ended: Ends,
+    /// In the order they ended.
+    ended_at: VecDeque<(Timestamp, SessionId)>,
 }
 
-pub(super) type Entries = HashMap<SessionId, Entry, BuildHasherDefault<IdHasher>>;
+type Sessions = HashMap<SessionId, Kept, BuildHasherDefault<IdHasher>>;
+type Ends = HashMap<SessionId, End, BuildHasherDefault<IdHasher>>;
 
-pub(super) struct Entry {
+/// A session that is kept.
+pub(super) struct Kept {
     pub(super) record: Arc<Record>,
     expires_at: Due,
     pub(super) used_at: Due,
 }
 
-/// A time that an entry is queued by, and its place in the queue.
+/// What is remembered of a session that ended.
+struct End {
+    ended: Ended,
+    /// Who consumed it, and what it was.
+    claim: Option<Box<(Version, Loaded)>>,
+}
+
+/// A time that a session is queued by, and its place in the queue.
 #[derive(Clone, Copy)]
 pub(super) struct Due {
     pub(super) actual: Timestamp,
     /// Where the queue has it: never later than the actual time.
     place: Timestamp,
+}
+
+/// Whether another session of a user has a place.
+pub(super) enum Room {
+    Full,
+    /// After these were ended.
+    Made(Vec<SessionId>),
 }
 
 impl Due {
@@ -40,111 +67,226 @@ impl Due {
     }
 }
 
-impl Entry {
+impl Kept {
     pub(super) fn loaded(&self, now: Timestamp) -> Loaded {
         Loaded { record: self.record.clone(), ttl: Some(self.expires_at.actual.since(now)) }
     }
 
-    /// What to say to a write that found another version than it expected: perhaps its own.
-    pub(super) fn unless_written(&self, version: Version, now: Timestamp) -> Outcome {
-        if self.record.version() == version { Outcome::Done } else { Outcome::Conflict(self.loaded(now)) }
+    fn is_live(&self, now: Timestamp) -> bool {
+        self.expires_at.actual > now
     }
 }
 
 impl Shard {
-    pub(super) fn live(&mut self, id: &SessionId, now: Timestamp) -> Option<&mut Entry> {
-        self.entries.get_mut(id).filter(|entry| entry.expires_at.actual > now)
+    pub(super) fn live(&mut self, id: &SessionId, now: Timestamp) -> Option<&mut Kept> {
+        self.sessions.get_mut(id).filter(|kept| kept.is_live(now))
     }
 
-    pub(super) fn insert(
-        &mut self,
-        id: SessionId,
-        record: Arc<Record>,
-        now: Timestamp,
-        ttl: Duration,
-    ) -> Option<Entry> {
-        let entry = Entry { record, expires_at: Due::at(now.plus(ttl)), used_at: Due::at(now) };
-        self.by_expiry.push(entry.expires_at.place, id, &mut self.entries, expires_at);
-        self.by_use.push(entry.used_at.place, id, &mut self.entries, used_at);
-        self.entries.insert(id, entry)
+    pub(super) fn all(&self, now: Timestamp) -> impl Iterator<Item = (SessionId, Loaded)> {
+        let live = self.sessions.iter().filter(move |(_, kept)| kept.is_live(now));
+        live.map(move |(id, kept)| (*id, kept.loaded(now)))
     }
 
-    /// Lets an entry live for `ttl` from now.
-    pub(super) fn extend(&mut self, id: &SessionId, now: Timestamp, ttl: Duration) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        entry.used_at.actual = now;
-        entry.expires_at.actual = now.plus(ttl);
-        if entry.expires_at.actual < entry.expires_at.place {
-            // Sooner than it is queued: it needs another place. The one it has counts no more.
-            entry.expires_at.place = entry.expires_at.actual;
-            self.by_expiry.push(now.plus(ttl), *id, &mut self.entries, expires_at);
+    pub(super) fn of_user(&self, tag: Tag, user: &str, now: Timestamp) -> Vec<(SessionId, Loaded)> {
+        let ids = self.users.get(&tag).into_iter().flatten();
+        let kept = ids.filter_map(|id| Some((*id, self.sessions.get(id)?)));
+        let live = kept.filter(|(_, kept)| kept.is_live(now) && kept.record.user() == Some(user));
+        live.map(|(id, kept)| (id, kept.loaded(now))).collect()
+    }
+
+    /// How a session ended that is not alive.
+    pub(super) fn ending(&self, id: &SessionId) -> Option<Ended> {
+        let expired = self.sessions.get(id).map(|kept| Ended::new(EndReason::Expired, kept.expires_at.actual));
+        expired.or_else(|| self.ended.get(id).map(|end| end.ended))
+    }
+
+    /// What this claim got, if it was the first.
+    pub(super) fn claimed(&self, id: &SessionId, claim: Version) -> Option<Loaded> {
+        let (first, loaded) = &**self.ended.get(id)?.claim.as_ref()?;
+        (*first == claim).then(|| loaded.clone())
+    }
+
+    /// What to say to the creation of an id that was seen before: perhaps by this very creation.
+    pub(super) fn known(&mut self, id: &SessionId, new: &Entry, now: Timestamp) -> Option<Created> {
+        match self.live(id, now) {
+            Some(kept) if kept.record.version() == new.record.version() => Some(Created::Done { evicted: Vec::new() }),
+            Some(_) => Some(Created::Taken),
+            None => self.ending(id).map(|_| Created::Taken),
         }
     }
 
-    /// Frees a few expired entries: enough to free more than come in, few enough that nobody waits for it.
-    pub(super) fn free_expired(&mut self, now: Timestamp) -> usize {
-        let mut freed = 0;
-        while freed < 8
-            && self.by_expiry.peek().is_some_and(|place| place <= now)
-            && let Some((time, id)) = self.by_expiry.first(&mut self.entries, expires_at)
+    /// Ends as many sessions of `user` as another one needs ended.
+    pub(super) fn make_room(&mut self, tag: Tag, user: Option<&str>, limits: Limits, now: Timestamp) -> Room {
+        let (Some(user), Some(limit)) = (user, limits.sessions()) else { return Room::Made(Vec::new()) };
+        if self.users.get(&tag).is_none_or(|ids| ids.len() < limit) {
+            return Room::Made(Vec::new());
+        }
+        let live = self.of_user(tag, user, now);
+        let over = (live.len() + 1).saturating_sub(limit);
+        if over > 0 && limits.when_full() == WhenFull::Reject {
+            return Room::Full;
+        }
+        let mut ranked: Vec<_> = live
+            .iter()
+            .map(|(id, Loaded { record, ttl })| match limits.when_full() {
+                WhenFull::EvictOldest => (record.created_at(), *id),
+                _ => (record.last_used(now, ttl.unwrap_or_default()), *id),
+            })
+            .collect();
+        ranked.sort_unstable();
+        let evicted: Vec<_> = ranked.into_iter().take(over).map(|(_, id)| id).collect();
+        for id in &evicted {
+            self.end(id, EndReason::Evicted, None, now);
+        }
+        Room::Made(evicted)
+    }
+
+    pub(super) fn insert(&mut self, id: SessionId, new: Entry, now: Timestamp) {
+        let Entry { record, ttl } = new;
+        if record.user().is_some() {
+            self.users.entry(id.tag()).or_default().insert(id);
+        }
+        let kept = Kept { record, expires_at: Due::at(now.plus(at_least_a_moment(ttl))), used_at: Due::at(now) };
+        self.by_expiry.push(kept.expires_at.place, id, &mut self.sessions, expires_at);
+        self.by_use.push(kept.used_at.place, id, &mut self.sessions, used_at);
+        self.sessions.insert(id, kept);
+    }
+
+    /// Lets a session live for `ttl` from now.
+    pub(super) fn extend(&mut self, id: &SessionId, now: Timestamp, ttl: Duration) {
+        let Some(kept) = self.sessions.get_mut(id) else { return };
+        let until = now.plus(at_least_a_moment(ttl));
+        kept.used_at.actual = now;
+        kept.expires_at.actual = until;
+        if until < kept.expires_at.place {
+            // Sooner than it is queued: it needs another place. The one it has counts no more.
+            kept.expires_at.place = until;
+            self.by_expiry.push(until, *id, &mut self.sessions, expires_at);
+        }
+    }
+
+    /// Ends a session, whether it is there or not, and remembers it; returns whether a place became free.
+    pub(super) fn end(
+        &mut self,
+        id: &SessionId,
+        reason: EndReason,
+        claim: Option<(Version, Loaded)>,
+        now: Timestamp,
+    ) -> bool {
+        if self.ended.contains_key(id) {
+            return false;
+        }
+        let removed = self.remove(id);
+        // Time has ended it before.
+        let reason = if removed.as_ref().is_some_and(|kept| !kept.is_live(now)) { EndReason::Expired } else { reason };
+        self.remember(*id, End { ended: Ended::new(reason, now), claim: claim.map(Box::new) });
+        removed.is_some()
+    }
+
+    fn remove(&mut self, id: &SessionId) -> Option<Kept> {
+        let removed = self.sessions.remove(id)?;
+        if removed.record.user().is_some()
+            && let Some(ids) = self.users.get_mut(&id.tag())
+        {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.users.remove(&id.tag());
+            }
+        }
+        Some(removed)
+    }
+
+    fn remember(&mut self, id: SessionId, end: End) {
+        self.ended_at.push_back((end.ended.at, id));
+        self.ended.insert(id, end);
+    }
+
+    /// Frees a few expired sessions: enough to free more than come in, few enough that nobody waits for it. Forgets a few
+    /// that ended longer than `memory` ago, or are more than `remembered`.
+    pub(super) fn free_expired(&mut self, now: Timestamp, memory: Duration, remembered: usize) -> usize {
+        for _ in 0..16 {
+            let due = self.ended_at.front().is_some_and(|(at, _)| at.plus(memory) <= now);
+            if !due && self.ended_at.len() <= remembered {
+                break;
+            }
+            if let Some((_, id)) = self.ended_at.pop_front() {
+                self.ended.remove(&id);
+            }
+        }
+        (0..8).take_while(|_| self.free_first_expired(now)).count()
+    }
+
+    pub(super) fn free_all_expired(&mut self, now: Timestamp) -> usize {
+        std::iter::repeat(()).take_while(|()| self.free_first_expired(now)).count()
+    }
+
+    fn free_first_expired(&mut self, now: Timestamp) -> bool {
+        if self.by_expiry.peek().is_some_and(|place| place <= now)
+            && let Some((time, id)) = self.by_expiry.first(&mut self.sessions, expires_at)
             && time <= now
         {
-            self.entries.remove(&id);
-            freed += 1;
+            self.remove(&id);
+            self.remember(id, End { ended: Ended::new(EndReason::Expired, now), claim: None });
+            return true;
         }
-        freed
+        false
     }
 
     pub(super) fn oldest(&mut self) -> Option<Timestamp> {
-        self.by_use.first(&mut self.entries, used_at).map(|(time, _)| time)
+        self.by_use.first(&mut self.sessions, used_at).map(|(time, _)| time)
     }
 
-    pub(super) fn evict_oldest(&mut self) -> bool {
-        match self.by_use.first(&mut self.entries, used_at) {
-            Some((_, id)) => self.entries.remove(&id).is_some(),
+    pub(super) fn evict_oldest(&mut self, now: Timestamp) -> bool {
+        match self.by_use.first(&mut self.sessions, used_at) {
+            Some((_, id)) => self.end(&id, EndReason::Evicted, None, now),
             None => false,
         }
     }
 }
 
-fn expires_at(entry: &mut Entry) -> &mut Due {
-    &mut entry.expires_at
+/// A session that was just written is alive.
+fn at_least_a_moment(ttl: Duration) -> Duration {
+    ttl.max(Duration::from_millis(1))
 }
 
-fn used_at(entry: &mut Entry) -> &mut Due {
-    &mut entry.used_at
+fn expires_at(kept: &mut Kept) -> &mut Due {
+    &mut kept.expires_at
+}
+
+fn used_at(kept: &mut Kept) -> &mut Due {
+    &mut kept.used_at
 }
 
 /// Ids in the order of a time that mostly moves forward.
 ///
-/// Lazy: when an entry's time moves on, its place in the queue stays, and is corrected when it comes to the front. So using
+/// Lazy: when a session's time moves on, its place in the queue stays, and is corrected when it comes to the front. So using
 /// a session costs the queue nothing.
 #[derive(Default)]
 struct Queue(BinaryHeap<Reverse<(Timestamp, SessionId)>>);
 
-/// By which of its times a queue has an entry.
-type Key = fn(&mut Entry) -> &mut Due;
+/// By which of its times a queue has a session.
+type Key = fn(&mut Kept) -> &mut Due;
 
 impl Queue {
-    fn push(&mut self, place: Timestamp, id: SessionId, entries: &mut Entries, key: Key) {
+    fn push(&mut self, place: Timestamp, id: SessionId, kept: &mut Sessions, key: Key) {
         // Places that count no more are dropped before they outnumber the others.
-        if self.0.len() > 2 * entries.len() + 64 {
-            self.0.retain(|Reverse((place, id))| entries.get_mut(id).is_some_and(|entry| key(entry).place == *place));
+        if self.0.len() > 2 * kept.len() + 64 {
+            self.0.retain(|Reverse((place, id))| kept.get_mut(id).is_some_and(|kept| key(kept).place == *place));
         }
         self.0.push(Reverse((place, id)));
     }
 
-    /// A time that no entry's is before.
+    /// A time that no session's is before.
     fn peek(&self) -> Option<Timestamp> {
         self.0.peek().map(|Reverse((place, _))| *place)
     }
 
-    /// The entry whose time comes first; it keeps its place.
-    fn first(&mut self, entries: &mut Entries, key: Key) -> Option<(Timestamp, SessionId)> {
+    /// The session whose time comes first; it keeps its place.
+    fn first(&mut self, kept: &mut Sessions, key: Key) -> Option<(Timestamp, SessionId)> {
         loop {
             let mut front = self.0.peek_mut()?;
             let Reverse((place, id)) = *front;
-            match entries.get_mut(&id).map(key) {
+            match kept.get_mut(&id).map(key) {
                 Some(due) if due.place == place => {
                     if due.actual <= place {
                         return Some((place, id));
@@ -152,7 +294,7 @@ impl Queue {
                     due.place = due.actual;
                     front.0.0 = due.actual;
                 }
-                // Of an entry that is gone, or has another place.
+                // Of a session that is gone, or has another place.
                 _ => drop(PeekMut::pop(front)),
             }
         }

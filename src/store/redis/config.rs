@@ -4,6 +4,8 @@ use std::{env, fmt, net::Ipv6Addr, time::Duration};
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
+use crate::store::{Codec, REMEMBER_AT_LEAST};
+
 /// Where Redis is, and how long to wait for it.
 ///
 /// ```
@@ -22,6 +24,10 @@ pub struct RedisConfig {
     pub(super) prefix: String,
     pub(super) timeout: Duration,
     pub(super) connect_timeout: Duration,
+    pub(super) codec: Codec,
+    pub(super) remember_ended: Duration,
+    pub(super) max_sessions: Option<usize>,
+    pub(super) shared_events: Option<usize>,
 }
 
 impl RedisConfig {
@@ -166,6 +172,10 @@ impl RedisConfig {
             prefix: "sess:".into(),
             timeout: Duration::from_millis(250),
             connect_timeout: Duration::from_millis(500),
+            codec: Codec::Json,
+            remember_ended: Duration::from_secs(60 * 60),
+            max_sessions: None,
+            shared_events: None,
         }
     }
 
@@ -216,6 +226,70 @@ impl RedisConfig {
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
+        self
+    }
+
+    /// How records are written; all are read. Default: [`Codec::Json`].
+    ///
+    /// ```
+    /// # use tower_keep::store::{Codec, redis::RedisConfig};
+    /// let config = RedisConfig::from_url("redis://localhost")?.codec(Codec::Json);
+    /// # Ok::<(), tower_keep::store::redis::InvalidRedisConfig>(())
+    /// ```
+    #[must_use]
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// How long it is remembered that and why a session ended. Default: an hour; at least a minute, for within that time a
+    /// command that was given up may still be on its way. Costs some 200 bytes a session that was ended by a logout, a login or
+    /// a revocation; what expires costs nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::store::redis::RedisConfig;
+    /// let config = RedisConfig::from_url("redis://localhost")?.remember_ended(Duration::from_secs(24 * 3600));
+    /// # Ok::<(), tower_keep::store::redis::InvalidRedisConfig>(())
+    /// ```
+    #[must_use]
+    pub fn remember_ended(mut self, time: Duration) -> Self {
+        self.remember_ended = time.max(REMEMBER_AT_LEAST);
+        self
+    }
+
+    /// How many sessions there may be in all, of users and of nobody, on all instances; one more is refused:
+    /// [`SessionError::Full`](crate::SessionError::Full), 429. Default: no limit. At least one.
+    ///
+    /// With a limit, sessions take their places in one sorted set, which costs a round trip more a write and some 130 bytes a session.
+    /// Instances that share a prefix need the same limit. Sessions from before there was a limit take a place when they are next
+    /// written or touched.
+    ///
+    /// ```
+    /// # use tower_keep::store::redis::RedisConfig;
+    /// let config = RedisConfig::from_url("redis://localhost")?.max_sessions(1_000);
+    /// # Ok::<(), tower_keep::store::redis::InvalidRedisConfig>(())
+    /// ```
+    #[must_use]
+    pub fn max_sessions(mut self, sessions: usize) -> Self {
+        self.max_sessions = Some(sessions.max(1));
+        self
+    }
+
+    /// Tell the other instances what happens to sessions, for [`Sessions::events`](crate::Sessions::events): through a stream, of which the
+    /// last `kept` events (about) can be fetched for a day. Default: off. Costs two round trips more for every session that
+    /// begins, rotates or ends.
+    ///
+    /// An event is added right after what it tells of. If the process or Redis dies in between, it is not told.
+    ///
+    /// ```
+    /// # use tower_keep::store::redis::RedisConfig;
+    /// let config = RedisConfig::from_url("redis://localhost")?.share_events(10_000);
+    /// # Ok::<(), tower_keep::store::redis::InvalidRedisConfig>(())
+    /// ```
+    #[must_use]
+    pub fn share_events(mut self, kept: usize) -> Self {
+        self.shared_events = Some(kept.max(1));
         self
     }
 }

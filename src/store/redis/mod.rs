@@ -8,20 +8,35 @@
 //!
 //! # In Redis
 //! A session is one string, `sess:{AAAAAAAAAAAA}:HHHH…`: the prefix, the [slot tag](crate::SessionId::slot_tag) in braces
-//! (the hash tag of Redis Cluster), and the rest of the session id. Its value is a [`Record`] as JSON, and its
-//! time to live is the session's. So with the id of a log line, or of nobody in particular:
+//! (the hash tag of Redis Cluster), and the rest of the session id. Its value is a [`Record`], as JSON unless
+//! [told otherwise](RedisConfig::codec), and its time to live is the session's. So with the id of a log line, or of nobody in
+//! particular:
 //! ```text
 //! redis-cli GET  'sess:{AAAAAAAAAAAA}:HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH'
 //! redis-cli PTTL 'sess:{AAAAAAAAAAAA}:HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH'
-//! redis-cli --scan --pattern 'sess:*'
+//! redis-cli --scan --pattern 'sess:{*}:*'
 //! ```
+//! A session that ended leaves `{"end":"revoked","at":1763679600000}` in its place for a while: why it ended, and a guard against
+//! whatever would bring it back.
+//!
+//! All sessions of a user have the same slot tag, and beside them, in the same slot, there are
+//! * `sess:{AAAAAAAAAAAA}`, the index: a sorted set of their ids, by when they expire. For listing and limits; it is pruned with
+//!   every write, and mended by the next write or touch of a session if it was lost;
+//! * `sess:{AAAAAAAAAAAA}:epoch`, once all sessions of the user were ended: when that was. Sessions from before are dead, whether the
+//!   index knew of them or not.
+//!
+//! With [`max_sessions`](RedisConfig::max_sessions) there is `sess:all`, a sorted set of all ids; with
+//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream.
 //!
 //! | operation | commands | round trips |
 //! |---|---|---|
-//! | load | `GET`, `PTTL` | 1 |
-//! | create | `SET … NX PX` | 1 |
-//! | update, rotate, touch | `EVALSHA` | 1 (2 the first time a server sees the script) |
-//! | destroy | `UNLINK` | 1 |
+//! | load | `GET`, `PTTL`, `GET` of the epoch; of an unknown id also `ZSCORE` of the index | 1; 2 |
+//! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
+//! | update, touch, end, consume, list, end all of a user | `EVALSHA` | 1 |
+//! | scan | `SCAN`, and a load of each | 2 a page |
+//!
+//! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
+//! more. All keys of a call share a cluster slot, but for the page of a scan.
 
 mod config;
 mod error;
@@ -30,16 +45,26 @@ mod script;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use redis::{Value, cmd, pipe};
+use redis::{Pipeline, Value, cmd, pipe};
 
 pub use self::config::{InvalidRedisConfig, RedisConfig};
 use self::{
     error::Failure,
     link::{Link, Request},
-    script::{Call, Script},
+    script::{Call, Script, Scripts},
 };
-use super::{Health, Loaded, Outcome, Record, SessionStore, StoreFuture, Version};
-use crate::{time::millis, token::SessionId};
+use super::{
+    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, Record, SessionStore, StoreFuture, Version,
+};
+use crate::{
+    ended::{EndReason, Ended},
+    event::Event,
+    lifetime::LONGEST,
+    limits::{Limits, WhenFull},
+    record::HEAD_LEN,
+    time::{Timestamp, millis},
+    token::SessionId,
+};
 
 /// Keeps sessions in a Redis server, for services of any number of instances.
 ///
@@ -66,150 +91,540 @@ pub struct RedisStore {
 
 struct Inner {
     link: Link,
-    prefix: String,
-    update: Script,
-    rotate: Script,
-    touch: Script,
+    config: RedisConfig,
+    scripts: Scripts,
 }
+
+/// The keys of a session, which share a slot.
+struct Keys {
+    /// The session, the index and the epoch of its user.
+    all: [String; 3],
+    /// What the index calls the session.
+    member: String,
+}
+
+impl Keys {
+    fn session(&self) -> &str {
+        &self.all[0]
+    }
+
+    /// What a session of this slot is called up to its member.
+    fn prefix(&self) -> String {
+        format!("{}:", self.all[1])
+    }
+}
+
+/// How long the events of all processes can be fetched.
+const EVENTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl RedisStore {
     /// A store in the Redis that `config` names. Does not connect yet.
     pub fn new(config: RedisConfig) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                prefix: config.prefix.clone(),
-                link: Link::new(config),
-                update: Script::new(script::UPDATE),
-                rotate: Script::new(script::ROTATE),
-                touch: Script::new(script::TOUCH),
-            }),
-        }
+        Self::with_scripts(config, Scripts::new(true))
+    }
+
+    /// A store whose scripts check nothing: for tests that must show that they would notice.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn without_guards(config: RedisConfig) -> Self {
+        Self::with_scripts(config, Scripts::new(false))
+    }
+
+    fn with_scripts(config: RedisConfig, scripts: Scripts) -> Self {
+        Self { inner: Arc::new(Inner { link: Link::new(config.clone()), config, scripts }) }
     }
 }
 
 impl Inner {
-    fn key(&self, id: &SessionId) -> String {
+    fn keys(&self, id: &SessionId) -> Keys {
         let text = id.to_string();
-        let (tag, rest) = text.split_at(id.slot_tag().len());
-        format!("{}{{{tag}}}:{rest}", self.prefix)
+        self.keys_of(id.slot_tag(), &text[id.slot_tag().len()..])
     }
 
-    async fn load(&self, id: &SessionId) -> Result<Option<Loaded>, Failure> {
-        let key = self.key(id);
-        let mut load = pipe();
-        load.get(&key).pttl(&key);
-        let Value::Array(replies) = self.link.call(&Request::Read(&load, 2)).await? else {
-            return Err(Failure::unexpected_reply());
+    fn keys_of(&self, tag: &str, member: &str) -> Keys {
+        let prefix = &self.config.prefix;
+        let index = format!("{prefix}{{{tag}}}");
+        Keys { all: [format!("{index}:{member}"), index.clone(), format!("{index}:epoch")], member: member.to_owned() }
+    }
+
+    /// A key that belongs to no user.
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.config.prefix)
+    }
+
+    /// How long what ended is remembered, in milliseconds.
+    fn memory(&self) -> u64 {
+        millis(self.config.remember_ended)
+    }
+
+    async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
+        match self.link.call(&Request::Read(commands, commands.len())).await? {
+            Value::Array(replies) if replies.len() == commands.len() => Ok(replies),
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    async fn run(&self, script: &Script, keys: &[String], args: Vec<Vec<u8>>) -> Result<Value, Failure> {
+        self.link.call(&Request::Script(&Call { script, keys, args })).await
+    }
+
+    async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
+        let keys = self.keys(id);
+        let [session, _, epoch] = &keys.all;
+        match &*self.read(pipe().get(session).pttl(session).get(epoch)).await? {
+            [Value::Nil, _, _] => self.expired(&keys).await,
+            [Value::BulkString(stored), Value::Int(ttl), epoch] => found(stored, *ttl, number(epoch)),
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    /// Whether the session of a key that is not there has expired: the index remembers.
+    async fn expired(&self, keys: &Keys) -> Result<Found, Failure> {
+        let score = self.read(pipe().cmd("ZSCORE").arg(&keys.all[1]).arg(&keys.member)).await?;
+        let at = match score.first() {
+            Some(Value::Double(score)) => *score,
+            Some(Value::BulkString(score)) => {
+                std::str::from_utf8(score).ok().and_then(|text| text.parse().ok()).unwrap_or(0.0)
+            }
+            _ => return Ok(Found::Unknown),
         };
-        match <[Value; 2]>::try_from(replies) {
-            Ok([Value::Nil, _]) => Ok(None),
-            Ok([Value::BulkString(stored), Value::Int(ttl)]) => loaded(&stored, ttl).map(Some),
-            _ => Err(Failure::unexpected_reply()),
-        }
+        Ok(Found::Ended(Ended::new(EndReason::Expired, Timestamp::from_millis(at as u64))))
     }
 
-    async fn create(&self, id: &SessionId, record: &Record, ttl: Duration) -> Result<Outcome, Failure> {
-        let (key, value) = (self.key(id), record.encode());
-        let mut create = cmd("SET");
-        create.arg(&key).arg(&value).arg("NX").arg("PX").arg(ttl_arg(ttl));
-        match self.link.call(&Request::Write(&create)).await? {
-            Value::Okay => Ok(Outcome::Done),
-            // Taken: perhaps by this very write, whose reply was lost.
-            Value::Nil => match self.load(id).await? {
-                Some(loaded) if loaded.record.version() == record.version() => Ok(Outcome::Done),
-                Some(loaded) => Ok(Outcome::Conflict(loaded)),
-                None => Ok(Outcome::Gone),
-            },
-            _ => Err(Failure::unexpected_reply()),
+    async fn create(&self, id: &SessionId, new: Entry, limits: Limits) -> Result<Created, Failure> {
+        let keys = self.keys(id);
+        if !self.reserve(id, new.ttl, false).await? {
+            return Ok(Created::Full);
         }
+        let created = match new.record.user() {
+            Some(_) => self.create_of_user(id, &keys, &new, limits).await,
+            None => self.create_of_nobody(&keys, &new).await,
+        }?;
+        match &created {
+            Created::Done { evicted } => self.release(evicted).await,
+            Created::Full => self.release(&[*id]).await,
+            Created::Taken => {}
+        }
+        Ok(created)
     }
 
-    async fn compare_and_set(&self, call: Call<'_>) -> Result<Outcome, Failure> {
-        match self.link.call(&Request::Script(&call)).await? {
-            Value::Int(1) => Ok(Outcome::Done),
-            Value::Int(0) => Ok(Outcome::Gone),
-            Value::Array(found) => match <[Value; 2]>::try_from(found) {
-                Ok([Value::BulkString(stored), Value::Int(ttl)]) => loaded(&stored, ttl).map(Outcome::Conflict),
+    async fn create_of_user(
+        &self,
+        id: &SessionId,
+        keys: &Keys,
+        new: &Entry,
+        limits: Limits,
+    ) -> Result<Created, Failure> {
+        let mut args = self.written(&keys.member, new);
+        let policy = match limits.when_full() {
+            WhenFull::Reject => "reject",
+            WhenFull::EvictOldest => "oldest",
+            WhenFull::EvictLeastRecentlyUsed => "used",
+        };
+        args.extend([keys.prefix().into_bytes(), text(limits.sessions().unwrap_or(0)), policy.into()]);
+        match self.run(&self.scripts.create, &keys.all, args).await? {
+            Value::Array(answer) => match answer.split_first() {
+                Some((Value::Int(1), evicted)) => Ok(Created::Done { evicted: ids(id.slot_tag(), evicted) }),
+                Some((Value::Int(0), _)) => Ok(Created::Taken),
+                Some((Value::Int(-1), _)) => Ok(Created::Full),
                 _ => Err(Failure::unexpected_reply()),
             },
             _ => Err(Failure::unexpected_reply()),
         }
     }
+
+    async fn create_of_nobody(&self, keys: &Keys, new: &Entry) -> Result<Created, Failure> {
+        let mut create = cmd("SET");
+        create.arg(keys.session()).arg(self.encode(&new.record)).arg("NX").arg("PX").arg(ttl_of(new.ttl));
+        match self.link.call(&Request::Write(&create)).await? {
+            Value::Okay => Ok(Created::Done { evicted: Vec::new() }),
+            // Taken: perhaps by this very write, whose reply was lost.
+            Value::Nil => match &*self.read(pipe().get(keys.session())).await? {
+                [Value::BulkString(stored)] if Version::of(stored) == Some(new.record.version()) => {
+                    Ok(Created::Done { evicted: Vec::new() })
+                }
+                _ => Ok(Created::Taken),
+            },
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    async fn update(&self, id: &SessionId, expected: Version, new: Entry) -> Result<Outcome, Failure> {
+        let keys = self.keys(id);
+        self.reserve(id, new.ttl, true).await?;
+        let mut args = self.written(member_of(&keys, &new.record), &new);
+        args.push(text(expected));
+        outcome(&self.run(&self.scripts.update, &keys.all, args).await?)
+    }
+
+    async fn touch(&self, id: &SessionId, entry: Entry) -> Result<(), Failure> {
+        let keys = self.keys(id);
+        self.reserve(id, entry.ttl, true).await?;
+        let member = member_of(&keys, &entry.record);
+        let args = vec![text(entry.record.version()), text(ttl_of(entry.ttl)), member.into(), text(self.memory())];
+        self.run(&self.scripts.touch, &keys.all, args).await?;
+        Ok(())
+    }
+
+    async fn end(&self, id: &SessionId, expected: Option<Version>, reason: EndReason) -> Result<Outcome, Failure> {
+        let keys = self.keys(id);
+        let expected = expected.map(text).unwrap_or_default();
+        let args = vec![expected, reason.as_str().into(), keys.member.clone().into(), text(self.memory())];
+        let outcome = outcome(&self.run(&self.scripts.end, &keys.all, args).await?)?;
+        if let Outcome::Done = outcome {
+            self.release(&[*id]).await;
+        }
+        Ok(outcome)
+    }
+
+    async fn consume(&self, id: &SessionId, claim: Version) -> Result<Found, Failure> {
+        let keys = self.keys(id);
+        let args = vec![text(claim), keys.member.clone().into(), text(self.memory())];
+        match self.run(&self.scripts.consume, &keys.all, args).await? {
+            Value::Array(was) => {
+                self.release(&[*id]).await;
+                match &*was {
+                    [Value::BulkString(stored), Value::Int(ttl)] => Ok(Found::Live(loaded(stored, *ttl)?)),
+                    _ => Err(Failure::unexpected_reply()),
+                }
+            }
+            // Who comes too late is in no hurry.
+            _ => self.load(id).await,
+        }
+    }
+
+    async fn list(&self, user: &str) -> Result<Vec<(SessionId, Loaded)>, Failure> {
+        let tag = SessionId::slot_tag_of(user);
+        let keys = self.keys_of(&tag, "");
+        let Value::Array(listed) = self.run(&self.scripts.list, &keys.all, vec![keys.prefix().into()]).await? else {
+            return Err(Failure::unexpected_reply());
+        };
+        let mut sessions = Vec::with_capacity(listed.len() / 3);
+        for session in listed.chunks_exact(3) {
+            if let ([member, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
+                let _ = member;
+                match loaded(stored, *ttl) {
+                    Ok(loaded) if loaded.record.user() == Some(user) => sessions.push((id, loaded)),
+                    Ok(_) => {}
+                    Err(_) => tracing::warn!(session = %id, "session record not readable"),
+                }
+            }
+        }
+        Ok(sessions)
+    }
+
+    async fn end_user(
+        &self,
+        user: &str,
+        except: Option<&SessionId>,
+        reason: EndReason,
+    ) -> Result<Vec<SessionId>, Failure> {
+        let tag = SessionId::slot_tag_of(user);
+        let keys = match except.filter(|id| id.slot_tag() == tag) {
+            Some(spared) => self.keys(spared),
+            None => self.keys_of(&tag, ""),
+        };
+        let epochs = millis(LONGEST);
+        let args = vec![
+            keys.prefix().into(),
+            keys.member.clone().into(),
+            reason.as_str().into(),
+            text(self.memory()),
+            text(epochs),
+        ];
+        let Value::Array(gone) = self.run(&self.scripts.end_user, &keys.all, args).await? else {
+            return Err(Failure::unexpected_reply());
+        };
+        let gone = ids(&tag, &gone);
+        self.release(&gone).await;
+        Ok(gone)
+    }
+
+    async fn scan(&self, from: &Cursor, count: usize) -> Result<Page, Failure> {
+        let (ids, next) = self.scan_ids(from, count).await?;
+        let mut loads = pipe();
+        for id in &ids {
+            let [session, _, epoch] = self.keys(id).all;
+            loads.get(&session).pttl(&session).get(&epoch);
+        }
+        let replies = if ids.is_empty() { Vec::new() } else { self.read(&loads).await? };
+        let mut sessions = Vec::new();
+        for (id, reply) in ids.into_iter().zip(replies.chunks_exact(3)) {
+            if let [Value::BulkString(stored), Value::Int(ttl), epoch] = reply {
+                match found(stored, *ttl, number(epoch)) {
+                    Ok(Found::Live(loaded)) => sessions.push((id, loaded)),
+                    Ok(_) => {}
+                    Err(_) => tracing::warn!(session = %id, "session record not readable"),
+                }
+            }
+        }
+        Ok(Page { sessions, next })
+    }
+
+    async fn count(&self) -> Result<u64, Failure> {
+        let (mut count, mut from) = (0, Cursor::start());
+        loop {
+            let (ids, next) = self.scan_ids(&from, 1000).await?;
+            let mut beginnings = pipe();
+            for id in &ids {
+                let [session, _, epoch] = self.keys(id).all;
+                beginnings.cmd("GETRANGE").arg(session).arg(0).arg(HEAD_LEN + 25).get(epoch);
+            }
+            let replies = if ids.is_empty() { Vec::new() } else { self.read(&beginnings).await? };
+            for reply in replies.chunks_exact(2) {
+                if let [Value::BulkString(beginning), epoch] = reply {
+                    count += u64::from(is_record(beginning) && !is_before(beginning, number(epoch)));
+                }
+            }
+            match next {
+                Some(next) => from = next,
+                None => return Ok(count),
+            }
+        }
+    }
+
+    async fn scan_ids(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionId>, Option<Cursor>), Failure> {
+        let from = if from.as_str().is_empty() { "0" } else { from.as_str() };
+        // Twelve characters of slot tag, 32 of the rest: the index and the epoch do not look like that.
+        let pattern = format!("{}{{{}}}:{}", escaped(&self.config.prefix), "?".repeat(12), "?".repeat(32));
+        let mut scan = pipe();
+        scan.cmd("SCAN").arg(from).arg("MATCH").arg(pattern).arg("COUNT").arg(count.clamp(1, 1000));
+        let replies = self.read(&scan).await?;
+        let [Value::Array(page)] = &*replies else { return Err(Failure::unexpected_reply()) };
+        let [Value::BulkString(next), Value::Array(keys)] = &**page else { return Err(Failure::unexpected_reply()) };
+        let ids = keys.iter().filter_map(|key| self.id_of(key)).collect();
+        let next = String::from_utf8_lossy(next).into_owned();
+        Ok((ids, (next != "0").then(|| next.into())))
+    }
+
+    fn id_of(&self, key: &Value) -> Option<SessionId> {
+        let Value::BulkString(key) = key else { return None };
+        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.config.prefix)?;
+        let (tag, rest) = rest.strip_prefix('{')?.split_once("}:")?;
+        format!("{tag}{rest}").parse().ok()
+    }
+
+    /// Takes a place among all sessions, or extends the one there is; `false` when there is none. Before the session, so that no
+    /// session is ever without one.
+    async fn reserve(&self, id: &SessionId, ttl: Duration, renew: bool) -> Result<bool, Failure> {
+        let Some(limit) = self.config.max_sessions else { return Ok(true) };
+        let args = vec![id.to_string().into(), text(ttl_of(ttl)), text(limit), text(u8::from(renew))];
+        let reserved = self.run(&self.scripts.reserve, &[self.key("all")], args).await?;
+        Ok(reserved == Value::Int(1))
+    }
+
+    /// Gives the places of sessions that ended back. If that fails, they come back when the sessions would have expired.
+    async fn release(&self, ids: &[SessionId]) {
+        if self.config.max_sessions.is_none() || ids.is_empty() {
+            return;
+        }
+        let mut release = cmd("ZREM");
+        release.arg(self.key("all"));
+        for id in ids {
+            release.arg(id.to_string());
+        }
+        if let Err(failure) = self.link.call(&Request::Write(&release)).await {
+            tracing::debug!(error = %failure.error, "places of ended sessions not given back");
+        }
+    }
+
+    async fn publish(&self, event: &Event) -> Result<(), Failure> {
+        let Some(kept) = self.config.shared_events else { return Ok(()) };
+        let (key, event) = (self.key("events"), serde_json::to_vec(event).unwrap_or_default());
+        let mut add = cmd("XADD");
+        add.arg(&key).arg("MAXLEN").arg("~").arg(kept).arg("*").arg("e").arg(event);
+        self.link.call(&Request::Write(&add)).await?;
+        self.link.call(&Request::Write(cmd("PEXPIRE").arg(&key).arg(millis(EVENTS_LAST)))).await?;
+        Ok(())
+    }
+
+    async fn events(&self, from: Option<&Cursor>) -> Result<Published, Failure> {
+        if self.config.shared_events.is_none() {
+            return Ok(Published::default());
+        }
+        let key = self.key("events");
+        let mut read = pipe();
+        match from {
+            None => read.cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1),
+            Some(from) => {
+                let after = if from.as_str().is_empty() { "-".to_owned() } else { format!("({}", from.as_str()) };
+                read.cmd("XRANGE").arg(key).arg(after).arg("+").arg("COUNT").arg(1000)
+            }
+        };
+        let replies = self.read(&read).await?;
+        let [Value::Array(entries)] = &*replies else { return Err(Failure::unexpected_reply()) };
+        let mut published = Published { events: Vec::new(), next: from.cloned().unwrap_or_default() };
+        for entry in entries {
+            let Value::Array(entry) = entry else { return Err(Failure::unexpected_reply()) };
+            let [Value::BulkString(place), Value::Array(fields)] = &**entry else {
+                return Err(Failure::unexpected_reply());
+            };
+            published.next = String::from_utf8_lossy(place).into_owned().into();
+            if let (Some(_), [_, Value::BulkString(event)]) = (from, &**fields) {
+                published.events.extend(serde_json::from_slice::<Event>(event)); // of a newer version: not for us
+            }
+        }
+        Ok(published)
+    }
+
+    /// What every script that writes a record is told.
+    fn written(&self, member: &str, new: &Entry) -> Vec<Vec<u8>> {
+        let mut head = self.encode(&new.record);
+        let tail = head.split_off(HEAD_LEN.min(head.len()));
+        vec![text(new.record.version()), head, tail, text(ttl_of(new.ttl)), member.into(), text(self.memory())]
+    }
+
+    fn encode(&self, record: &Record) -> Vec<u8> {
+        record.encode_as(self.config.codec)
+    }
 }
 
-/// `stored` as Redis returned it, with the reply to `PTTL`.
+/// What the index calls the session, if it is to know of it.
+fn member_of<'a>(keys: &'a Keys, record: &Record) -> &'a str {
+    if record.user().is_some() { &keys.member } else { "" }
+}
+
+fn is_record(stored: &[u8]) -> bool {
+    stored.starts_with(br#"{"v":"#)
+}
+
+/// The epoch that a record carries between its version and its times, and where it ends.
+fn epoch_of(stored: &[u8]) -> Option<(u64, usize)> {
+    let digits = stored.get(HEAD_LEN..)?.strip_prefix(br#","e":"#)?;
+    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let epoch = std::str::from_utf8(&digits[..len]).ok()?.parse().ok()?;
+    Some((epoch, HEAD_LEN + 5 + len))
+}
+
+/// Whether the record began before this epoch of its user's.
+fn is_before(stored: &[u8], epoch: u64) -> bool {
+    epoch_of(stored).map_or(0, |(epoch, _)| epoch) < epoch
+}
+
+/// What a session's key held.
+fn found(stored: &[u8], pttl: i64, epoch: u64) -> Result<Found, Failure> {
+    if let Some(ended) = ended(stored) {
+        return Ok(Found::Ended(ended));
+    }
+    if is_record(stored) && is_before(stored, epoch) {
+        return Ok(Found::Ended(Ended::new(EndReason::Revoked, Timestamp::from_millis(epoch))));
+    }
+    loaded(stored, pttl).map(Found::Live)
+}
+
+/// What is remembered of a session that ended: `{"end":"revoked","at":1763679600000}`, and perhaps more.
+fn ended(stored: &[u8]) -> Option<Ended> {
+    let text = stored.strip_prefix(br#"{"end":""#)?;
+    let (reason, rest) = text.split_at(text.iter().position(|byte| *byte == b'"')?);
+    let digits = rest.strip_prefix(br#"","at":"#)?;
+    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let at = std::str::from_utf8(&digits[..len]).ok()?.parse().ok()?;
+    // A reason that only a newer version knows is a revocation to this one.
+    let reason = std::str::from_utf8(reason).ok().and_then(EndReason::from_name).unwrap_or(EndReason::Revoked);
+    Some(Ended::new(reason, Timestamp::from_millis(at)))
+}
+
+/// A record as Redis returned it, with the reply to `PTTL`.
 fn loaded(stored: &[u8], pttl: i64) -> Result<Loaded, Failure> {
-    let record = Record::decode(stored).map_err(Failure::corrupt)?;
+    let record = match epoch_of(stored) {
+        Some((_, end)) => Record::decode(&[&stored[..HEAD_LEN], &stored[end..]].concat()),
+        None => Record::decode(stored),
+    };
     // -1: it has none. -2: it expired between the two commands.
     let ttl = match pttl {
         -1 => None,
         left => Some(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
     };
-    Ok(Loaded { record: Arc::new(record), ttl })
+    Ok(Loaded { record: Arc::new(record.map_err(Failure::corrupt)?), ttl })
+}
+
+fn outcome(answer: &Value) -> Result<Outcome, Failure> {
+    match answer {
+        Value::Int(1) => Ok(Outcome::Done),
+        Value::Int(0) => Ok(Outcome::Gone),
+        Value::Array(found) => match &**found {
+            [Value::BulkString(stored), Value::Int(ttl)] => loaded(stored, *ttl).map(Outcome::Conflict),
+            _ => Err(Failure::unexpected_reply()),
+        },
+        _ => Err(Failure::unexpected_reply()),
+    }
+}
+
+fn id(tag: &str, member: &Value) -> Option<SessionId> {
+    let Value::BulkString(member) = member else { return None };
+    format!("{tag}{}", std::str::from_utf8(member).ok()?).parse().ok()
+}
+
+fn ids(tag: &str, members: &[Value]) -> Vec<SessionId> {
+    members.iter().filter_map(|member| id(tag, member)).collect()
+}
+
+/// An epoch; none is the first.
+fn number(value: &Value) -> u64 {
+    match value {
+        Value::BulkString(digits) => std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+fn text(value: impl fmt::Display) -> Vec<u8> {
+    value.to_string().into_bytes()
 }
 
 /// Redis takes no time to live of zero.
-fn ttl_arg(ttl: Duration) -> u64 {
+fn ttl_of(ttl: Duration) -> u64 {
     millis(ttl).max(1)
 }
 
+/// For a pattern: nothing in a prefix means anything but itself.
+fn escaped(prefix: &str) -> String {
+    prefix.chars().flat_map(|c| "*?[]^\\-".contains(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
 impl SessionStore for RedisStore {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Option<Loaded>> {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
         StoreFuture::boxed(async move { Ok(self.inner.load(id).await?) })
     }
 
-    fn create<'a>(&'a self, id: &'a SessionId, record: Arc<Record>, ttl: Duration) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move { Ok(self.inner.create(id, &record, ttl).await?) })
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        StoreFuture::boxed(async move { Ok(self.inner.create(id, new, limits).await?) })
     }
 
-    fn update<'a>(
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(async move { Ok(self.inner.update(id, expected, new).await?) })
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        StoreFuture::boxed(async move { Ok(self.inner.touch(id, entry).await?) })
+    }
+
+    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(async move { Ok(self.inner.end(id, expected, reason).await?) })
+    }
+
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        StoreFuture::boxed(async move { Ok(self.inner.consume(id, claim).await?) })
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        StoreFuture::boxed(async move { Ok(self.inner.list(user).await?) })
+    }
+
+    fn end_user<'a>(
         &'a self,
-        id: &'a SessionId,
-        expected: Version,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move {
-            let (script, keys) = (&self.inner.update, &[self.inner.key(id)]);
-            Ok(self
-                .inner
-                .compare_and_set(Call { script, keys, expected, record: Some(&record), ttl: ttl_arg(ttl) })
-                .await?)
-        })
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        StoreFuture::boxed(async move { Ok(self.inner.end_user(user, except, reason).await?) })
     }
 
-    fn touch<'a>(&'a self, id: &'a SessionId, expected: Version, ttl: Duration) -> StoreFuture<'a, ()> {
-        StoreFuture::boxed(async move {
-            let (script, keys) = (&self.inner.touch, &[self.inner.key(id)]);
-            let call = Call { script, keys, expected, record: None, ttl: ttl_arg(ttl) };
-            self.inner.link.call(&Request::Script(&call)).await?;
-            Ok(())
-        })
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        StoreFuture::boxed(async move { Ok(self.inner.scan(from, count).await?) })
     }
 
-    fn rotate<'a>(
-        &'a self,
-        old: &'a SessionId,
-        expected: Version,
-        new: &'a SessionId,
-        record: Arc<Record>,
-        ttl: Duration,
-    ) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move {
-            let (script, keys) = (&self.inner.rotate, &[self.inner.key(old), self.inner.key(new)]);
-            Ok(self
-                .inner
-                .compare_and_set(Call { script, keys, expected, record: Some(&record), ttl: ttl_arg(ttl) })
-                .await?)
-        })
-    }
-
-    fn destroy<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, ()> {
-        StoreFuture::boxed(async move {
-            let destroy = cmd("UNLINK").arg(self.inner.key(id)).take();
-            self.inner.link.call(&Request::Write(&destroy)).await?;
-            Ok(())
-        })
+    fn count(&self) -> StoreFuture<'_, u64> {
+        StoreFuture::boxed(async move { Ok(self.inner.count().await?) })
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
@@ -219,10 +634,19 @@ impl SessionStore for RedisStore {
     fn name(&self) -> &'static str {
         "redis"
     }
+
+    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
+        StoreFuture::boxed(async move { Ok(self.inner.publish(event).await?) })
+    }
+
+    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
+        StoreFuture::boxed(async move { Ok(self.inner.events(from).await?) })
+    }
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStore").field("link", &self.inner.link).field("prefix", &self.inner.prefix).finish()
+        let (link, prefix) = (&self.inner.link, &self.inner.config.prefix);
+        f.debug_struct("RedisStore").field("link", link).field("prefix", prefix).finish()
     }
 }

@@ -1,29 +1,28 @@
-//! The writes that Redis must check before it makes them.
+//! The operations that Redis must check before it makes them.
 //!
-//! They recognise a write that they have made already: a reply may be lost, and the write sent again.
+//! Every script gets the same three keys, which share a cluster slot: the session, the index of its user, and the
+//! epoch of its user. They recognise a write that they have made already: a reply may be lost, and the write sent again.
+//!
+//! What a session key holds:
+//! ```text
+//! {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[…                  a record
+//! {"v":2,"n":"AAAAAxbk0fTjK8pw","e":1763679600000,"t":[… a record that began after its user's sessions were all ended
+//! {"end":"revoked","at":1763679600000}                    what is remembered of one that ended
+//! {"end":"used",…,"by":"AAAAARbk0fTjK8pw"}{"v":2,…        the same, and what it was, for who consumed it
+//! ```
 
 use redis::{Cmd, cmd};
 
-use super::{Record, Version};
-
 pub(super) struct Script {
-    text: &'static str,
+    text: String,
     sha: String,
 }
 
-impl Script {
-    pub(super) fn new(text: &'static str) -> Self {
-        Self { text, sha: redis::Script::new(text).get_hash().to_owned() }
-    }
-}
-
-/// A script and what it is to write.
+/// A script, what it works on, and what it is told.
 pub(super) struct Call<'a> {
     pub(super) script: &'a Script,
     pub(super) keys: &'a [String],
-    pub(super) expected: Version,
-    pub(super) record: Option<&'a Record>,
-    pub(super) ttl: u64,
+    pub(super) args: Vec<Vec<u8>>,
 }
 
 impl Call<'_> {
@@ -34,53 +33,235 @@ impl Call<'_> {
 
     /// The call, for a server that has not.
     pub(super) fn by_text(&self) -> Cmd {
-        self.command("EVAL", self.script.text)
+        self.command("EVAL", &self.script.text)
     }
 
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = cmd(name);
-        command.arg(script).arg(self.keys.len()).arg(self.keys);
-        command.arg(self.expected.stamp()).arg(self.ttl).arg(self.record.map(Record::encode));
+        command.arg(script).arg(self.keys.len()).arg(self.keys).arg(&self.args);
         command
     }
 }
 
-/// Returns 1 when the write is in force, 0 when the session is gone, and what is there when that is another version.
-pub(super) const UPDATE: &str = r"
-local key, stamp, ttl, record = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local current = redis.call('GET', key)
-if not current then return 0 end
-if string.sub(current, 1, #stamp) == stamp then
-  redis.call('SET', key, record, 'PX', ttl)
-  return 1
-end
-if current == record then return 1 end
-return {current, redis.call('PTTL', key)}
-";
+/// All scripts of a store.
+pub(super) struct Scripts {
+    pub(super) create: Script,
+    pub(super) update: Script,
+    pub(super) touch: Script,
+    pub(super) end: Script,
+    pub(super) consume: Script,
+    pub(super) list: Script,
+    pub(super) end_user: Script,
+    pub(super) reserve: Script,
+}
 
-/// Extends the life of what was loaded, and of nothing that was written since.
-pub(super) const TOUCH: &str = r"
-local key, stamp, ttl = KEYS[1], ARGV[1], ARGV[2]
-local current = redis.call('GET', key)
-if current and string.sub(current, 1, #stamp) == stamp then
-  redis.call('PEXPIRE', key, ttl)
+impl Scripts {
+    /// `guarded` is false only in tests, which must see what the guards are for.
+    pub(super) fn new(guarded: bool) -> Self {
+        let script = |body: &str| {
+            let text = format!("local guarded = {guarded}\n{COMMON}{body}");
+            let sha = redis::Script::new(&text).get_hash().to_owned();
+            Script { text, sha }
+        };
+        Self {
+            create: script(CREATE),
+            update: script(UPDATE),
+            touch: script(TOUCH),
+            end: script(END),
+            consume: script(CONSUME),
+            list: script(LIST),
+            end_user: script(END_USER),
+            reserve: script(RESERVE),
+        }
+    }
+}
+
+/// What the scripts have in common. `n` is a version: 16 characters, always in the same place.
+const COMMON: &str = r#"
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Whether this is a session, and no revocation of its user's came after it.
+local function live(found, epoch)
+  if not found or string.sub(found, 1, 5) ~= '{"v":' then return false end
+  if not epoch or not guarded then return true end
+  return tonumber(string.match(found, '^,"e":(%d+)', 30) or 0) >= tonumber(epoch)
+end
+
+-- Whether this is neither a session nor what is remembered of one: nobody here has written it.
+local function foreign(found)
+  return found and string.sub(found, 1, 5) ~= '{"v":' and string.sub(found, 1, 7) ~= '{"end":'
+end
+
+local function version(found) return string.sub(found, 13, 28) end
+
+local function ended(reason) return '{"end":"' .. reason .. '","at":' .. string.format('%.0f', now()) .. '}' end
+
+-- A record, with the epoch it belongs to.
+local function stored(head, epoch, tail)
+  if not epoch then return head .. tail end
+  return head .. ',"e":' .. epoch .. tail
+end
+
+-- Forgets in the index what ended long ago, and keeps it as long as what is in it.
+local function index(key, member, ttl, memory)
+  local time = now()
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', time - memory)
+  redis.call('ZADD', key, time + ttl, member)
+  if redis.call('PTTL', key) < ttl + memory then redis.call('PEXPIRE', key, ttl + memory) end
+end
+"#;
+
+/// `{1, evicted…}` when the session is there, `{0}` when its id is taken, `{-1}` when there is no place for it.
+const CREATE: &str = r#"
+local n, head, tail, ttl, member, memory = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local prefix, limit, policy = ARGV[7], tonumber(ARGV[8]), ARGV[9]
+local found = redis.call('GET', KEYS[1])
+if found and (guarded or live(found)) then
+  if live(found) and version(found) == n then return {1} end
+  return {0}
+end
+local epoch = redis.call('GET', KEYS[3])
+local result = {1}
+if limit > 0 then
+  local time = now()
+  if redis.call('ZCOUNT', KEYS[2], '(' .. time, '+inf') >= limit then
+    local sessions = {}
+    for _, other in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+      local key = prefix .. other
+      local found = redis.call('GET', key)
+      if live(found, epoch) then
+        local created, written, idle = string.match(found, '"t":%[(%d+),(%d+),(%d+),')
+        local used = math.max(created + written, time + redis.call('PTTL', key) - idle)
+        table.insert(sessions, {other, policy == 'oldest' and tonumber(created) or used})
+      end
+    end
+    local over = #sessions + 1 - limit
+    if over > 0 and policy == 'reject' then return {-1} end
+    table.sort(sessions, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+    for i = 1, over do
+      if guarded then
+        redis.call('SET', prefix .. sessions[i][1], ended('evicted'), 'PX', memory)
+        redis.call('ZREM', KEYS[2], sessions[i][1])
+        table.insert(result, sessions[i][1])
+      end
+    end
+  end
+end
+redis.call('SET', KEYS[1], stored(head, epoch, tail), 'PX', ttl)
+index(KEYS[2], member, ttl, memory)
+return result
+"#;
+
+/// 1 when the write is in force, 0 when the session is gone, and what is there when that is another version.
+const UPDATE: &str = r#"
+local n, head, tail, ttl, member, memory, expected =
+  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6]), ARGV[7]
+local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
+if guarded then
+  if foreign(found) then return {found, redis.call('PTTL', KEYS[1])} end
+  if not live(found, epoch) then return 0 end
+  if version(found) == n then return 1 end
+  if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
+end
+redis.call('SET', KEYS[1], stored(head, found and string.match(found, '^,"e":(%d+)', 30), tail), 'PX', ttl)
+if member ~= '' then index(KEYS[2], member, ttl, memory) end
+return 1
+"#;
+
+/// Extends the life of what was loaded, and of nothing that was written since. The index comes second, and may fail: where memory
+/// is short, sessions must not end for it.
+const TOUCH: &str = r#"
+local n, ttl, member, memory = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
+if live(found, epoch) and version(found) == n then
+  redis.call('PEXPIRE', KEYS[1], ttl)
+  if member ~= '' then pcall(index, KEYS[2], member, ttl, memory) end
 end
 return 1
-";
+"#;
 
-/// Returns what `UPDATE` returns. The new session is written before the old one goes: where a write is refused (out of memory),
-/// nothing has changed.
-pub(super) const ROTATE: &str = r"
-local old, new, stamp, ttl, record = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
-local current = redis.call('GET', old)
-if not current then
-  if redis.call('GET', new) == record then return 1 end
-  return 0
+/// 1 when the session has ended by this, 0 when it had before, and what is there when that is another version.
+/// Where memory is too short to remember the end, the session ends all the same.
+const END: &str = r#"
+local expected, reason, member, memory = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
+if found and string.sub(found, 1, 7) == '{"end":' then return 0 end
+local alive = live(found, epoch)
+if expected ~= '' then
+  if foreign(found) then return {found, redis.call('PTTL', KEYS[1])} end
+  if not alive then return 0 end
+  if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
 end
-if string.sub(current, 1, #stamp) == stamp then
-  redis.call('SET', new, record, 'PX', ttl)
-  redis.call('UNLINK', old)
-  return 1
+if not guarded or redis.pcall('SET', KEYS[1], ended(reason), 'PX', memory).err then redis.call('UNLINK', KEYS[1]) end
+redis.call('ZREM', KEYS[2], member)
+return alive and 1 or 0
+"#;
+
+/// What the session was and its time to live, for the one claim that consumes it; else 0.
+const CONSUME: &str = r#"
+local claim, member, memory = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
+if not found then return 0 end
+local ttl = redis.call('PTTL', KEYS[1])
+if live(found, epoch) then
+  local head = string.sub(ended('used'), 1, -2) .. ',"by":"' .. claim .. '","ttl":' .. ttl .. '}'
+  if guarded then redis.call('SET', KEYS[1], head .. found, 'PX', math.max(ttl, memory)) end
+  redis.call('ZREM', KEYS[2], member)
+  return {found, ttl}
 end
-return {current, redis.call('PTTL', old)}
-";
+local by, ttl, was = string.match(found, '^{"end":"used","at":%d+,"by":"([^"]*)","ttl":(-?%d+)}(.*)$')
+if by == claim then return {was, tonumber(ttl)} end
+return 0
+"#;
+
+/// The live sessions in the index: member, record, time to live; and again.
+const LIST: &str = r#"
+local prefix, epoch, list = ARGV[1], redis.call('GET', KEYS[3]), {}
+for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  local key = prefix .. member
+  local found = redis.call('GET', key)
+  if live(found, epoch) then
+    table.insert(list, member)
+    table.insert(list, found)
+    table.insert(list, redis.call('PTTL', key))
+  end
+end
+return list
+"#;
+
+/// Ends what the index has, and by the epoch what it has lost. `KEYS[1]` is the session that is spared, or nobody's.
+const END_USER: &str = r#"
+local prefix, spared, reason, memory, epochs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local epoch, gone = redis.call('GET', KEYS[3]), {}
+local spare = spared ~= '' and redis.call('GET', KEYS[1])
+for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  local key = prefix .. member
+  if member ~= spared and live(redis.call('GET', key), epoch) then
+    if redis.pcall('SET', key, ended(reason), 'PX', memory).err then redis.call('UNLINK', key) end
+    redis.call('ZREM', KEYS[2], member)
+    table.insert(gone, member)
+  end
+end
+local next = string.format('%.0f', math.max(now(), tonumber(epoch or 0) + 1))
+if live(spare, epoch) then
+  local rest = string.gsub(string.sub(spare, 30), '^,"e":%d+', '', 1)
+  redis.call('SET', KEYS[1], stored(string.sub(spare, 1, 29), next, rest), 'KEEPTTL')
+end
+redis.call('SET', KEYS[3], next, 'PX', epochs)
+return gone
+"#;
+
+/// Of a single key: the places of all sessions. 1 when this one has a place, or its place is extended; 0 when there is none.
+const RESERVE: &str = r#"
+local member, ttl, limit, renew = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local time = now()
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', time)
+local held = redis.call('ZSCORE', KEYS[1], member)
+if not held and renew ~= '1' and redis.call('ZCARD', KEYS[1]) >= limit then return 0 end
+redis.call('ZADD', KEYS[1], math.max(time + ttl, tonumber(held or 0)), member)
+if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
+return 1
+"#;

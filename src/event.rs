@@ -1,0 +1,148 @@
+//! What happens to sessions, told to whoever wants to know.
+
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    ended::EndReason,
+    observe::Causes,
+    store::{Cursor, SessionStore, StoreError},
+    token::SessionId,
+};
+
+/// How often other processes' events are asked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How many events wait for a slow subscriber before it misses some.
+pub(crate) const CAPACITY: usize = 1024;
+
+/// Something that happened to a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    session: SessionId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<Arc<str>>,
+    happened: Happened,
+    /// Who published it.
+    origin: u64,
+}
+
+/// What happened to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Happened {
+    /// It was created.
+    Created,
+    /// Its user logged in.
+    LoggedIn,
+    /// It has another token.
+    Rotated,
+    /// It was ended. (What expires makes no event: nobody is there to see it.)
+    Ended(EndReason),
+}
+
+impl Event {
+    pub(crate) fn new(session: SessionId, user: Option<Arc<str>>, happened: Happened, origin: u64) -> Self {
+        Self { session, user, happened, origin }
+    }
+
+    /// Which session.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Whose it is, if anybody's.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// What happened.
+    pub fn happened(&self) -> Happened {
+        self.happened
+    }
+}
+
+/// A subscription: see [`Sessions::events`](crate::Sessions::events).
+pub struct Events {
+    here: Receiver<Event>,
+    store: Arc<dyn SessionStore>,
+    origin: u64,
+    place: Cursor,
+    /// What others have published and was not handed out yet.
+    elsewhere: VecDeque<Event>,
+    poll_at: Instant,
+}
+
+impl Events {
+    pub(crate) async fn subscribe(
+        here: Receiver<Event>,
+        store: Arc<dyn SessionStore>,
+        origin: u64,
+    ) -> Result<Self, StoreError> {
+        let place = store.events(None).await?.next;
+        Ok(Self { here, store, origin, place, elsewhere: VecDeque::new(), poll_at: Instant::now() + POLL_INTERVAL })
+    }
+
+    /// The next event. Waits for it; can be cancelled without losing one.
+    ///
+    /// While the store does not answer, what happens in this process is still told, and what happened elsewhere as soon as it
+    /// answers again.
+    ///
+    /// # Errors
+    /// [`Missed`] when more than a thousand events of this process waited to be fetched. The subscription goes on after
+    /// them.
+    pub async fn next(&mut self) -> Result<Event, Missed> {
+        loop {
+            if let Some(event) = self.elsewhere.pop_front() {
+                return Ok(event);
+            }
+            match timeout_at(self.poll_at, self.here.recv()).await {
+                Ok(Ok(event)) => return Ok(event),
+                Ok(Err(RecvError::Lagged(events))) => return Err(Missed(events)),
+                // The last session layer is gone: only others can do anything now.
+                Ok(Err(RecvError::Closed)) => tokio::time::sleep_until(self.poll_at).await,
+                Err(_) => {}
+            }
+            self.poll().await;
+        }
+    }
+
+    async fn poll(&mut self) {
+        match self.store.events(Some(&self.place)).await {
+            Ok(published) => {
+                self.place = published.next;
+                self.elsewhere.extend(published.events.into_iter().filter(|event| event.origin != self.origin));
+            }
+            Err(error) => tracing::debug!(error = %Causes(&error), "events of other processes not read"),
+        }
+        self.poll_at = Instant::now() + POLL_INTERVAL;
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+/// So many events were missed, because they were not fetched in time.
+///
+/// ```
+/// assert_eq!(tower_keep::Missed(3).to_string(), "3 session events were missed");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missed(pub u64);
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} session events were missed", self.0)
+    }
+}
+
+impl std::error::Error for Missed {}

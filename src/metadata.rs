@@ -1,0 +1,347 @@
+//! What is kept about the client of a session, and where it comes from.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use http::{Extensions, HeaderMap, HeaderName, header};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// What is kept about a session beside its values: who its client was when it was created or logged in to, and texts of your
+/// own. It stays when the session rotates, and is seen wherever sessions are listed.
+///
+/// ```
+/// use tower_keep::Metadata;
+///
+/// let metadata = Metadata::default().with_user_agent("curl/8").with_field("device", "Ana's phone");
+/// assert_eq!(metadata.field("device"), Some("Ana's phone"));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ua: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    fields: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+impl Metadata {
+    /// The address of the client.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.ip
+    }
+
+    /// What the client says it is.
+    pub fn user_agent(&self) -> Option<&str> {
+        self.ua.as_deref()
+    }
+
+    /// A text of your own.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name).map(|value| &**value)
+    }
+
+    /// All texts of your own, by name.
+    ///
+    /// ```
+    /// # use tower_keep::Metadata;
+    /// let metadata = Metadata::default().with_field("b", "2").with_field("a", "1");
+    /// assert_eq!(metadata.fields().collect::<Vec<_>>(), [("a", "1"), ("b", "2")]);
+    /// ```
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.fields.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.ip.is_none() && self.ua.is_none() && self.fields.is_empty()
+    }
+
+    /// With this address.
+    #[must_use]
+    pub fn with_ip(mut self, ip: IpAddr) -> Self {
+        self.ip = Some(ip);
+        self
+    }
+
+    /// With this user agent.
+    #[must_use]
+    pub fn with_user_agent(mut self, user_agent: &str) -> Self {
+        self.ua = Some(user_agent.into());
+        self
+    }
+
+    /// With this text of your own, in place of the one of the same name.
+    #[must_use]
+    pub fn with_field(mut self, name: &str, value: &str) -> Self {
+        self.fields.insert(name.into(), value.into());
+        self
+    }
+
+    pub(crate) fn set_field(&mut self, name: &str, value: Option<Arc<str>>) {
+        match value {
+            Some(value) => drop(self.fields.insert(name.into(), value)),
+            None => drop(self.fields.remove(name)),
+        }
+    }
+
+    /// The length of its texts in bytes.
+    pub(crate) fn weight(&self) -> usize {
+        let fields = self.fields.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        self.ua.as_ref().map_or(0, |ua| ua.len()) + fields
+    }
+}
+
+/// Where it is found in a request who its client is: see [`SessionLayer::client_info`](crate::SessionLayer::client_info).
+///
+/// The address is the peer's, the other end of the connection. Behind a proxy that is the proxy, and the client stands in a header: it is
+/// believed only from proxies that are [named](Self::trust_proxies), for anybody can send one.
+///
+/// ```
+/// use http::{Extensions, HeaderMap, HeaderValue};
+/// use tower_keep::{ClientInfo, PeerAddr};
+///
+/// let info = ClientInfo::new().trust_proxies(["10.0.0.0/8"])?;
+/// let mut headers = HeaderMap::new();
+/// headers.insert("x-forwarded-for", HeaderValue::from_static("6.6.6.6, 203.0.113.7"));
+/// let mut extensions = Extensions::new();
+///
+/// extensions.insert(PeerAddr("10.0.0.1:4711".parse().unwrap()));
+/// assert_eq!(info.client_ip(&headers, &extensions), Some([203, 0, 113, 7].into())); // and not what the client claims
+/// extensions.insert(PeerAddr("198.51.100.9:4711".parse().unwrap()));
+/// assert_eq!(info.client_ip(&headers, &extensions), Some([198, 51, 100, 9].into())); // no proxy of ours
+/// # Ok::<(), tower_keep::InvalidProxy>(())
+/// ```
+#[derive(Clone)]
+pub struct ClientInfo {
+    proxies: Vec<IpNet>,
+    forwarded: ForwardedHeader,
+    peer: Peer,
+    user_agent_max: usize,
+    ip: bool,
+}
+
+type Peer = Arc<dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync>;
+
+/// The header in which a proxy says for whom it asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`: what most proxies send.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+/// The address of the other end of a connection, for the extensions of its requests.
+///
+/// ```
+/// use tower_keep::PeerAddr;
+///
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(PeerAddr("192.0.2.1:4711".parse().unwrap()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddr(pub SocketAddr);
+
+/// How many proxies a request may have come through.
+const MAX_HOPS: usize = 32;
+
+impl ClientInfo {
+    /// The peer's address, and the first 256 bytes of `User-Agent`.
+    pub fn new() -> Self {
+        Self {
+            proxies: Vec::new(),
+            forwarded: ForwardedHeader::default(),
+            peer: Arc::new(|extensions| {
+                let peer = extensions.get::<PeerAddr>().map(|peer| peer.0);
+                peer.or_else(|| extensions.get::<SocketAddr>().copied()).map(|addr| addr.ip())
+            }),
+            user_agent_max: 256,
+            ip: true,
+        }
+    }
+
+    /// From whom the header is believed: addresses, or networks like `10.0.0.0/8`. Default: from nobody.
+    ///
+    /// Of the addresses in the header the last is the client's that is not a proxy's: what stands before it, the client may have
+    /// made up.
+    ///
+    /// # Errors
+    /// [`InvalidProxy`] for what is neither an address nor a network.
+    pub fn trust_proxies<P: AsRef<str>>(mut self, proxies: impl IntoIterator<Item = P>) -> Result<Self, InvalidProxy> {
+        for proxy in proxies {
+            let text = proxy.as_ref();
+            let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            self.proxies.push(net.map_err(|_| InvalidProxy(text.to_owned()))?);
+        }
+        Ok(self)
+    }
+
+    /// Which header is believed. Default: `X-Forwarded-For`. Only one is: a proxy that sets one passes the other on as the client
+    /// sent it.
+    ///
+    /// ```
+    /// # use tower_keep::{ClientInfo, ForwardedHeader};
+    /// let info = ClientInfo::new().forwarded_header(ForwardedHeader::Forwarded);
+    /// ```
+    #[must_use]
+    pub fn forwarded_header(mut self, header: ForwardedHeader) -> Self {
+        self.forwarded = header;
+        self
+    }
+
+    /// Where the peer's address is found. Default: in the request's extensions, as a [`PeerAddr`] or a [`SocketAddr`].
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use axum::extract::ConnectInfo;
+    /// use tower_keep::ClientInfo;
+    ///
+    /// // With axum, and `into_make_service_with_connect_info::<SocketAddr>()`:
+    /// let info = ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()));
+    /// # let _ = info;
+    /// ```
+    #[must_use]
+    pub fn peer(mut self, peer: impl Fn(&Extensions) -> Option<IpAddr> + Send + Sync + 'static) -> Self {
+        self.peer = Arc::new(peer);
+        self
+    }
+
+    /// How many bytes of `User-Agent` are kept; none at zero. Default: 256.
+    ///
+    /// ```
+    /// # use tower_keep::ClientInfo;
+    /// let info = ClientInfo::new().user_agent_max(0);
+    /// ```
+    #[must_use]
+    pub fn user_agent_max(mut self, bytes: usize) -> Self {
+        self.user_agent_max = bytes;
+        self
+    }
+
+    /// Keep no address. Default: it is kept.
+    ///
+    /// ```
+    /// # use tower_keep::ClientInfo;
+    /// let info = ClientInfo::new().without_ip();
+    /// ```
+    #[must_use]
+    pub fn without_ip(mut self) -> Self {
+        self.ip = false;
+        self
+    }
+
+    /// What is kept of the client of this request.
+    ///
+    /// ```
+    /// use http::{Extensions, HeaderMap, HeaderValue, header::USER_AGENT};
+    /// use tower_keep::ClientInfo;
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert(USER_AGENT, HeaderValue::from_static("curl/8"));
+    /// let metadata = ClientInfo::new().metadata(&headers, &Extensions::new());
+    /// assert_eq!(metadata.user_agent(), Some("curl/8"));
+    /// ```
+    pub fn metadata(&self, headers: &HeaderMap, extensions: &Extensions) -> Metadata {
+        Metadata {
+            ip: if self.ip { self.client_ip(headers, extensions) } else { None },
+            ua: self.user_agent(headers),
+            fields: BTreeMap::new(),
+        }
+    }
+
+    /// The address of the client of this request; `None` when the peer's is not known.
+    pub fn client_ip(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
+        let mut client = (self.peer)(extensions)?.to_canonical();
+        for hop in self.hops(headers).take(MAX_HOPS) {
+            match hop {
+                Some(before) if self.is_proxy(client) => client = before,
+                _ => break,
+            }
+        }
+        Some(client)
+    }
+
+    fn is_proxy(&self, ip: IpAddr) -> bool {
+        self.proxies.iter().any(|net| net.contains(&ip))
+    }
+
+    /// The addresses in the header, the last first; `None` is something else.
+    fn hops<'a>(&self, headers: &'a HeaderMap) -> impl Iterator<Item = Option<IpAddr>> + use<'a> {
+        let (name, hop): (_, fn(&str) -> Option<IpAddr>) = match self.forwarded {
+            ForwardedHeader::XForwardedFor => (HeaderName::from_static("x-forwarded-for"), address),
+            ForwardedHeader::Forwarded => (header::FORWARDED, forwarded_for),
+        };
+        let lines: Vec<_> = headers.get_all(name).iter().collect();
+        // A line that is no text breaks the chain where it stands.
+        let hops = lines.into_iter().rev().flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
+        hops.map(move |text| hop(text.trim()))
+    }
+
+    fn user_agent(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+        let text = String::from_utf8_lossy(headers.get(header::USER_AGENT)?.as_bytes());
+        let printable: String = text.chars().filter(|c| !c.is_control()).collect();
+        let end = (0..=self.user_agent_max.min(printable.len())).rev().find(|end| printable.is_char_boundary(*end));
+        let kept = &printable[..end.unwrap_or(0)];
+        (!kept.is_empty()).then(|| kept.into())
+    }
+}
+
+/// An address, perhaps with a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let ip = bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|addr| addr.ip()));
+    ip.map(|ip: IpAddr| ip.to_canonical())
+}
+
+/// The address in an element of `Forwarded`: `for="[2001:db8::1]:80";proto=https`.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut parameters = element.split(';').rev().filter_map(|parameter| parameter.trim().split_once('='));
+    let (_, value) = parameters.find(|(name, _)| name.trim_end().eq_ignore_ascii_case("for"))?;
+    let value = value.trim();
+    address(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value))
+}
+
+impl Default for ClientInfo {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ClientInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientInfo")
+            .field("proxies", &self.proxies)
+            .field("forwarded", &self.forwarded)
+            .field("user_agent_max", &self.user_agent_max)
+            .field("ip", &self.ip)
+            .finish_non_exhaustive()
+    }
+}
+
+/// This is neither an address nor a network.
+///
+/// ```
+/// use tower_keep::ClientInfo;
+///
+/// let error = ClientInfo::new().trust_proxies(["10.0.0.0/99"]).unwrap_err();
+/// assert_eq!(error.to_string(), "\"10.0.0.0/99\" is neither an IP address nor a network");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidProxy(String);
+
+impl fmt::Display for InvalidProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is neither an IP address nor a network", self.0)
+    }
+}
+
+impl std::error::Error for InvalidProxy {}

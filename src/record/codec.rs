@@ -1,0 +1,220 @@
+//! The stored form of a record: total in both directions, whatever the bytes.
+//!
+//! ```text
+//! {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,42000,1800000,86400000]   the head, in every format
+//! ,"user":"ana","data":{"visits":3}}                                          the body as JSON
+//! }….user.ana.data..visits.                                                   the body in MessagePack
+//! ```
+
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Data, Record, Rotation, Version, version::PLACE as VERSION_PLACE};
+use crate::{
+    metadata::Metadata,
+    time::{Timestamp, millis},
+    token::{Generation, SessionId},
+};
+
+/// How a store writes records. Whatever it writes, it reads all.
+///
+/// ```
+/// use tower_keep::store::Codec;
+///
+/// assert_eq!(Codec::default(), Codec::Json);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Codec {
+    /// One line of JSON, which an operator can read with `redis-cli GET`.
+    #[default]
+    Json,
+    /// A short head in JSON (version and times), and the rest in MessagePack: smaller where the values are numbers, lists and
+    /// maps.
+    #[cfg(feature = "messagepack")]
+    MessagePack,
+}
+
+/// The numbers of the formats. Any change to [`Body`] needs another: what an older version of the crate could not read whole it
+/// must not read at all, or it would drop the rest when it writes.
+mod format {
+    /// As JSON is now, without rotation, predecessor and metadata.
+    pub(super) const FIRST: u32 = 1;
+    pub(super) const JSON: u32 = 2;
+    #[cfg(feature = "messagepack")]
+    pub(super) const MESSAGEPACK: u32 = 3;
+}
+
+/// How long the beginning is that every encoding has: `{"v":2,"n":"AAAAAxbk0fTjK8pw"`.
+#[cfg(feature = "redis")]
+pub(crate) const HEAD_LEN: usize = VERSION_PLACE.end + 1;
+
+/// What a store's scripts read in place: the order of the fields is part of the form.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    v: u32,
+    n: String,
+    t: [u64; 4],
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body<D> {
+    /// Current, previous (empty: the first), at, grace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    g: Option<(String, String, u64, u64)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<SessionId>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    persistent: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    meta: Arc<Metadata>,
+    data: D,
+}
+
+fn is_empty(metadata: &Arc<Metadata>) -> bool {
+    metadata.is_empty()
+}
+
+impl Record {
+    /// The stored form.
+    ///
+    /// ```
+    /// # use tower_keep::store::{Codec, Record};
+    /// let stored = br#"{"v":2,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,0,1800000,86400000],"data":{}}"#;
+    /// assert_eq!(Record::decode(stored)?.encode_as(Codec::Json), stored);
+    /// # Ok::<(), tower_keep::store::InvalidRecord>(())
+    /// ```
+    pub fn encode_as(&self, codec: Codec) -> Vec<u8> {
+        let head = |v| {
+            let times = [
+                self.created_at.as_millis(),
+                millis(self.written_at.since(self.created_at)),
+                millis(self.idle_timeout),
+                millis(self.absolute_timeout),
+            ];
+            // Strings, numbers and JSON into memory: nothing here can fail.
+            serde_json::to_vec(&Head { v, n: self.version.to_string(), t: times }).unwrap_or_default()
+        };
+        match codec {
+            Codec::Json => {
+                let mut stored = head(format::JSON);
+                stored.pop();
+                let body = stored.len();
+                stored.extend(serde_json::to_vec(&self.body(Cow::Borrowed(&self.data))).unwrap_or_default());
+                stored[body] = b',';
+                stored
+            }
+            #[cfg(feature = "messagepack")]
+            Codec::MessagePack => {
+                let mut stored = head(format::MESSAGEPACK);
+                let body = self.body(super::packed::Packed::from(&self.data));
+                stored.extend(rmp_serde::to_vec_named(&body).unwrap_or_default());
+                stored
+            }
+        }
+    }
+
+    fn body<D>(&self, data: D) -> Body<D> {
+        let text = |generation: Option<Generation>| generation.map(Generation::text).unwrap_or_default();
+        Body {
+            g: self.rotation.map(|rotation| {
+                let grace = millis(rotation.grace);
+                (rotation.current.text(), text(rotation.previous), rotation.at.as_millis(), grace)
+            }),
+            replaces: self.replaces,
+            persistent: self.persistent,
+            user: self.user.clone(),
+            meta: self.metadata.clone(),
+            data,
+        }
+    }
+
+    /// Reads the stored form, in any format that this crate has ever written.
+    ///
+    /// # Errors
+    /// [`InvalidRecord`] for anything else, and for anything less or more. Never panics, whatever the bytes.
+    ///
+    /// ```
+    /// # use tower_keep::store::Record;
+    /// assert!(Record::decode(b"PHP serialized: a:0:{}").is_err());
+    /// ```
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidRecord> {
+        let end = bytes.iter().position(|byte| *byte == b']').ok_or(InvalidRecord)? + 1;
+        let (head, rest) = bytes.split_at(end);
+        let head: Head = serde_json::from_slice(&[head, b"}"].concat()).map_err(|_| InvalidRecord)?;
+        // What does not have its version in its place could be read, but never replaced.
+        let version = Version::of(bytes).filter(|version| version.to_string() == head.n).ok_or(InvalidRecord)?;
+        match (head.v, rest.split_first()) {
+            (format::FIRST | format::JSON, Some((b',', fields))) if fields.ends_with(b"}") => {
+                let body = [b"{", fields].concat();
+                let body: Body<Data> = serde_json::from_slice(&body).map_err(|_| InvalidRecord)?;
+                let older = head.v == format::FIRST;
+                if older && (body.g.is_some() || body.replaces.is_some() || !body.meta.is_empty()) {
+                    return Err(InvalidRecord);
+                }
+                Self::assembled(version, head.t, body)
+            }
+            #[cfg(feature = "messagepack")]
+            (format::MESSAGEPACK, Some((b'}', packed))) => {
+                let body: Body<super::packed::Packed> = super::packed::read(packed).ok_or(InvalidRecord)?;
+                let Body { g, replaces, persistent, user, meta, data } = body;
+                let data = data.unpacked().ok_or(InvalidRecord)?;
+                Self::assembled(version, head.t, Body { g, replaces, persistent, user, meta, data })
+            }
+            _ => Err(InvalidRecord),
+        }
+    }
+
+    fn assembled(version: Version, times: [u64; 4], body: Body<Data>) -> Result<Self, InvalidRecord> {
+        let [created, written, idle, absolute] = times;
+        if idle == 0 || absolute == 0 || idle > absolute {
+            return Err(InvalidRecord);
+        }
+        let rotation = body.g.map(|(current, previous, at, grace)| {
+            let previous = match previous.as_str() {
+                "" => None,
+                text => Some(Generation::from_text(text).ok_or(InvalidRecord)?),
+            };
+            Ok(Rotation {
+                current: Generation::from_text(&current).ok_or(InvalidRecord)?,
+                previous,
+                at: Timestamp::from_millis(at),
+                grace: Duration::from_millis(grace),
+            })
+        });
+        let created_at = Timestamp::from_millis(created);
+        Ok(Self {
+            version,
+            created_at,
+            written_at: created_at.plus(Duration::from_millis(written)),
+            idle_timeout: Duration::from_millis(idle),
+            absolute_timeout: Duration::from_millis(absolute),
+            rotation: rotation.transpose()?,
+            replaces: body.replaces,
+            persistent: body.persistent,
+            user: body.user,
+            metadata: body.meta,
+            data: body.data,
+        })
+    }
+}
+
+/// The bytes are not a record of a format this version of the crate knows.
+///
+/// It carries none of the bytes: they are somebody's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InvalidRecord;
+
+impl fmt::Display for InvalidRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a session record of a known format")
+    }
+}
+
+impl std::error::Error for InvalidRecord {}

@@ -1,0 +1,77 @@
+//! The values of a session.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::Error as _};
+use serde_json::value::RawValue;
+
+/// A value as JSON text, decoded only when read.
+#[derive(Clone, Debug)]
+pub(crate) struct Json(Arc<str>);
+
+impl Json {
+    pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
+        let text = serde_json::to_vec(value)?;
+        Ok(Self(String::from_utf8_lossy(&text).into())) // JSON is UTF-8
+    }
+
+    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.0)
+    }
+
+    /// A text that somebody says is JSON.
+    #[cfg(feature = "messagepack")]
+    pub(super) fn of_text(text: Arc<str>) -> Option<Self> {
+        serde_json::from_str::<&RawValue>(&text).is_ok().then_some(Self(text))
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Equal as JSON: a map that was written in another order is the same map.
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        same(&self.0, &other.0)
+    }
+}
+
+fn same(one: &str, other: &str) -> bool {
+    type Map<'a> = BTreeMap<String, &'a RawValue>;
+    type List<'a> = Vec<&'a RawValue>;
+    let both = |(one, other): (&&RawValue, &&RawValue)| same(one.get(), other.get());
+
+    if one == other {
+        return true;
+    }
+    // What is no map, and holds none, is the same only if its text is: a number may be more than any type of ours holds.
+    if one.len() != other.len() || !one.starts_with(['{', '[']) {
+        return false;
+    }
+    if let (Ok(one), Ok(other)) = (serde_json::from_str::<Map<'_>>(one), serde_json::from_str::<Map<'_>>(other)) {
+        return one.keys().eq(other.keys()) && one.values().zip(other.values()).all(both);
+    }
+    if let (Ok(one), Ok(other)) = (serde_json::from_str::<List<'_>>(one), serde_json::from_str::<List<'_>>(other)) {
+        return one.len() == other.len() && one.iter().zip(&other).all(both);
+    }
+    false
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.0).map_err(S::Error::custom)?;
+        raw.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(Self(raw.get().into()))
+    }
+}

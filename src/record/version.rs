@@ -1,0 +1,73 @@
+//! Which write of a record is which.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+/// The version of a record: a counter, so that it can be told which of two is newer, and a random number, so that no two
+/// writers ever produce the same. Its text is 16 characters of base64url.
+///
+/// ```
+/// use tower_keep::store::{Record, Version};
+///
+/// let stored = br#"{"v":1,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,0,1800000,86400000],"data":{}}"#;
+/// let version = Record::decode(stored)?.version();
+/// assert_eq!(version.to_string(), "AAAAAxbk0fTjK8pw");
+/// // The version of an encoding can be read without decoding it.
+/// assert_eq!(Version::of(stored), Some(version));
+/// # Ok::<(), tower_keep::store::InvalidRecord>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    counter: u32,
+    nonce: u64,
+}
+
+/// Characters of a version.
+const LEN: usize = 16;
+
+/// Where the text of the version is in every encoding.
+pub(super) const PLACE: std::ops::Range<usize> = 12..12 + LEN;
+
+impl Version {
+    /// The version of an [encoding](super::Record::encode), in whatever format: it is always in the same place. `None` for what is no
+    /// encoding.
+    pub fn of(encoding: &[u8]) -> Option<Self> {
+        Self::from_text(encoding.get(PLACE)?)
+    }
+
+    /// The version of a first write.
+    pub(crate) fn first() -> Result<Self, getrandom::Error> {
+        Ok(Self { counter: 1, nonce: getrandom::u64()? })
+    }
+
+    /// The version of the write after this one.
+    pub(crate) fn next(self) -> Result<Self, getrandom::Error> {
+        Ok(Self { counter: self.counter.wrapping_add(1), nonce: getrandom::u64()? })
+    }
+
+    pub(super) fn text(self) -> [u8; LEN] {
+        let mut bytes = [0; LEN / 4 * 3];
+        bytes[..4].copy_from_slice(&self.counter.to_be_bytes());
+        bytes[4..].copy_from_slice(&self.nonce.to_be_bytes());
+        let mut text = [0; LEN];
+        let written = URL_SAFE_NO_PAD.encode_slice(bytes, &mut text);
+        debug_assert_eq!(written, Ok(LEN));
+        text
+    }
+
+    pub(super) fn from_text(text: &[u8]) -> Option<Self> {
+        let mut bytes = [0; LEN / 4 * 3];
+        if URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()? != bytes.len() {
+            return None;
+        }
+        let [a, b, c, d, nonce @ ..] = bytes;
+        Some(Self { counter: u32::from_be_bytes([a, b, c, d]), nonce: u64::from_be_bytes(nonce) })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
+    }
+}

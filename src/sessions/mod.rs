@@ -1,0 +1,358 @@
+//! Sessions outside a request.
+
+mod info;
+mod new;
+mod scan;
+
+use std::{fmt, sync::Arc};
+
+pub use self::{
+    info::{Consumed, SessionInfo},
+    new::NewSession,
+    scan::Scan,
+};
+use crate::{
+    ended::{EndReason, Ended},
+    event::{Events, Happened},
+    observe::Stats,
+    record::{Standing, Version},
+    session::SessionError,
+    shared::Shared,
+    store::{Created, Cursor, Entry, Found, Health, Loaded, Outcome, StoreError},
+    token::{SessionId, Tag, Token},
+};
+
+/// The sessions of a [`SessionLayer`](crate::SessionLayer), for work outside requests.
+///
+/// Everything here asks the store, and is true of all instances that share it.
+///
+/// ```
+/// use tower_keep::{MemoryStore, SessionLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let layer = SessionLayer::new(MemoryStore::new());
+/// let sessions = layer.sessions();
+/// // An access token for a script of Ana's, beside whatever she does in her browser:
+/// let token = sessions.create("ana").await?;
+/// assert!(sessions.is_valid(&token).await?);
+/// // She has lost her phone:
+/// assert_eq!(sessions.list("ana").await?.len(), 1);
+/// sessions.revoke_user("ana").await?;
+/// assert!(!sessions.is_valid(&token).await?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Sessions {
+    shared: Arc<Shared>,
+}
+
+impl Sessions {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// A new session: of a user, if a name is given, or as a [`NewSession`] says. The token is the only copy.
+    ///
+    /// # Errors
+    /// [`SessionError::Full`] when the [limits](crate::SessionLayer::limits) do not allow another, [`SessionError::TooLarge`],
+    /// [`SessionError::Store`] when the store fails, [`SessionError::Random`] without random numbers, [`SessionError::Conflict`] when
+    /// the id is taken, which its size rules out.
+    pub async fn create(&self, new: impl Into<NewSession>) -> Result<Token, SessionError> {
+        let shared = &self.shared;
+        let now = shared.clock.now();
+        let record = new.into().record(now, &shared.lifetime)?;
+        shared.check_size(&record)?;
+        let user = record.user.clone();
+        let token = Token::mint(user.as_deref().map(Tag::of_user))?;
+        let (id, limits) = (token.id(), shared.limits_of(user.as_deref()));
+        let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
+        match shared.store.create(&id, entry, limits).await? {
+            Created::Done { evicted } => {
+                for id in evicted {
+                    shared.announce(id, user.clone(), Happened::Ended(EndReason::Evicted)).await;
+                }
+                shared.announce(id, user, Happened::Created).await;
+                Ok(token)
+            }
+            Created::Full => Err(SessionError::Full),
+            Created::Taken => Err(SessionError::Conflict),
+        }
+    }
+
+    /// The live session of this id.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    ///
+    /// ```
+    /// # async fn example(sessions: tower_keep::Sessions, id: tower_keep::SessionId) -> Result<(), tower_keep::store::StoreError> {
+    /// if let Some(session) = sessions.get(&id).await? {
+    ///     println!("{:?}, since {:?}", session.user(), session.created_at());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn get(&self, id: &SessionId) -> Result<Option<SessionInfo>, StoreError> {
+        match self.shared.store.load(id).await? {
+            Found::Live(loaded) => self.begun(*id, loaded).await,
+            Found::Ended(_) | Found::Unknown => Ok(None),
+        }
+    }
+
+    /// The live session that this token opens. Using it here does not extend it.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    ///
+    /// ```
+    /// # use tower_keep::{Sessions, Token, store::StoreError};
+    /// async fn user_of(sessions: &Sessions, token: &Token) -> Result<Option<String>, StoreError> {
+    ///     let session = sessions.open(token).await?;
+    ///     Ok(session.and_then(|session| session.user().map(str::to_owned)))
+    /// }
+    /// # let _ = user_of;
+    /// ```
+    pub async fn open(&self, token: &Token) -> Result<Option<SessionInfo>, StoreError> {
+        let id = token.id();
+        match self.shared.store.load(&id).await? {
+            Found::Live(loaded) if self.is_good(token, &loaded) => self.begun(id, loaded).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether this token opens a live session.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    pub async fn is_valid(&self, token: &Token) -> Result<bool, StoreError> {
+        Ok(self.open(token).await?.is_some())
+    }
+
+    /// How a session ended, as far as the store remembers.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    ///
+    /// ```
+    /// # async fn example(sessions: tower_keep::Sessions, id: tower_keep::SessionId) -> Result<(), tower_keep::store::StoreError> {
+    /// if let Some(ended) = sessions.ended(&id).await? {
+    ///     println!("it was {}", ended.reason);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn ended(&self, id: &SessionId) -> Result<Option<Ended>, StoreError> {
+        match self.shared.store.load(id).await? {
+            Found::Ended(ended) => Ok(Some(ended)),
+            Found::Live(_) | Found::Unknown => Ok(None),
+        }
+    }
+
+    /// The live sessions of a user, the latest first.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    pub async fn list(&self, user: &str) -> Result<Vec<SessionInfo>, StoreError> {
+        let mut sessions = Vec::new();
+        for (id, loaded) in self.shared.store.list(user).await? {
+            sessions.extend(self.begun(id, loaded).await?);
+        }
+        sessions.sort_by_key(|session| std::cmp::Reverse((session.created_at(), session.id())));
+        Ok(sessions)
+    }
+
+    /// Ends a session. Returns whether it was alive.
+    ///
+    /// When this returns `Ok`, no request that comes after it is served with the session, on any instance.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer: the session may or may not have ended.
+    pub async fn revoke(&self, id: &SessionId) -> Result<bool, StoreError> {
+        let outcome = self.shared.store.end(id, None, EndReason::Revoked).await?;
+        let ended = matches!(outcome, Outcome::Done);
+        if ended {
+            self.shared.announce(*id, None, Happened::Ended(EndReason::Revoked)).await;
+        }
+        Ok(ended)
+    }
+
+    /// Ends all sessions of a user: after a change of password, for example. Returns how many were known; none is left,
+    /// whether known or not.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer: some may have ended.
+    pub async fn revoke_user(&self, user: &str) -> Result<usize, StoreError> {
+        self.end_user(user, None).await
+    }
+
+    /// Ends all sessions of a user but one: "log out everywhere else". Returns how many were known.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer: some may have ended.
+    ///
+    /// ```
+    /// # use tower_keep::{Session, Sessions};
+    /// async fn only_here(sessions: &Sessions, session: &Session) -> Result<(), Box<dyn std::error::Error>> {
+    ///     if let (Some(user), Some(id)) = (session.user()?, session.id()?) {
+    ///         sessions.revoke_others(&user, &id).await?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # let _ = only_here;
+    /// ```
+    pub async fn revoke_others(&self, user: &str, current: &SessionId) -> Result<usize, StoreError> {
+        self.end_user(user, Some(current)).await
+    }
+
+    async fn end_user(&self, user: &str, except: Option<&SessionId>) -> Result<usize, StoreError> {
+        let ended = self.shared.store.end_user(user, except, EndReason::Revoked).await?;
+        for id in &ended {
+            self.shared.announce(*id, Some(user.into()), Happened::Ended(EndReason::Revoked)).await;
+        }
+        Ok(ended.len())
+    }
+
+    /// Ends a session that is for a single use, and returns it to one caller: of any number at once, on any number of instances,
+    /// exactly one gets [`Consumed::Now`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer: it is not known whether the session was used.
+    ///
+    /// ```
+    /// # use tower_keep::{Consumed, Sessions, Token, store::StoreError};
+    /// async fn validate(sessions: &Sessions, token: &Token) -> Result<&'static str, StoreError> {
+    ///     Ok(match sessions.consume(token).await? {
+    ///         Consumed::Now(_) => "welcome",
+    ///         Consumed::Before(ended) => ended.reason.as_str(), // "used"
+    ///         Consumed::Unknown => "unknown",
+    ///     })
+    /// }
+    /// # let _ = validate;
+    /// ```
+    pub async fn consume(&self, token: &Token) -> Result<Consumed, StoreError> {
+        let id = token.id();
+        let claim = Version::first().map_err(|error| StoreError::Outage(error.into()))?;
+        Ok(match self.shared.store.consume(&id, claim).await? {
+            Found::Live(loaded) => {
+                self.shared.announce(id, loaded.record.user.clone(), Happened::Ended(EndReason::Used)).await;
+                match self.alive(id, &loaded) {
+                    Some(info) if self.is_good(token, &loaded) => Consumed::Now(info),
+                    _ => Consumed::Unknown,
+                }
+            }
+            Found::Ended(ended) => Consumed::Before(ended),
+            Found::Unknown => Consumed::Unknown,
+        })
+    }
+
+    /// How many sessions are alive. Looks at every one: for an operator, not for every request.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    pub async fn count(&self) -> Result<u64, StoreError> {
+        self.shared.store.count().await
+    }
+
+    /// Some of the live sessions of everybody, about `count`, from a place on; and where to go on, if there are more.
+    ///
+    /// A session that is alive all the while is on some page, and may be on several.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer. The same page can be asked for again.
+    ///
+    /// ```
+    /// # use tower_keep::{Sessions, store::{Cursor, StoreError}};
+    /// async fn first_page(sessions: &Sessions) -> Result<(), StoreError> {
+    ///     let (page, next) = sessions.page(&Cursor::start(), 50).await?;
+    ///     println!("{} sessions; the next page is {next:?}", page.len());
+    ///     Ok(())
+    /// }
+    /// # let _ = first_page;
+    /// ```
+    pub async fn page(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionInfo>, Option<Cursor>), StoreError> {
+        let page = self.shared.store.scan(from, count).await?;
+        let mut sessions = Vec::with_capacity(page.sessions.len());
+        for (id, loaded) in page.sessions {
+            sessions.extend(self.begun(id, loaded).await?);
+        }
+        Ok((sessions, page.next))
+    }
+
+    /// The live sessions of everybody, as a stream of [pages](Self::page).
+    pub fn scan(&self) -> Scan {
+        Scan::new(self.clone(), Cursor::start())
+    }
+
+    /// [`scan`](Self::scan), from where another [left off](Scan::cursor).
+    pub fn scan_from(&self, place: Cursor) -> Scan {
+        Scan::new(self.clone(), place)
+    }
+
+    /// What happens to sessions from now on, in this process and, if the store
+    /// [shares it](crate::store::redis::RedisConfig::share_events), in the others.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer: from when on others' events are new is not known.
+    ///
+    /// ```
+    /// # use tower_keep::{Happened, Sessions};
+    /// async fn watch(sessions: &Sessions) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let mut events = sessions.events().await?;
+    ///     loop {
+    ///         let event = events.next().await?;
+    ///         if let Happened::Ended(reason) = event.happened() {
+    ///             println!("{} of {:?}: {reason}", event.session(), event.user());
+    ///         }
+    ///     }
+    /// }
+    /// # let _ = watch;
+    /// ```
+    pub async fn events(&self) -> Result<Events, StoreError> {
+        let here = self.shared.announcer.subscribe();
+        Events::subscribe(here, self.shared.store.clone(), self.shared.announcer.origin).await
+    }
+
+    /// What has been counted so far by the layer and its clones.
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.stats()
+    }
+
+    /// Whether the store can serve right now.
+    ///
+    /// # Errors
+    /// What the store says when it cannot even be asked; for most purposes that is [`Health::Down`].
+    pub async fn health(&self) -> Result<Health, StoreError> {
+        self.shared.store.health().await
+    }
+
+    /// What operators call the store: `"redis"`, `"memory"`.
+    pub fn store_name(&self) -> &'static str {
+        self.shared.store.name()
+    }
+
+    fn is_good(&self, token: &Token, loaded: &Loaded) -> bool {
+        let (now, race) = (self.shared.clock.now(), self.shared.rotation.grace);
+        matches!(loaded.record.standing(token, now, race), Standing::Current | Standing::Graced)
+    }
+
+    fn alive(&self, id: SessionId, loaded: &Loaded) -> Option<SessionInfo> {
+        SessionInfo::of(id, loaded, self.shared.clock.now())
+    }
+
+    /// A session that is alive, and does not wait for another to end.
+    async fn begun(&self, id: SessionId, loaded: Loaded) -> Result<Option<SessionInfo>, StoreError> {
+        let waits = match &loaded.record.replaces {
+            Some(old) => matches!(self.shared.store.load(old).await?, Found::Live(_)),
+            None => false,
+        };
+        Ok(self.alive(id, &loaded).filter(|_| !waits))
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").field("shared", &self.shared).finish()
+    }
+}

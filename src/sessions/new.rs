@@ -1,0 +1,103 @@
+//! What a session begins with that no request made.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::{
+    key::KeyOf,
+    lifetime::Lifetime,
+    metadata::Metadata,
+    record::{Data, Json, Record, Version},
+    session::SessionError,
+    time::Timestamp,
+};
+
+/// What a session begins with: see [`Sessions::create`](crate::Sessions::create).
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_keep::{Lifetime, Metadata, NewSession, SessionError, Sessions};
+///
+/// async fn link(sessions: &Sessions) -> Result<String, SessionError> {
+///     let half_an_hour = Duration::from_secs(30 * 60);
+///     let new = NewSession::anonymous()
+///         .lifetime(Lifetime::new(half_an_hour, half_an_hour).expect("valid"))
+///         .metadata(Metadata::default().with_field("made for", "the iframe"))
+///         .insert("document", &17)?;
+///     Ok(format!("https://example.org/?session_id={}", sessions.create(new).await?.expose()))
+/// }
+/// # let _ = link;
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct NewSession {
+    user: Option<Arc<str>>,
+    lifetime: Option<Lifetime>,
+    metadata: Metadata,
+    data: Data,
+}
+
+impl NewSession {
+    /// A session of nobody.
+    pub fn anonymous() -> Self {
+        Self::default()
+    }
+
+    /// A session of `user`.
+    pub fn of(user: impl Into<Arc<str>>) -> Self {
+        Self { user: Some(user.into()), ..Self::default() }
+    }
+
+    /// How long it lives. Default: the layer's [lifetime](crate::SessionLayer::lifetime).
+    #[must_use]
+    pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
+        self.lifetime = Some(lifetime);
+        self
+    }
+
+    /// What is kept about its client. Default: nothing.
+    #[must_use]
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// With this value.
+    ///
+    /// # Errors
+    /// [`SessionError::Encode`] when JSON cannot hold it.
+    pub fn insert<T: Serialize + ?Sized>(mut self, key: impl KeyOf<T>, value: &T) -> Result<Self, SessionError> {
+        let value =
+            Json::encode(value).map_err(|source| SessionError::Encode { key: key.name().to_owned(), source })?;
+        self.data.insert(key.name().into(), value);
+        Ok(self)
+    }
+
+    pub(super) fn record(self, now: Timestamp, default: &Lifetime) -> Result<Record, SessionError> {
+        let lifetime = self.lifetime.as_ref().unwrap_or(default);
+        Ok(Record {
+            user: self.user,
+            metadata: Arc::new(self.metadata),
+            data: self.data,
+            ..Record::new(now, lifetime, Version::first()?)
+        })
+    }
+}
+
+impl From<&str> for NewSession {
+    fn from(user: &str) -> Self {
+        Self::of(user)
+    }
+}
+
+impl From<String> for NewSession {
+    fn from(user: String) -> Self {
+        Self::of(user)
+    }
+}
+
+impl From<Arc<str>> for NewSession {
+    fn from(user: Arc<str>) -> Self {
+        Self::of(user)
+    }
+}
