@@ -119,8 +119,8 @@ pub trait SessionStore: Send + Sync + 'static {
 
     /// Ends a session, of version `expected` if one is named, and remembers why.
     ///
-    /// [`Outcome::Gone`] when it was not alive: what had ended keeps its reason, and an id that was unknown is now remembered as
-    /// ended, for its creation may be on its way still.
+    /// [`Outcome::Gone`] when it was not alive: what had ended keeps its reason. Without a version, an id that was unknown is now
+    /// remembered as ended, for its creation may be on its way still.
     fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome>;
 
     /// Ends a session for [`EndReason::Used`] and returns what it was, to one caller only: the first `claim`, and whoever repeats that.

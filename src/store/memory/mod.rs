@@ -232,12 +232,13 @@ impl MemoryStore {
     fn end_now(&self, id: &SessionId, expected: Option<Version>, reason: EndReason) -> Outcome {
         let now = self.clock.now();
         let mut shard = self.shard_of(id, now);
-        if let (Some(expected), Some(kept)) = (expected, shard.live(id, now))
-            && kept.record.version() != expected
-        {
-            return Outcome::Conflict(kept.loaded(now));
-        }
-        let alive = shard.live(id, now).is_some();
+        let alive = match (expected, shard.live(id, now)) {
+            (Some(expected), Some(kept)) if kept.record.version() != expected => {
+                return Outcome::Conflict(kept.loaded(now));
+            }
+            (Some(_), None) => return Outcome::Gone,
+            (_, kept) => kept.is_some(),
+        };
         self.give_back(shard.end(id, reason, None, now).into());
         if alive { Outcome::Done } else { Outcome::Gone }
     }

@@ -1,0 +1,522 @@
+//! What takes many sessions, many callers, or time.
+
+use std::{collections::HashSet, time::Duration};
+
+use super::{HOUR, Report, all, answered, check, new_entry, new_id, new_user, new_version};
+use crate::{
+    ended::EndReason,
+    limits::{Limits, WhenFull},
+    store::{Created, Cursor, Entry, Found, Outcome, SessionStore},
+    token::SessionId,
+};
+
+/// Long enough for a clock of milliseconds to move on.
+const MOMENT: Duration = Duration::from_millis(3);
+
+pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duration), report: &mut Report) {
+    for limit in 1..=5 {
+        for more in 1..=3 {
+            let case = |what: &str| format!("{more} more than {limit} sessions: {what}");
+            report.case(case("the new is refused"), refused(store, limit, more).await);
+            report.case(case("the oldest goes"), oldest_goes(store, advance, limit, more).await);
+            report.case(case("the least recently used goes"), least_used_goes(store, advance, limit, more).await);
+        }
+        for policy in [WhenFull::Reject, WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
+            for callers in [limit + 1, 16] {
+                let case = format!("{callers} creations at once, {limit} sessions allowed, {policy:?}");
+                report.case(case, creations_at_once(store, limit, policy, callers).await);
+            }
+            let case = format!("a limit that became {limit}, {policy:?}");
+            report.case(case, lowered_limit(store, limit, policy).await);
+        }
+        let case = format!("an ended session makes room for another, {limit} allowed");
+        report.case(case, ended_makes_room(store, limit).await);
+    }
+    for callers in [2, 16, 100] {
+        let case = |what: &str| format!("{callers} at once: {what}");
+        report.case(case("one creates the id"), one_creates(store, callers).await);
+        report.case(case("one replaces the version"), one_replaces(store, callers).await);
+        report.case(case("one consumes"), one_consumes(store, callers).await);
+        report.case(case("one ends the version"), one_ends(store, callers).await);
+        report.case(case("none survives an end of all"), none_survives(store, callers).await);
+        report.case(case("none brings an ended session back"), none_brings_back(store, callers).await);
+    }
+    for sessions in [0, 1, 2, 10] {
+        for spared in [false, true] {
+            let case = format!("all {sessions} of a user end, one spared: {spared}");
+            report.case(case, end_user(store, sessions, spared).await);
+        }
+    }
+    report.case(
+        "an end of all sessions of a user counts for those before, not for those after",
+        login_again(store).await,
+    );
+    report.case("an end of all can be repeated", end_user_twice(store).await);
+    report.case("who is spared must be the user's own", spared_stranger(store).await);
+    for size in [1, 7, 100, 100_000] {
+        report.case(format!("a scan in pages of {size} finds every live session"), scanned(store, size).await);
+    }
+    report.case("sessions are counted", counted(store).await);
+    report.case("time ends sessions", expired(store, advance).await);
+    report.case("no time at all is a moment", no_time(store, advance).await);
+}
+
+async fn create(store: &dyn SessionStore, user: &str, limits: Limits) -> Result<(SessionId, Created), String> {
+    let id = new_id(Some(user))?;
+    Ok((id, answered(store.create(&id, new_entry(Some(user))?, limits).await)?))
+}
+
+async fn created(store: &dyn SessionStore, user: &str, sessions: usize) -> Result<Vec<SessionId>, String> {
+    let mut ids = Vec::new();
+    for _ in 0..sessions {
+        let (id, created) = create(store, user, Limits::none()).await?;
+        check!(matches!(created, Created::Done { .. }), "{created:?}");
+        ids.push(id);
+    }
+    Ok(ids)
+}
+
+async fn is_live(store: &dyn SessionStore, id: &SessionId) -> Result<bool, String> {
+    Ok(answered(store.load(id).await)?.live().is_some())
+}
+
+/// Exactly these are alive, and listed.
+async fn alive(store: &dyn SessionStore, user: &str, ids: &[SessionId], of: &[SessionId]) -> Result<(), String> {
+    for id in of {
+        let live = is_live(store, id).await?;
+        let place = of.iter().position(|other| other == id).unwrap_or_default();
+        check!(live == ids.contains(id), "number {place} is alive: {live}");
+    }
+    let listed: HashSet<_> = answered(store.list(user).await)?.into_iter().map(|(id, _)| id).collect();
+    check!(listed == ids.iter().copied().collect(), "{} are listed, and {} alive", listed.len(), ids.len());
+    Ok(())
+}
+
+async fn refused(store: &dyn SessionStore, limit: usize, more: usize) -> Result<(), String> {
+    let (user, limits) = (new_user()?, Limits::per_user(limit, WhenFull::Reject));
+    let mut ids = Vec::new();
+    for n in 0..limit + more {
+        let (id, created) = create(store, &user, limits).await?;
+        let expected = if n < limit { Created::Done { evicted: Vec::new() } } else { Created::Full };
+        check!(created == expected, "{created:?}, not {expected:?}");
+        ids.push(id);
+    }
+    alive(store, &user, &ids[..limit], &ids).await
+}
+
+async fn oldest_goes(
+    store: &dyn SessionStore,
+    advance: &impl AsyncFn(Duration),
+    limit: usize,
+    more: usize,
+) -> Result<(), String> {
+    let (user, limits) = (new_user()?, Limits::per_user(limit, WhenFull::EvictOldest));
+    let base = new_entry(Some(&user))?.record;
+    let mut ids: Vec<SessionId> = Vec::new();
+    for n in 0..limit + more {
+        let id = new_id(Some(&user))?;
+        // The age is what the record says: the store's clock may be another.
+        let mut record = crate::store::Record::clone(&base);
+        record.version = new_version()?;
+        record.created_at = record.created_at.minus(HOUR).plus(Duration::from_secs(n as u64));
+        let new = Entry { record: record.into(), ttl: HOUR };
+        let created = answered(store.create(&id, new.clone(), limits).await)?;
+        let expected = if n < limit { Vec::new() } else { vec![ids[n - limit]] };
+        check!(created == Created::Done { evicted: expected }, "number {n}: {created:?}");
+        if let Some(oldest) = (n < limit).then(|| ids.first()).flatten() {
+            advance(MOMENT).await;
+            // Use does not make it younger.
+            let entry = Entry { ttl: 2 * HOUR, ..new };
+            answered(store.touch(oldest, entry).await)?;
+        }
+        ids.push(id);
+    }
+    let (gone, left) = ids.split_at(more);
+    for id in gone {
+        let found = answered(store.load(id).await)?;
+        check!(matches!(found, Found::Ended(ended) if ended.reason == EndReason::Evicted), "{found:?}");
+    }
+    alive(store, &user, left, &ids).await
+}
+
+async fn least_used_goes(
+    store: &dyn SessionStore,
+    advance: &impl AsyncFn(Duration),
+    limit: usize,
+    more: usize,
+) -> Result<(), String> {
+    let (user, limits) = (new_user()?, Limits::per_user(limit, WhenFull::EvictLeastRecentlyUsed));
+    let mut sessions: Vec<(SessionId, Entry)> = Vec::new();
+    for _ in 0..limit {
+        advance(MOMENT).await;
+        let (id, new) = (new_id(Some(&user))?, aged(&user)?);
+        answered(store.create(&id, new.clone(), limits).await)?;
+        sessions.push((id, new));
+    }
+    // Used in the other order.
+    for (id, entry) in sessions.iter().rev() {
+        advance(MOMENT).await;
+        answered(store.touch(id, entry.clone()).await)?;
+    }
+    let mut expected: Vec<_> = sessions.iter().rev().map(|(id, _)| *id).collect();
+    let mut ids = expected.clone();
+    for _ in 0..more {
+        advance(MOMENT).await;
+        let id = new_id(Some(&user))?;
+        let created = answered(store.create(&id, aged(&user)?, limits).await)?;
+        expected.push(id);
+        ids.push(id);
+        let evicted = vec![expected.remove(0)];
+        check!(created == Created::Done { evicted }, "{created:?}");
+    }
+    alive(store, &user, &expected, &ids).await
+}
+
+/// A session written long ago, so that only its use says how old it is; it lives as long as it may be idle.
+fn aged(user: &str) -> Result<Entry, String> {
+    let mut record = crate::store::Record::clone(&*new_entry(Some(user))?.record);
+    record.idle_timeout = HOUR;
+    record.created_at = record.created_at.minus(2 * HOUR);
+    record.written_at = record.created_at;
+    Ok(Entry { record: record.into(), ttl: HOUR })
+}
+
+async fn creations_at_once(
+    store: &dyn SessionStore,
+    limit: usize,
+    policy: WhenFull,
+    callers: usize,
+) -> Result<(), String> {
+    let (user, limits) = (new_user()?, Limits::per_user(limit, policy));
+    let results = all((0..callers).map(|_| create(store, &user, limits))).await;
+    let results: Vec<_> = results.into_iter().collect::<Result<_, _>>()?;
+    let done = results.iter().filter(|(_, created)| matches!(created, Created::Done { .. })).count();
+    let allowed = if policy == WhenFull::Reject { limit } else { callers };
+    check!(done == allowed, "{done} were created, {allowed} may be");
+    let mut live = Vec::new();
+    for (id, _) in &results {
+        if is_live(store, id).await? {
+            live.push(*id);
+        }
+    }
+    check!(live.len() == limit, "{} are alive", live.len());
+    alive(store, &user, &live, &live).await
+}
+
+async fn lowered_limit(store: &dyn SessionStore, limit: usize, policy: WhenFull) -> Result<(), String> {
+    let user = new_user()?;
+    let mut ids = created(store, &user, 8).await?;
+    let (id, result) = create(store, &user, Limits::per_user(limit, policy)).await?;
+    ids.push(id);
+    let expected = if policy == WhenFull::Reject { 8 } else { limit };
+    check!((result == Created::Full) == (policy == WhenFull::Reject), "{result:?}");
+    let listed = answered(store.list(&user).await)?.len();
+    check!(listed == expected, "{listed} are left, not {expected}");
+    check!(is_live(store, &id).await? == (policy != WhenFull::Reject), "the new one");
+    Ok(())
+}
+
+async fn ended_makes_room(store: &dyn SessionStore, limit: usize) -> Result<(), String> {
+    let (user, limits) = (new_user()?, Limits::per_user(limit, WhenFull::Reject));
+    let ids = created(store, &user, limit).await?;
+    for (n, id) in ids.iter().enumerate() {
+        check!(create(store, &user, limits).await?.1 == Created::Full, "there is room before");
+        if n % 2 == 0 {
+            answered(store.end(id, None, EndReason::LoggedOut).await)?;
+        } else {
+            answered(store.consume(id, new_version()?).await)?;
+        }
+        let (_, created) = create(store, &user, limits).await?;
+        check!(matches!(created, Created::Done { .. }), "there is no room after: {created:?}");
+    }
+    Ok(())
+}
+
+async fn one_creates(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+    for user in [None, Some(new_user()?)] {
+        let user = user.as_deref();
+        let id = new_id(user)?;
+        let entries: Vec<_> = (0..callers).map(|_| new_entry(user)).collect::<Result<_, _>>()?;
+        let results = all(entries.iter().map(|entry| store.create(&id, entry.clone(), Limits::default()))).await;
+        let mut winner = None;
+        for (entry, result) in entries.iter().zip(results) {
+            match answered(result)? {
+                Created::Done { .. } if winner.is_none() => winner = Some(entry),
+                Created::Done { .. } => return Err("two have created it".into()),
+                Created::Taken => {}
+                Created::Full => return Err("it is full".into()),
+            }
+        }
+        let loaded = answered(store.load(&id).await)?.live().ok_or("it is not there")?;
+        let there = winner.is_some_and(|winner| loaded.record.version() == winner.record.version());
+        check!(there, "another is there than the one that was created");
+    }
+    Ok(())
+}
+
+async fn one_replaces(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+    let (id, first) = (new_id(None)?, new_entry(None)?);
+    answered(store.create(&id, first.clone(), Limits::none()).await)?;
+    let entries: Vec<_> = (0..callers).map(|_| new_entry(None)).collect::<Result<_, _>>()?;
+    let updates = entries.iter().map(|entry| store.update(&id, first.record.version(), entry.clone()));
+    let mut done = Vec::new();
+    let mut conflicts = Vec::new();
+    for (entry, result) in entries.iter().zip(all(updates).await) {
+        match answered(result)? {
+            Outcome::Done => done.push(entry.record.version()),
+            Outcome::Conflict(loaded) => conflicts.push(loaded.record.version()),
+            Outcome::Gone => return Err("it is gone".into()),
+        }
+    }
+    check!(done.len() == 1, "{} have replaced it", done.len());
+    check!(conflicts.iter().all(|version| *version == done[0]), "a conflict with something else than the winner");
+    Ok(())
+}
+
+async fn one_consumes(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+    for user in [None, Some(new_user()?)] {
+        let user = user.as_deref();
+        let id = new_id(user)?;
+        answered(store.create(&id, new_entry(user)?, Limits::none()).await)?;
+        let claims: Vec<_> = (0..callers).map(|_| new_version()).collect::<Result<_, _>>()?;
+        let mut winners = 0;
+        for found in all(claims.iter().map(|claim| store.consume(&id, *claim))).await {
+            match answered(found)? {
+                Found::Live(_) => winners += 1,
+                Found::Ended(ended) => check!(ended.reason == EndReason::Used, "{ended:?}"),
+                Found::Unknown => return Err("it is unknown".into()),
+            }
+        }
+        check!(winners == 1, "{winners} have consumed it");
+    }
+    Ok(())
+}
+
+async fn one_ends(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+    let (id, first) = (new_id(None)?, new_entry(None)?);
+    answered(store.create(&id, first.clone(), Limits::none()).await)?;
+    let version = Some(first.record.version());
+    let mut done = 0;
+    for outcome in all((0..callers).map(|_| store.end(&id, version, EndReason::Replaced))).await {
+        match answered(outcome)? {
+            Outcome::Done => done += 1,
+            Outcome::Gone => {}
+            Outcome::Conflict(_) => return Err("a conflict, and nobody wrote".into()),
+        }
+    }
+    check!(done == 1, "{done} have ended it");
+    Ok(())
+}
+
+async fn none_survives(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+    let user = new_user()?;
+    let ids = created(store, &user, callers).await?;
+    let entry = new_entry(Some(&user))?;
+    let work = ids.iter().enumerate().map(|(n, id)| {
+        let (entry, user) = (entry.clone(), &user);
+        async move {
+            if n == callers / 2 {
+                return answered(store.end_user(user, None, EndReason::Revoked).await).map(|_| ());
+            }
+            answered(store.touch(id, entry.clone()).await)?;
+            answered(store.update(id, entry.record.version(), entry).await).map(|_| ())
+        }
+    });
+    for result in all(work).await {
+        result?;
+    }
+    alive(store, &user, &[], &ids).await
+}
+
+async fn none_brings_back(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+    let user = new_user()?;
+    let (id, first) = (new_id(Some(&user))?, new_entry(Some(&user))?);
+    answered(store.create(&id, first.clone(), Limits::none()).await)?;
+    let version = first.record.version();
+    let work = (0..callers).map(|n| {
+        let (id, first, user) = (&id, first.clone(), &user);
+        async move {
+            if n == callers / 2 {
+                return answered(store.end(id, None, EndReason::LoggedOut).await).map(|_| ());
+            }
+            match n % 3 {
+                0 => answered(store.update(id, version, new_entry(Some(user))?).await).map(|_| ()),
+                1 => answered(store.touch(id, first).await),
+                _ => answered(store.create(id, first, Limits::none()).await).map(|_| ()),
+            }
+        }
+    });
+    for result in all(work).await {
+        result?;
+    }
+    alive(store, &user, &[], &[id]).await
+}
+
+async fn end_user(store: &dyn SessionStore, sessions: usize, spared: bool) -> Result<(), String> {
+    let (user, other) = (new_user()?, new_user()?);
+    let ids = created(store, &user, sessions).await?;
+    let others = created(store, &other, 1).await?;
+    let except = ids.first().filter(|_| spared);
+    let ended = answered(store.end_user(&user, except, EndReason::Revoked).await)?;
+    let left: Vec<_> = except.into_iter().copied().collect();
+    check!(ended.len() == ids.len() - left.len(), "{} have ended", ended.len());
+    for id in &ended {
+        let found = answered(store.load(id).await)?;
+        check!(matches!(found, Found::Ended(ended) if ended.reason == EndReason::Revoked), "{found:?}");
+    }
+    alive(store, &user, &left, &ids).await?;
+    alive(store, &other, &others, &others).await?;
+    // Who was spared goes on as before.
+    if let Some(id) = except {
+        let loaded = answered(store.load(id).await)?.live().ok_or("it is gone")?;
+        check!(loaded.ttl.is_some_and(|ttl| ttl > HOUR / 2), "it has {:?} to live", loaded.ttl);
+        let updated = answered(store.update(id, loaded.record.version(), new_entry(Some(&user))?).await)?;
+        check!(matches!(updated, Outcome::Done), "{updated:?}");
+        alive(store, &user, &left, &ids).await?;
+    }
+    Ok(())
+}
+
+async fn login_again(store: &dyn SessionStore) -> Result<(), String> {
+    let user = new_user()?;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.extend(created(store, &user, 2).await?);
+        answered(store.end_user(&user, None, EndReason::Revoked).await)?;
+        alive(store, &user, &[], &ids).await?;
+    }
+    let new = created(store, &user, 2).await?;
+    ids.extend(&new);
+    alive(store, &user, &new, &ids).await?;
+    let loaded = answered(store.load(&new[0]).await)?.live().ok_or("it is gone")?;
+    answered(store.update(&new[0], loaded.record.version(), new_entry(Some(&user))?).await)?;
+    alive(store, &user, &new, &ids).await
+}
+
+async fn end_user_twice(store: &dyn SessionStore) -> Result<(), String> {
+    let user = new_user()?;
+    let ids = created(store, &user, 3).await?;
+    for _ in 0..2 {
+        answered(store.end_user(&user, Some(&ids[1]), EndReason::Revoked).await)?;
+        alive(store, &user, &[ids[1]], &ids).await?;
+    }
+    Ok(())
+}
+
+async fn spared_stranger(store: &dyn SessionStore) -> Result<(), String> {
+    let (user, other) = (new_user()?, new_user()?);
+    let ids = created(store, &user, 2).await?;
+    let others = created(store, &other, 1).await?;
+    answered(store.end_user(&user, Some(&others[0]), EndReason::Revoked).await)?;
+    alive(store, &user, &[], &ids).await?;
+    alive(store, &other, &others, &others).await
+}
+
+async fn scanned(store: &dyn SessionStore, size: usize) -> Result<(), String> {
+    let user = new_user()?;
+    let mut live: HashSet<_> = created(store, &user, 40).await?.into_iter().collect();
+    for _ in 0..40 {
+        let id = new_id(None)?;
+        answered(store.create(&id, new_entry(None)?, Limits::none()).await)?;
+        live.insert(id);
+    }
+    let dead: HashSet<_> = live.iter().copied().take(20).collect();
+    for id in &dead {
+        answered(store.end(id, None, EndReason::LoggedOut).await)?;
+        live.remove(id);
+    }
+    let mut from = Cursor::start();
+    for _ in 0..1_000_000 {
+        let page = answered(store.scan(&from, size).await)?;
+        for (id, _) in page.sessions {
+            check!(!dead.contains(&id), "it found one that has ended");
+            live.remove(&id);
+        }
+        match page.next {
+            Some(next) => from = next,
+            None => {
+                check!(live.is_empty(), "it missed {}", live.len());
+                return Ok(());
+            }
+        }
+    }
+    Err("it does not end".into())
+}
+
+async fn counted(store: &dyn SessionStore) -> Result<(), String> {
+    let (user, before) = (new_user()?, answered(store.count().await)?);
+    let ids = created(store, &user, 30).await?;
+    let count = answered(store.count().await)?;
+    check!(count == before + 30, "{count}, and not {before} + 30");
+    answered(store.end(&ids[0], None, EndReason::LoggedOut).await)?;
+    answered(store.consume(&ids[1], new_version()?).await)?;
+    let count = answered(store.count().await)?;
+    check!(count == before + 28, "{count}, and not {before} + 28");
+    answered(store.end_user(&user, None, EndReason::Revoked).await)?;
+    let count = answered(store.count().await)?;
+    check!(count == before, "{count}, and not {before}");
+    Ok(())
+}
+
+async fn expired(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> Result<(), String> {
+    let short = Duration::from_millis(400);
+    let (user, limits) = (new_user()?, Limits::per_user(3, WhenFull::Reject));
+    let of_user: Vec<_> = (0..3).map(|_| new_id(Some(&user))).collect::<Result<_, _>>()?;
+    let entry = Entry { ttl: short, ..new_entry(Some(&user))? };
+    for id in &of_user {
+        let created = answered(store.create(id, entry.clone(), limits).await)?;
+        check!(matches!(created, Created::Done { .. }), "{created:?}");
+    }
+    let [touched, updated, left] = [new_id(None)?, new_id(None)?, new_id(None)?];
+    let short_lived = Entry { ttl: short, ..new_entry(None)? };
+    for id in [&touched, &updated, &left] {
+        answered(store.create(id, short_lived.clone(), Limits::none()).await)?;
+    }
+    answered(store.touch(&touched, Entry { ttl: HOUR, ..short_lived.clone() }).await)?;
+    answered(store.update(&updated, short_lived.record.version(), new_entry(None)?).await)?;
+    answered(store.update(&left, short_lived.record.version(), Entry { ttl: short, ..new_entry(None)? }).await)?;
+
+    advance(short + short / 4).await;
+    check!(is_live(store, &touched).await?, "a touched session has ended");
+    check!(is_live(store, &updated).await?, "an updated session has ended");
+    check!(!is_live(store, &left).await?, "a session lives longer than it may");
+    for id in &of_user {
+        let found = answered(store.load(id).await)?;
+        check!(matches!(found, Found::Ended(ended) if ended.reason == EndReason::Expired), "of a user: {found:?}");
+        // Nothing brings it back.
+        answered(store.touch(id, Entry { ttl: HOUR, ..entry.clone() }).await)?;
+        let outcome = answered(store.update(id, entry.record.version(), new_entry(Some(&user))?).await)?;
+        check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
+        let consumed = answered(store.consume(id, new_version()?).await)?;
+        check!(consumed.live().is_none(), "consumed when its time was over");
+        let outcome = answered(store.end(id, Some(entry.record.version()), EndReason::LoggedOut).await)?;
+        check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
+    }
+    alive(store, &user, &[], &of_user).await?;
+    // Nor does it take anybody's place.
+    for _ in 0..3 {
+        let (_, created) = create(store, &user, limits).await?;
+        check!(matches!(created, Created::Done { .. }), "{created:?}");
+    }
+    Ok(())
+}
+
+async fn no_time(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> Result<(), String> {
+    for ttl in [Duration::ZERO, Duration::from_nanos(1), Duration::from_millis(1)] {
+        for user in [None, Some(new_user()?)] {
+            let user = user.as_deref();
+            let (id, entry) = (new_id(user)?, Entry { ttl, ..new_entry(user)? });
+            let created = answered(store.create(&id, entry.clone(), Limits::default()).await)?;
+            check!(matches!(created, Created::Done { .. }), "{ttl:?}: {created:?}");
+            advance(MOMENT).await;
+            check!(!is_live(store, &id).await?, "{ttl:?}: it lives");
+            let (id, first) = (new_id(user)?, new_entry(user)?);
+            answered(store.create(&id, first.clone(), Limits::default()).await)?;
+            let updated = answered(store.update(&id, first.record.version(), entry).await)?;
+            check!(matches!(updated, Outcome::Done), "{ttl:?}: {updated:?}");
+            advance(MOMENT).await;
+            check!(!is_live(store, &id).await?, "{ttl:?}: it lives after an update");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! What every store must pass, for whoever writes one.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_keep::{ManualClock, MemoryStore, store::testing};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let clock = ManualClock::new();
+//! let store = MemoryStore::new().clock(clock.clone());
+//! let report = testing::run(&store, async |time: Duration| clock.advance(time)).await;
+//! report.assert_passed();
+//! assert!(report.passed() > 1000);
+//! # }
+//! ```
+//!
+//! Half of it are short stories: every sequence of three operations on one session, with writes that are sent twice or too
+//! late, against a [plain model](self) of the contract. The other half is what takes many sessions, many callers, or time.
+//!
+//! * `model.rs` — what the contract says of one session;
+//! * `stories.rs` — the sequences;
+//! * `many.rs` — users, limits, single use, scans, and callers at once;
+//! * `records.rs` — that what is written is what is read.
+
+mod many;
+mod model;
+mod records;
+mod stories;
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use super::{Entry, SessionStore, StoreError};
+use crate::{
+    lifetime::Lifetime,
+    record::{Json, Record, Version},
+    time::{Clock, SystemClock},
+    token::{SessionId, Tag, Token},
+};
+
+/// Asks `store` everything that the [contract](SessionStore) promises, and reports what it did not keep.
+///
+/// `advance` makes that time pass by which the store's sessions expire: it moves the store's clock, or waits. It is asked for some
+/// seconds in all. Nobody else may use the store meanwhile; what is in it may stay.
+pub async fn run(store: &dyn SessionStore, advance: impl AsyncFn(Duration)) -> Report {
+    let mut report = Report { passed: 0, failures: Vec::new() };
+    stories::run(store, &mut report).await;
+    many::run(store, &advance, &mut report).await;
+    records::run(store, &mut report).await;
+    report
+}
+
+/// What came out.
+#[derive(Clone, Debug)]
+#[must_use = "a report that nobody reads proves nothing"]
+pub struct Report {
+    passed: usize,
+    failures: Vec<Failure>,
+}
+
+/// A case in which the store did not keep the contract.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Failure {
+    /// What was tried.
+    pub case: String,
+    /// What was wrong.
+    pub problem: String,
+}
+
+impl Report {
+    /// How many cases passed.
+    pub fn passed(&self) -> usize {
+        self.passed
+    }
+
+    /// The cases that did not.
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    /// Panics unless all passed, and names those that did not.
+    ///
+    /// # Panics
+    /// That is its purpose.
+    #[track_caller]
+    #[allow(clippy::panic)] // for tests
+    pub fn assert_passed(&self) {
+        if !self.failures.is_empty() {
+            panic!("{self}");
+        }
+    }
+
+    fn case(&mut self, case: impl Into<String>, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(problem) => self.failures.push(Failure { case: case.into(), problem }),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} cases passed, {} failed", self.passed, self.failures.len())?;
+        for Failure { case, problem } in self.failures.iter().take(20) {
+            writeln!(f, "  {case}: {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// `Err` with a text unless a condition holds.
+macro_rules! check {
+    ($condition:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err(format!($($text)+));
+        }
+    };
+}
+use check;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Answers are asked for where the store answers: an outage fails the case.
+fn answered<T>(answer: Result<T, StoreError>) -> Result<T, String> {
+    answer.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string)))
+}
+
+/// The id of a session that never was.
+fn new_id(user: Option<&str>) -> Result<SessionId, String> {
+    Ok(Token::mint(user.map(Tag::of_user)).map_err(|error| error.to_string())?.id())
+}
+
+/// A user that nobody else is.
+fn new_user() -> Result<String, String> {
+    Ok(format!("user-{}", new_id(None)?))
+}
+
+fn new_version() -> Result<Version, String> {
+    Version::first().map_err(|error| error.to_string())
+}
+
+/// A small record that nothing is equal to.
+fn new_record(user: Option<&str>) -> Result<Arc<Record>, String> {
+    let mut record = Record::new(SystemClock.now(), &Lifetime::default(), new_version()?);
+    record.user = user.map(Arc::from);
+    record.data.insert("k".into(), Json::encode(&1).map_err(|error| error.to_string())?);
+    Ok(Arc::new(record))
+}
+
+fn new_entry(user: Option<&str>) -> Result<Entry, String> {
+    Ok(Entry { record: new_record(user)?, ttl: HOUR })
+}
+
+/// All at once, in one task.
+async fn all<'a, T>(futures: impl IntoIterator<Item = impl Future<Output = T> + 'a>) -> Vec<T> {
+    let mut futures: Vec<Pin<Box<dyn Future<Output = T> + 'a>>> =
+        futures.into_iter().map(|future| Box::pin(future) as _).collect();
+    let mut results: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        for (future, result) in futures.iter_mut().zip(&mut results) {
+            if result.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *result = Some(value);
+            }
+        }
+        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().flatten().collect()
+}

@@ -1,0 +1,175 @@
+//! What the contract says of one session.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{HOUR, check};
+use crate::{
+    ended::EndReason,
+    store::{Created, Entry, Found, Outcome, Record, Version},
+};
+
+/// An operation on one session, complete.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    Create(Entry),
+    Update {
+        expected: Version,
+        new: Entry,
+    },
+    Touch(Entry),
+    End {
+        expected: Option<Version>,
+        reason: EndReason,
+    },
+    Consume(Version),
+    /// Of the session's user, or of somebody else if it has none.
+    EndUser,
+}
+
+/// What is known of the session.
+#[derive(Clone, Debug)]
+pub(super) enum Session {
+    Unknown,
+    Live(Entry),
+    Ended { reason: EndReason, claim: Option<(Version, Arc<Record>)> },
+}
+
+/// What an operation must be answered.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    Created(bool),
+    Done,
+    Gone,
+    Conflict(Arc<Record>),
+    /// A consumption, or a look-up.
+    Found(Session),
+    Nothing,
+}
+
+impl Session {
+    /// Does what the contract says, and says what it says.
+    pub(super) fn apply(&mut self, op: &Op) -> Answer {
+        match (op, &*self) {
+            (Op::Create(new), Self::Unknown) => {
+                *self = Self::Live(new.clone());
+                Answer::Created(true)
+            }
+            (Op::Create(new), Self::Live(live)) => Answer::Created(live.record.version() == new.record.version()),
+            (Op::Create(_), Self::Ended { .. }) => Answer::Created(false),
+
+            (Op::Update { expected, new }, Self::Live(live)) => {
+                if live.record.version() == new.record.version() {
+                    Answer::Done
+                } else if live.record.version() == *expected {
+                    *self = Self::Live(new.clone());
+                    Answer::Done
+                } else {
+                    Answer::Conflict(live.record.clone())
+                }
+            }
+            (Op::Update { .. }, _) => Answer::Gone,
+
+            (Op::Touch(entry), Self::Live(live)) => {
+                if live.record.version() == entry.record.version() {
+                    *self = Self::Live(Entry { record: live.record.clone(), ttl: entry.ttl });
+                }
+                Answer::Nothing
+            }
+            (Op::Touch(_), _) => Answer::Nothing,
+
+            (Op::End { expected: Some(expected), .. }, Self::Live(live)) if *expected != live.record.version() => {
+                Answer::Conflict(live.record.clone())
+            }
+            (Op::End { reason, .. }, Self::Live(_)) => {
+                *self = Self::Ended { reason: *reason, claim: None };
+                Answer::Done
+            }
+            (Op::End { expected: None, reason }, Self::Unknown) => {
+                *self = Self::Ended { reason: *reason, claim: None };
+                Answer::Gone
+            }
+            (Op::End { .. }, _) => Answer::Gone,
+
+            (Op::Consume(claim), Self::Live(live)) => {
+                let was = Self::Live(live.clone());
+                *self = Self::Ended { reason: EndReason::Used, claim: Some((*claim, live.record.clone())) };
+                Answer::Found(was)
+            }
+            (Op::Consume(claim), Self::Ended { claim: Some((first, record)), .. }) if first == claim => {
+                Answer::Found(Self::Live(Entry { record: record.clone(), ttl: HOUR }))
+            }
+            (Op::Consume(_), other) => Answer::Found(other.clone()),
+
+            (Op::EndUser, Self::Live(live)) => {
+                if live.record.user().is_some() {
+                    *self = Self::Ended { reason: EndReason::Revoked, claim: None };
+                }
+                Answer::Nothing
+            }
+            (Op::EndUser, _) => Answer::Nothing,
+        }
+    }
+
+    /// Whether a store's answer says this.
+    pub(super) fn is(&self, found: &Found) -> Result<(), String> {
+        match (self, found) {
+            (Self::Unknown, Found::Unknown) => Ok(()),
+            (Self::Live(entry), Found::Live(loaded)) => {
+                check!(loaded.record.encode() == entry.record.encode(), "another record is there than was written");
+                let ttl = loaded.ttl.ok_or("it lives for ever")?;
+                check!(
+                    ttl <= entry.ttl && ttl + Duration::from_secs(60) > entry.ttl,
+                    "it lives for {ttl:?}, and not for {:?}",
+                    entry.ttl
+                );
+                Ok(())
+            }
+            (Self::Ended { reason, .. }, Found::Ended(ended)) => {
+                check!(ended.reason == *reason, "it ended for {:?}, and not for {reason:?}", ended.reason);
+                Ok(())
+            }
+            _ => Err(format!("it is {}, and must be {}", name(found), self.name())),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Live(_) => "alive",
+            Self::Ended { .. } => "ended",
+        }
+    }
+}
+
+fn name(found: &Found) -> &'static str {
+    match found {
+        Found::Unknown => "unknown",
+        Found::Live(_) => "alive",
+        Found::Ended(_) => "ended",
+    }
+}
+
+impl Answer {
+    pub(super) fn is_created(&self, created: &Created) -> Result<(), String> {
+        let done = matches!(created, Created::Done { .. });
+        check!(matches!(self, Self::Created(expected) if *expected == done), "create: {created:?}, not {self:?}");
+        Ok(())
+    }
+
+    pub(super) fn is_outcome(&self, outcome: &Outcome) -> Result<(), String> {
+        let right = match (self, outcome) {
+            (Self::Done, Outcome::Done) | (Self::Gone, Outcome::Gone) => true,
+            (Self::Conflict(record), Outcome::Conflict(loaded)) => loaded.record.encode() == record.encode(),
+            _ => false,
+        };
+        check!(right, "{outcome:?}, not {self:?}");
+        Ok(())
+    }
+
+    pub(super) fn is_found(&self, found: &Found) -> Result<(), String> {
+        match self {
+            Self::Found(session) => session.is(found),
+            other => Err(format!("{found:?}, not {other:?}")),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Every sequence of three operations on one session.
+
+use std::time::Duration;
+
+use super::{
+    HOUR, Report, answered, check,
+    model::{Op, Session},
+    new_entry, new_id, new_record, new_user, new_version,
+};
+use crate::{
+    ended::EndReason,
+    store::{Entry, SessionStore, Version},
+    token::SessionId,
+};
+
+/// What may happen next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Create,
+    Update,
+    UpdateStale,
+    Touch,
+    TouchStale,
+    End(EndReason),
+    EndVersion,
+    EndStale,
+    Consume,
+    /// By somebody else.
+    ConsumeToo,
+    EndUser,
+    /// The operation before, once more: its answer was lost.
+    Again,
+    /// The first operation of all, once more: it was on its way for long.
+    Late,
+}
+
+const STEPS: [Step; 14] = [
+    Step::Create,
+    Step::Update,
+    Step::UpdateStale,
+    Step::Touch,
+    Step::TouchStale,
+    Step::End(EndReason::LoggedOut),
+    Step::End(EndReason::Revoked),
+    Step::EndVersion,
+    Step::EndStale,
+    Step::Consume,
+    Step::ConsumeToo,
+    Step::EndUser,
+    Step::Again,
+    Step::Late,
+];
+
+pub(super) async fn run(store: &dyn SessionStore, report: &mut Report) {
+    for of_user in [false, true] {
+        for first in STEPS {
+            for second in STEPS {
+                for third in STEPS {
+                    // Most begin with a session that is there: what can be done to one that never was is soon told.
+                    let whole = matches!((first, second), (Step::Create, _) | (_, Step::Create) | (_, Step::Late));
+                    let steps: &[Step] =
+                        if whole { &[first, second, third] } else { &[Step::Create, first, second, third] };
+                    let whose = if of_user { "a user's" } else { "nobody's" };
+                    report.case(format!("{whose} session: {steps:?}"), story(store, of_user, steps).await);
+                }
+            }
+        }
+    }
+}
+
+/// One session, and what happens to it.
+struct Story<'a> {
+    store: &'a dyn SessionStore,
+    id: SessionId,
+    user: Option<String>,
+    /// Somebody whose sessions are ended where there is no user.
+    nobody: String,
+    session: Session,
+    claims: [Version; 2],
+    done: Vec<Op>,
+}
+
+async fn story(store: &dyn SessionStore, of_user: bool, steps: &[Step]) -> Result<(), String> {
+    let user = of_user.then(new_user).transpose()?;
+    let mut story = Story {
+        store,
+        id: new_id(user.as_deref())?,
+        user,
+        nobody: new_user()?,
+        session: Session::Unknown,
+        claims: [new_version()?, new_version()?],
+        done: Vec::new(),
+    };
+    for (place, step) in steps.iter().enumerate() {
+        let op = story.op(*step)?;
+        story.perform(op).await.map_err(|problem| format!("step {}: {problem}", place + 1))?;
+    }
+    story.check_list().await
+}
+
+impl Story<'_> {
+    fn op(&self, step: Step) -> Result<Op, String> {
+        let user = self.user.as_deref();
+        let current = match &self.session {
+            Session::Live(live) => live.clone(),
+            _ => new_entry(user)?,
+        };
+        let expected = current.record.version();
+        // Another time to live, so that it can be told whether it was extended.
+        let new = || Ok::<_, String>(Entry { record: new_record(user)?, ttl: 2 * HOUR });
+        Ok(match step {
+            Step::Create => Op::Create(new_entry(user)?),
+            Step::Update => Op::Update { expected, new: new()? },
+            Step::UpdateStale => Op::Update { expected: new_version()?, new: new()? },
+            Step::Touch => Op::Touch(Entry { ttl: current.ttl + HOUR, ..current }),
+            Step::TouchStale => Op::Touch(Entry { ttl: 9 * HOUR, ..new_entry(user)? }),
+            Step::End(reason) => Op::End { expected: None, reason },
+            Step::EndVersion => Op::End { expected: Some(expected), reason: EndReason::Replaced },
+            Step::EndStale => Op::End { expected: Some(new_version()?), reason: EndReason::Replaced },
+            Step::Consume => Op::Consume(self.claims[0]),
+            Step::ConsumeToo => Op::Consume(self.claims[1]),
+            Step::EndUser => Op::EndUser,
+            Step::Again => self.done.last().cloned().unwrap_or(Op::EndUser),
+            Step::Late => self.done.first().cloned().unwrap_or(Op::EndUser),
+        })
+    }
+
+    async fn perform(&mut self, op: Op) -> Result<(), String> {
+        let (store, id) = (self.store, &self.id);
+        let expected = self.session.apply(&op);
+        match &op {
+            Op::Create(new) => {
+                expected.is_created(&answered(store.create(id, new.clone(), crate::Limits::none()).await)?)?
+            }
+            Op::Update { expected: version, new } => {
+                expected.is_outcome(&answered(store.update(id, *version, new.clone()).await)?)?;
+            }
+            Op::Touch(entry) => answered(store.touch(id, entry.clone()).await)?,
+            Op::End { expected: version, reason } => {
+                expected.is_outcome(&answered(store.end(id, *version, *reason).await)?)?;
+            }
+            Op::Consume(claim) => {
+                let mut found = answered(store.consume(id, *claim).await)?;
+                // What is returned again to the same claim no longer lives: how long it would have is not said.
+                if let (crate::store::Found::Live(loaded), true) = (&mut found, self.is_repeated_claim(*claim)) {
+                    loaded.ttl = Some(HOUR);
+                }
+                expected.is_found(&found)?;
+            }
+            Op::EndUser => {
+                let user = self.user.as_deref().unwrap_or(&self.nobody);
+                drop(answered(store.end_user(user, None, EndReason::Revoked).await)?);
+            }
+        }
+        self.done.push(op);
+        self.check().await
+    }
+
+    fn is_repeated_claim(&self, claim: Version) -> bool {
+        self.done.iter().any(|op| matches!(op, Op::Consume(other) if *other == claim))
+    }
+
+    /// What can be seen of the session is what it is.
+    async fn check(&self) -> Result<(), String> {
+        self.session.is(&answered(self.store.load(&self.id).await)?)
+    }
+
+    async fn check_list(&self) -> Result<(), String> {
+        let Some(user) = &self.user else { return Ok(()) };
+        let listed = answered(self.store.list(user).await)?;
+        match &self.session {
+            Session::Live(live) => {
+                check!(listed.len() == 1 && listed[0].0 == self.id, "it is alive and not listed");
+                check!(listed[0].1.record.version() == live.record.version(), "an old version is listed");
+                let left = listed[0].1.ttl.unwrap_or_default();
+                check!(left <= live.ttl && left + Duration::from_secs(60) > live.ttl, "listed with {left:?} to live");
+            }
+            _ => check!(listed.is_empty(), "it is listed, and not alive"),
+        }
+        Ok(())
+    }
+}

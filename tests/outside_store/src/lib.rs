@@ -1,0 +1,206 @@
+//! The simplest store that keeps the contract: everything in one map under one lock.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tower_keep::{
+    Clock, EndReason, Ended, Limits, SessionId, Timestamp, WhenFull,
+    store::{Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Record, SessionStore, StoreFuture, Version},
+};
+
+pub struct SimpleStore<C> {
+    clock: C,
+    sessions: Mutex<HashMap<SessionId, State>>,
+}
+
+enum State {
+    Live { record: Arc<Record>, until: Timestamp },
+    Ended { ended: Ended, claim: Option<(Version, Loaded)> },
+}
+
+type Sessions = HashMap<SessionId, State>;
+
+impl<C: Clock> SimpleStore<C> {
+    pub fn new(clock: C) -> Self {
+        Self { clock, sessions: Mutex::default() }
+    }
+
+    /// Does `work` now, with what has expired marked as ended.
+    fn now<T>(&self, work: impl FnOnce(&mut Sessions, Timestamp) -> T) -> StoreFuture<'_, T> {
+        let now = self.clock.now();
+        let mut sessions = self.sessions.lock().unwrap();
+        for state in sessions.values_mut() {
+            if matches!(state, State::Live { until, .. } if *until <= now) {
+                *state = State::Ended { ended: Ended::new(EndReason::Expired, now), claim: None };
+            }
+        }
+        StoreFuture::ready(Ok(work(&mut sessions, now)))
+    }
+}
+
+fn until(now: Timestamp, ttl: Duration) -> Timestamp {
+    Timestamp::from_millis(now.as_millis() + (ttl.as_millis() as u64).max(1))
+}
+
+fn loaded(record: &Arc<Record>, until: Timestamp, now: Timestamp) -> Loaded {
+    let ttl = Some(Duration::from_millis(until.as_millis() - now.as_millis()));
+    Loaded { record: record.clone(), ttl }
+}
+
+fn found(sessions: &Sessions, id: &SessionId, now: Timestamp) -> Found {
+    match sessions.get(id) {
+        Some(State::Live { record, until }) => Found::Live(loaded(record, *until, now)),
+        Some(State::Ended { ended, .. }) => Found::Ended(*ended),
+        None => Found::Unknown,
+    }
+}
+
+fn live(sessions: &Sessions, now: Timestamp) -> Vec<(SessionId, Loaded)> {
+    sessions.keys().filter_map(|id| Some((*id, found(sessions, id, now).live()?))).collect()
+}
+
+fn of_user(sessions: &Sessions, user: &str, now: Timestamp) -> Vec<(SessionId, Loaded)> {
+    live(sessions, now).into_iter().filter(|(_, loaded)| loaded.record.user() == Some(user)).collect()
+}
+
+fn end(sessions: &mut Sessions, id: &SessionId, reason: EndReason, now: Timestamp) {
+    sessions.insert(*id, State::Ended { ended: Ended::new(reason, now), claim: None });
+}
+
+impl<C: Clock> SessionStore for SimpleStore<C> {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
+        self.now(|sessions, now| found(sessions, id, now))
+    }
+
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        self.now(|sessions, now| {
+            let mut evicted = Vec::new();
+            match found(sessions, id, now) {
+                Found::Live(there) if there.record.version() == new.record.version() => {
+                    return Created::Done { evicted };
+                }
+                Found::Live(_) | Found::Ended(_) => return Created::Taken,
+                Found::Unknown => {}
+            }
+            if let (Some(user), Some(limit)) = (new.record.user(), limits.sessions()) {
+                let mut mine = of_user(sessions, user, now);
+                let over = (mine.len() + 1).saturating_sub(limit);
+                if over > 0 && limits.when_full() == WhenFull::Reject {
+                    return Created::Full;
+                }
+                mine.sort_by_key(|(id, loaded)| match limits.when_full() {
+                    WhenFull::EvictOldest => (loaded.record.created_at(), *id),
+                    _ => (loaded.record.last_used(now, loaded.ttl.unwrap_or_default()), *id),
+                });
+                for (id, _) in mine.into_iter().take(over) {
+                    end(sessions, &id, EndReason::Evicted, now);
+                    evicted.push(id);
+                }
+            }
+            sessions.insert(*id, State::Live { record: new.record, until: until(now, new.ttl) });
+            Created::Done { evicted }
+        })
+    }
+
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        self.now(|sessions, now| match found(sessions, id, now) {
+            Found::Live(there) if there.record.version() == new.record.version() => Outcome::Done,
+            Found::Live(there) if there.record.version() == expected => {
+                sessions.insert(*id, State::Live { record: new.record, until: until(now, new.ttl) });
+                Outcome::Done
+            }
+            Found::Live(there) => Outcome::Conflict(there),
+            Found::Ended(_) | Found::Unknown => Outcome::Gone,
+        })
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        self.now(|sessions, now| {
+            if let Some(State::Live { record, until: end }) = sessions.get_mut(id)
+                && record.version() == entry.record.version()
+            {
+                *end = until(now, entry.ttl);
+            }
+        })
+    }
+
+    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.now(|sessions, now| match found(sessions, id, now) {
+            Found::Live(there) if expected.is_some_and(|expected| expected != there.record.version()) => {
+                Outcome::Conflict(there)
+            }
+            Found::Live(_) => {
+                end(sessions, id, reason, now);
+                Outcome::Done
+            }
+            Found::Unknown if expected.is_none() => {
+                end(sessions, id, reason, now);
+                Outcome::Gone
+            }
+            Found::Ended(_) | Found::Unknown => Outcome::Gone,
+        })
+    }
+
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        self.now(|sessions, now| {
+            if let Some(State::Ended { claim: Some((first, was)), .. }) = sessions.get(id)
+                && *first == claim
+            {
+                return Found::Live(was.clone());
+            }
+            let found = found(sessions, id, now);
+            if let Found::Live(was) = &found {
+                let ended = Ended::new(EndReason::Used, now);
+                sessions.insert(*id, State::Ended { ended, claim: Some((claim, was.clone())) });
+            }
+            found
+        })
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        self.now(|sessions, now| of_user(sessions, user, now))
+    }
+
+    fn end_user<'a>(
+        &'a self,
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        self.now(|sessions, now| {
+            let mut ids: Vec<_> = of_user(sessions, user, now).into_iter().map(|(id, _)| id).collect();
+            ids.retain(|id| Some(id) != except);
+            for id in &ids {
+                end(sessions, id, reason, now);
+            }
+            ids
+        })
+    }
+
+    fn scan<'a>(&'a self, _: &'a Cursor, _: usize) -> StoreFuture<'a, Page> {
+        self.now(|sessions, now| Page { sessions: live(sessions, now), next: None })
+    }
+
+    fn count(&self) -> StoreFuture<'_, u64> {
+        self.now(|sessions, now| live(sessions, now).len() as u64)
+    }
+
+    fn health(&self) -> StoreFuture<'_, Health> {
+        StoreFuture::ready(Ok(Health::Up))
+    }
+
+    fn name(&self) -> &'static str {
+        "simple"
+    }
+}
+
+#[cfg(test)]
+#[tokio::test]
+async fn it_keeps_the_contract() {
+    let clock = tower_keep::ManualClock::new();
+    let store = SimpleStore::new(clock.clone());
+    tower_keep::store::testing::run(&store, async |time| clock.advance(time)).await.assert_passed();
+}
