@@ -181,10 +181,6 @@ impl Inner {
         if !rotates && state.changes.is_empty() {
             return Ok(None);
         }
-        if state.changes.afresh && !can_be_told {
-            // It ends, even if no other can begin: that fails afterwards.
-            return Ok(Some(Write::End { id, expected: None, reason: EndReason::Replaced }));
-        }
         if rotates && !can_be_told {
             return Err(SessionError::ResponseSent);
         }
@@ -444,8 +440,7 @@ impl State {
                 // What was changed since belongs to another session. Unless time ended it, and not this request.
                 self.untold = Some(Untold::End);
                 self.ended = Some(reason);
-                self.end(self.fate == Fate::Destroy || self.changes.afresh, Known::Absent);
-                self.changes.afresh = false;
+                self.end(self.fate == Fate::Destroy, Known::Absent);
             }
         }
     }
