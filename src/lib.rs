@@ -22,7 +22,8 @@
 //! * A **record** is what a store keeps ([`store::Record`]); a **session** is what a handler works with ([`Session`]).
 //! * The **idle timeout** ends a session that is not used, the **absolute timeout** ends every session ([`Lifetime`]). To **touch** is
 //!   to extend the first.
-//! * To **rotate** is to give a session a new token; to **destroy** is to end it.
+//! * To **rotate** is to give a session a new token; to **revoke** is to end it from outside, to **destroy** from inside.
+//! * The **user** is whom a session is bound to by a login.
 //! * An **outage** is a store that does not answer. It is never the same thing as "no such session".
 //!
 //! # How a request goes
@@ -47,6 +48,27 @@
 //! made to what the other left, and saved again: both win where they changed different keys, and the later where they changed the same.
 //! If the session has ended meanwhile, the changes are dropped: nothing brings an ended session back. A save is idempotent, so one whose
 //! answer was lost can be repeated.
+//!
+//! # Tokens and ids
+//! A session keeps its id for life; what changes when it rotates is its token. The record knows which token counts and which did before, so a
+//! rotation is a write like any other: atomic, and merged with those of other requests. Any token that a session ever had leads to
+//! its record, and the record says what it is worth now:
+//!
+//! | the token is | the request | the client |
+//! |---|---|---|
+//! | the one that counts | is served | |
+//! | the one before, changed for its age, within the grace window | is served | is given the one that counts |
+//! | one from before, changed a moment ago | has no session | keeps what it has: it is being given the new one |
+//! | one from before, later | ends the session | somebody has a copy: [`EndReason::TokenReused`] |
+//!
+//! Only a login begins another session, with another id, in the slot of its user. First that one is created, naming the one before; then the
+//! one before ends, if nobody wrote it meanwhile: at that moment the new one begins. So a request that is cut off anywhere leaves
+//! one of the two.
+//!
+//! # Users
+//! The ids of a user's sessions share a [slot tag](SessionId::slot_tag), so that a store can do what concerns a user in one step:
+//! count and create within [`Limits`], list, end all. See [`Sessions`] for what can be done outside requests, and [`Events`] for what
+//! can be watched.
 //!
 //! # Stores
 //! [`MemoryStore`] and [`store::redis::RedisStore`], or your own: [`store::SessionStore`] is the contract. A layer does not

@@ -146,8 +146,10 @@ impl History {
 
     /// Forgets a session that is known to have ended, so that others are used.
     fn forget(&self, id: &str) {
-        if let Some(known) = self.sessions.lock().unwrap().get_mut(id) {
-            known.user = format!("gone {}", known.user.trim_start_matches("gone "));
+        if let Some(known) = self.sessions.lock().unwrap().get_mut(id)
+            && known.user.starts_with("user")
+        {
+            known.user = format!("gone {}", known.user);
         }
     }
 
@@ -252,7 +254,9 @@ impl Actor<'_> {
         let value = self.number * 1_000_000 + self.counter;
         let key = if self.random.below(2) == 0 { "shared".to_owned() } else { format!("own{}", self.number) };
         let (begun, reply) = self.ask(Method::POST, &format!("/write/{key}/{value}"), Some(token)).await;
-        self.history.write_down(begun, What::Write { session, key, value }, answer(&reply, |_| Answer::Done));
+        let answer = answer(&reply, |_| Answer::Done);
+        self.leave(&session, &answer);
+        self.history.write_down(begun, What::Write { session, key, value }, answer);
     }
 
     async fn read(&mut self, session: String, token: &str) {
@@ -261,7 +265,15 @@ impl Actor<'_> {
             assert_eq!(value["id"], *session, "another's session");
             Answer::Values(serde_json::from_value(value["values"].clone()).unwrap())
         });
+        self.leave(&session, &answer);
         self.history.write_down(begun, What::Read { session }, answer);
+    }
+
+    /// Mostly turns to other sessions when one is refused.
+    fn leave(&mut self, session: &str, answer: &Answer) {
+        if *answer == Answer::Refused && self.random.below(3) > 0 {
+            self.history.forget(session);
+        }
     }
 
     async fn rotate(&mut self, session: String, token: &str) {

@@ -67,7 +67,7 @@ impl Run {
         let (seed, all, wrong) = (self.seed, events.len(), violations.len());
         println!("seed {seed}: {all} operations, {refused} refused, {unknown} unknown; {wrong} violations");
         // A run in which nothing happened proves nothing.
-        assert!(refused > 0 && refused < all / 2 && unknown < all / 2, "{refused} refused, {unknown} unknown of {all}");
+        assert!(refused > 0 && refused + unknown < all * 3 / 4, "{refused} refused, {unknown} unknown of {all}");
         assert!(!self.faults || unknown > 0, "no fault was felt");
         violations
     }
