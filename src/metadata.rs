@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{Extensions, HeaderMap, HeaderName, header};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 /// What is kept about a session beside its values: who its client was when it was created or logged in to, and texts of your
@@ -180,7 +180,7 @@ impl ClientInfo {
         for proxy in proxies {
             let text = proxy.as_ref();
             let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            self.proxies.push(net.map_err(|_| InvalidProxy(text.to_owned()))?);
+            self.proxies.push(canonical(net.map_err(|_| InvalidProxy(text.to_owned()))?));
         }
         Ok(self)
     }
@@ -261,11 +261,10 @@ impl ClientInfo {
     /// The address of the client of this request; `None` when the peer's is not known.
     pub fn client_ip(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
         let mut client = (self.peer)(extensions)?.to_canonical();
-        for hop in self.hops(headers).take(MAX_HOPS) {
-            match hop {
-                Some(before) if self.is_proxy(client) => client = before,
-                _ => break,
-            }
+        let mut hops = self.hops(headers).take(MAX_HOPS);
+        while self.is_proxy(client) {
+            let Some(Some(before)) = hops.next() else { break };
+            client = before;
         }
         Some(client)
     }
@@ -276,38 +275,77 @@ impl ClientInfo {
 
     /// The addresses in the header, the last first; `None` is something else.
     fn hops<'a>(&self, headers: &'a HeaderMap) -> impl Iterator<Item = Option<IpAddr>> + use<'a> {
-        let (name, hop): (_, fn(&str) -> Option<IpAddr>) = match self.forwarded {
-            ForwardedHeader::XForwardedFor => (HeaderName::from_static("x-forwarded-for"), address),
-            ForwardedHeader::Forwarded => (header::FORWARDED, forwarded_for),
+        let name = match self.forwarded {
+            ForwardedHeader::XForwardedFor => HeaderName::from_static("x-forwarded-for"),
+            ForwardedHeader::Forwarded => header::FORWARDED,
         };
-        let lines: Vec<_> = headers.get_all(name).iter().collect();
-        // A line that is no text breaks the chain where it stands.
-        let hops = lines.into_iter().rev().flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
-        hops.map(move |text| hop(text.trim()))
+        let hop = match self.forwarded {
+            ForwardedHeader::XForwardedFor => address,
+            ForwardedHeader::Forwarded => forwarded_for,
+        };
+        headers.get_all(name).into_iter().rev().flat_map(|line| rsplit(line.as_bytes(), b',')).map(hop)
     }
 
     fn user_agent(&self, headers: &HeaderMap) -> Option<Arc<str>> {
         let text = String::from_utf8_lossy(headers.get(header::USER_AGENT)?.as_bytes());
-        let printable: String = text.chars().filter(|c| !c.is_control()).collect();
+        let printable: String = text.chars().filter(|c| !disturbs(*c)).collect();
         let end = (0..=self.user_agent_max.min(printable.len())).rev().find(|end| printable.is_char_boundary(*end));
         let kept = &printable[..end.unwrap_or(0)];
         (!kept.is_empty()).then(|| kept.into())
     }
 }
 
+/// The parts between separators that are not in a quoted string, the last first.
+///
+/// From the right, so that a quote which the client leaves open cannot swallow what the proxies added after it.
+fn rsplit(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut after) = (false, 0);
+    text.rsplit(move |byte| {
+        match *byte {
+            b'"' => quoted = !quoted,
+            b'\\' if after == b'"' && !quoted => quoted = true, // it was escaped: the string begins further left
+            _ => {}
+        }
+        after = *byte;
+        *byte == separator && !quoted
+    })
+}
+
+/// Whether a character is one for terminals and text layout, not for people: control characters, line separators, and what turns the
+/// direction of writing.
+fn disturbs(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// An address, perhaps with a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
-fn address(text: &str) -> Option<IpAddr> {
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let text = text.split_once(":_").map_or(text, |(node, _)| node); // a port by another name (RFC 7239, section 6.2)
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let ip = bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|addr| addr.ip()));
     ip.map(|ip: IpAddr| ip.to_canonical())
 }
 
 /// The address in an element of `Forwarded`: `for="[2001:db8::1]:80";proto=https`.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut parameters = element.split(';').rev().filter_map(|parameter| parameter.trim().split_once('='));
-    let (_, value) = parameters.find(|(name, _)| name.trim_end().eq_ignore_ascii_case("for"))?;
-    let value = value.trim();
-    address(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value))
+fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
+    let mut values = rsplit(element, b';').filter_map(|parameter| {
+        let (name, value) = parameter.split_at(parameter.iter().position(|byte| *byte == b'=')?);
+        name.trim_ascii().eq_ignore_ascii_case(b"for").then(|| value[1..].trim_ascii())
+    });
+    let value = values.next()?;
+    if values.next().is_some() {
+        return None; // one of them may be the client's
+    }
+    address(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
+}
+
+/// Of IPv4 addresses in IPv6 notation, the IPv4 network: clients are compared in that form.
+fn canonical(net: IpNet) -> IpNet {
+    let mapped = match net {
+        IpNet::V6(net) => net.addr().to_ipv4_mapped().zip(net.prefix_len().checked_sub(96)),
+        IpNet::V4(_) => None,
+    };
+    mapped.and_then(|(addr, prefix)| Ipv4Net::new(addr, prefix).ok()).map_or(net, IpNet::V4)
 }
 
 impl Default for ClientInfo {

@@ -8,15 +8,19 @@ use std::{
     collections::BTreeMap,
     path::Path,
     process::Command,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use support::redis_server::RedisServer;
 use tower_keep::{
-    EndReason, Limits, ManualClock, MemoryStore, SessionId,
+    EndReason, Ended, Limits, ManualClock, MemoryStore, SessionId, Token,
     store::{
-        Codec, Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreFuture, Version,
+        Codec, Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Record, SessionStore, StoreFuture,
+        Version,
         redis::{RedisConfig, RedisStore},
         testing::{self, Report},
     },
@@ -39,7 +43,12 @@ async fn in_redis(change: impl FnOnce(RedisConfig) -> RedisStore) -> Report {
 #[track_caller]
 fn assert_kept(report: &Report) {
     report.assert_passed();
-    assert!(report.passed() > 5_000, "{report}");
+    assert!(report.passed() > 8_000, "{report}");
+}
+
+/// Whether a case of such a name has failed.
+fn has_found(report: &Report, what: &str) -> bool {
+    report.failures().iter().any(|failure| failure.case.contains(what))
 }
 
 #[tokio::test]
@@ -58,16 +67,160 @@ async fn redis_keeps_the_contract_in_message_pack_and_with_places() {
     assert_kept(&report);
 }
 
+#[tokio::test]
+async fn a_store_behind_an_arc_keeps_the_contract() {
+    let clock = ManualClock::new();
+    let store: Arc<dyn SessionStore> = Arc::new(MemoryStore::new().clock(clock.clone()));
+    assert_kept(&testing::run(&store, async |time| clock.advance(time)).await);
+}
+
+/// With a connection each, and one of them writing MessagePack.
+#[tokio::test]
+async fn two_instances_that_share_a_redis_keep_the_contract() {
+    let server = RedisServer::start().await;
+    let patience = Duration::from_secs(10);
+    let config = RedisConfig::from_url(&server.url()).unwrap().timeout(patience).connect_timeout(patience);
+    let instances = [RedisStore::new(config.clone()), RedisStore::new(config.codec(Codec::MessagePack))];
+    assert_kept(&testing::run(&InTurn { instances, asked: AtomicUsize::new(0) }, tokio::time::sleep).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn memory_keeps_the_contract_for_many_threads() {
+    let report = testing::run_parallel(Arc::new(MemoryStore::new()), |task| drop(tokio::spawn(task))).await;
+    report.assert_passed();
+    assert_eq!(report.passed(), PARALLEL);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn redis_keeps_the_contract_for_many_threads_of_two_instances() {
+    let server = RedisServer::start().await;
+    let patience = Duration::from_secs(10);
+    let config = RedisConfig::from_url(&server.url()).unwrap().timeout(patience).connect_timeout(patience);
+    let instances = [RedisStore::new(config.clone()), RedisStore::new(config.max_sessions(1_000_000))];
+    let store = InTurn { instances, asked: AtomicUsize::new(0) };
+    let report = testing::run_parallel(Arc::new(store), |task| drop(tokio::spawn(task))).await;
+    report.assert_passed();
+    assert_eq!(report.passed(), PARALLEL);
+}
+
+/// Three numbers of callers, five rounds, thirteen cases.
+const PARALLEL: usize = 3 * 5 * 13;
+
+/// Instances of a service: a load balancer sends every operation to another.
+struct InTurn {
+    instances: [RedisStore; 2],
+    asked: AtomicUsize,
+}
+
+impl InTurn {
+    fn next(&self) -> &RedisStore {
+        &self.instances[self.asked.fetch_add(1, Ordering::Relaxed) % 2]
+    }
+}
+
+impl SessionStore for InTurn {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
+        self.next().load(id)
+    }
+
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        self.next().create(id, new, limits)
+    }
+
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        self.next().update(id, expected, new)
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        self.next().touch(id, entry)
+    }
+
+    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.next().end(id, expected, reason)
+    }
+
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        self.next().consume(id, claim)
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        self.next().list(user)
+    }
+
+    fn end_user<'a>(
+        &'a self,
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        self.next().end_user(user, except, reason)
+    }
+
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        self.next().scan(from, count)
+    }
+
+    fn count(&self) -> StoreFuture<'_, u64> {
+        self.next().count()
+    }
+
+    fn health(&self) -> StoreFuture<'_, Health> {
+        self.next().health()
+    }
+
+    fn name(&self) -> &'static str {
+        "two instances"
+    }
+}
+
+/// What does nothing to a session that has ended takes no place of one that could begin.
+#[tokio::test]
+async fn late_writes_of_a_session_that_ended_take_no_place() {
+    let server = RedisServer::start().await;
+    for late in ["a touch", "an update", "a creation"] {
+        let config = RedisConfig::from_url(&server.url()).unwrap().prefix(format!("{}:", late.replace(' ', "-")));
+        let store = RedisStore::new(config.unwrap().timeout(Duration::from_secs(10)).max_sessions(1));
+        let (first, second) = (record(1), record(2));
+        let [ended, next] = ["a", "b"].map(|letter| Token::parse(letter.repeat(56)).unwrap().id());
+        let entry = |record: &Arc<Record>| Entry { record: record.clone(), ttl: Duration::from_secs(3600) };
+        let created = store.create(&ended, entry(&first), Limits::none()).await.unwrap();
+        assert!(matches!(created, Created::Done { .. }), "{created:?}");
+        store.end(&ended, None, EndReason::LoggedOut).await.unwrap();
+        match late {
+            "a touch" => store.touch(&ended, entry(&first)).await.unwrap(),
+            "an update" => {
+                let outcome = store.update(&ended, first.version(), entry(&second)).await.unwrap();
+                assert!(matches!(outcome, Outcome::Gone), "{outcome:?}");
+            }
+            _ => {
+                let created = store.create(&ended, entry(&first), Limits::none()).await.unwrap();
+                assert_eq!(created, Created::Taken);
+            }
+        }
+        assert_eq!(store.count().await.unwrap(), 0);
+        let created = store.create(&next, entry(&second), Limits::none()).await.unwrap();
+        assert!(matches!(created, Created::Done { .. }), "{created:?} after {late} that came too late");
+    }
+}
+
+fn record(n: u32) -> Arc<Record> {
+    let stored = format!(r#"{{"v":2,"n":"AAAA{n:012}","t":[1763679600000,0,1800000,86400000],"data":{{}}}}"#);
+    Arc::new(Record::decode(stored.as_bytes()).unwrap())
+}
+
 /// A promise that is not kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Broken {
     CreatesTwice,
+    CreatesWhatEnded,
     IgnoresLimits,
     EvictsTheWrongOne,
     ForgetsWhatEnded,
+    ForgetsWhy,
     EndsNothing,
     EndsAnyVersion,
     ReplacesAnyVersion,
+    ReplacesNothing,
     CannotBeRepeated,
     TouchesAnyVersion,
     TouchesNothing,
@@ -90,6 +243,8 @@ struct BrokenStore {
     memory: MemoryStore,
     how: Broken,
     created: Mutex<BTreeMap<SessionId, Entry>>,
+    /// What is alive and must not be.
+    back: Mutex<BTreeMap<SessionId, Entry>>,
 }
 
 impl BrokenStore {
@@ -109,8 +264,12 @@ impl BrokenStore {
 impl SessionStore for BrokenStore {
     fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
         StoreFuture::boxed(async move {
+            if let Some(entry) = self.back.lock().unwrap().get(id) {
+                return Ok(Found::Live(Self::loaded(entry)));
+            }
             Ok(match self.memory.load(id).await? {
                 Found::Ended(_) if self.is(ForgetsWhatEnded) => Found::Unknown,
+                Found::Ended(ended) if self.is(ForgetsWhy) => Found::Ended(Ended::new(EndReason::LoggedOut, ended.at)),
                 found => found,
             })
         })
@@ -136,6 +295,10 @@ impl SessionStore for BrokenStore {
                 }
             }
             let created = self.memory.create(id, new.clone(), limits).await?;
+            if self.is(CreatesWhatEnded) && matches!(self.memory.load(id).await?, Found::Ended(_)) {
+                self.back.lock().unwrap().insert(*id, new);
+                return Ok(Created::Done { evicted: Vec::new() });
+            }
             if self.is(CreatesTwice) && created == Created::Taken {
                 return Ok(Created::Done { evicted: Vec::new() });
             }
@@ -148,6 +311,10 @@ impl SessionStore for BrokenStore {
             let current = self.current(id).await;
             let expected = if self.is(ReplacesAnyVersion) { current.unwrap_or(expected) } else { expected };
             let again = current == Some(new.record.version());
+            if self.is(ReplacesNothing) && current.is_none() {
+                self.back.lock().unwrap().insert(*id, new);
+                return Ok(Outcome::Done);
+            }
             match self.memory.update(id, expected, new).await? {
                 Outcome::Done if again && self.is(CannotBeRepeated) => Ok(Outcome::Gone),
                 outcome => Ok(outcome),
@@ -252,40 +419,52 @@ impl SessionStore for BrokenStore {
 
 #[tokio::test]
 async fn a_store_that_breaks_a_promise_is_found() {
-    for how in [
-        CreatesTwice,
-        IgnoresLimits,
-        EvictsTheWrongOne,
-        ForgetsWhatEnded,
-        EndsNothing,
-        EndsAnyVersion,
-        ReplacesAnyVersion,
-        CannotBeRepeated,
-        TouchesAnyVersion,
-        TouchesNothing,
-        LivesTooLong,
-        ConsumesForAll,
-        ConsumesForNobodyAgain,
-        ListsTheDead,
-        ListsNothing,
-        SparesNobody,
-        SparesAll,
-        EndsOnlyTheFirst,
-        MissesOneInAScan,
-        CountsTheDead,
-    ] {
-        let report = in_memory(|memory| Arc::new(BrokenStore { memory, how, created: Mutex::default() })).await;
-        assert!(!report.failures().is_empty(), "{how:?} was not found");
+    // The promise, and cases of which each must notice.
+    let found_by: [(Broken, &[&str]); 23] = [
+        (CreatesTwice, &["[Create, Create, ", "100 at once: one creates the id", "random"]),
+        (CreatesWhatEnded, &["[Create, EndVersion, Late]", "ended (Consumed), then [CreateLate", "random", "brings"]),
+        (IgnoresLimits, &["1 more than 1 sessions: the new is refused", "16 creations at once", "random"]),
+        (EvictsTheWrongOne, &["1 more than 2 sessions: the oldest goes", "the least recently used goes", "random"]),
+        (ForgetsWhatEnded, &["[Create, EndVersion, ", "ended (Whatever) for TokenReused: it is remembered", "random"]),
+        (ForgetsWhy, &["ended (OfItsVersion) for Corrupt: it is remembered", "all 2 of a user end", "random"]),
+        (EndsNothing, &["[Create, EndVersion, ", "one ends the version", "ended (Whatever)", "random"]),
+        (EndsAnyVersion, &["[Create, EndStale, ", "random"]),
+        (ReplacesAnyVersion, &["[Create, UpdateStale, ", "2 at once: one replaces the version", "random"]),
+        (ReplacesNothing, &["[Create, EndVersion, Update]", "expired, then [Update", "time ends sessions", "random"]),
+        (CannotBeRepeated, &["[Create, Update, Again]", "random"]),
+        (TouchesAnyVersion, &["[Create, TouchStale, ", "random"]),
+        (TouchesNothing, &["[Create, Touch, ", "a time to live of 1s is kept", "time ends sessions", "random"]),
+        (LivesTooLong, &["[Create, Update, ", "expired, then [Touch", "a time to live of", "time ends sessions"]),
+        (ConsumesForAll, &["[Create, Consume, ConsumeToo]", "2 at once: one consumes", "random"]),
+        (ConsumesForNobodyAgain, &["[Create, Consume, Again]", "random"]),
+        (ListsTheDead, &["[Create, Consume, ", "random", "all 1 of a user end"]),
+        (ListsNothing, &["[Create, Update, ", "random", "a user's record: no values"]),
+        (SparesNobody, &["all 1 of a user end, one spared: true", "an end of all can be repeated", "random"]),
+        (SparesAll, &["[Create, EndUser, ", "100 at once: none survives an end of all", "random"]),
+        (EndsOnlyTheFirst, &["all 2 of a user end", "counts for those before", "random"]),
+        (MissesOneInAScan, &["a scan in pages of 7 ", "whoever writes"]),
+        (CountsTheDead, &["sessions are counted"]),
+    ];
+    let mut missed = Vec::new();
+    for (how, cases) in found_by {
+        let report = in_memory(|memory| {
+            Arc::new(BrokenStore { memory, how, created: Mutex::default(), back: Mutex::default() })
+        })
+        .await;
+        missed.extend(cases.iter().filter(|case| !has_found(&report, case)).map(|case| (how, *case)));
+        assert!(report.passed() > 0, "{how:?}: what has nothing to do with it is kept");
         assert!(std::panic::catch_unwind(|| report.assert_passed()).is_err(), "{how:?}");
     }
+    assert!(missed.is_empty(), "not noticed: {missed:#?}");
 }
 
 #[tokio::test]
 async fn scripts_that_check_nothing_are_found() {
     let report = in_redis(RedisStore::without_guards).await;
-    let found = |what: &str| report.failures().iter().any(|failure| failure.case.contains(what));
-    for what in ["EndVersion", "Late", "one consumes", "creations at once", "one replaces the version"] {
-        assert!(found(what), "{what}: {report}");
+    let cases =
+        ["EndVersion", "Late", "one consumes", "creations at once", "one replaces the version", "it is remembered"];
+    for what in cases.into_iter().chain(["random", "none brings an ended session back", "ended (Consumed), then"]) {
+        assert!(has_found(&report, what), "{what}: {report}");
     }
 }
 

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, header};
 use proptest::prelude::*;
-use tower_keep::{ClientInfo, ForwardedHeader, PeerAddr};
+use serde_json::json;
+use tower_keep::{ClientInfo, ForwardedHeader, Metadata, PeerAddr};
 
 fn from(peer: &str) -> Extensions {
     let mut extensions = Extensions::new();
@@ -57,6 +58,8 @@ fn of_x_forwarded_for_the_last_that_is_no_proxy_is_the_client() {
         ("10.0.0.1", &["203.0.113.7", "\u{e9}"], "10.0.0.1"),
         ("10.0.0.1", &["203.0.113.256"], "10.0.0.1"),
         ("10.0.0.1", &["0x0a.1.1.1"], "10.0.0.1"),
+        ("10.0.0.1", &["\u{e9}, 203.0.113.7"], "203.0.113.7"), // what is wrong further left changes nothing
+        ("10.0.0.1", &["\", 203.0.113.7"], "203.0.113.7"),
     ];
     for (peer, values, expected) in cases {
         assert_client(&info(), peer, "x-forwarded-for", values, expected);
@@ -79,6 +82,22 @@ fn of_forwarded_as_well() {
         (&["for"], "10.0.0.1"),
         (&["for="], "10.0.0.1"),
         (&["for=\""], "10.0.0.1"),
+        (&["for=\"203.0.113.7:_port\""], "203.0.113.7"),
+        (&["for=\"[2001:db8::1]:_port\""], "2001:db8::1"),
+        (&["for=203.0.113.7;for=6.6.6.6"], "10.0.0.1"), // which of the two?
+        (&["\u{e9}, for=203.0.113.7"], "203.0.113.7"),
+        // What stands in quotes, the client may have sent: `host` is its own header.
+        (&[r#"for=203.0.113.7;host="a,for=6.6.6.6""#], "203.0.113.7"),
+        (&[r#"for=203.0.113.7;host="a,for=6.6.6.6;b""#], "203.0.113.7"),
+        (&[r#"for=203.0.113.7;host="a;for=6.6.6.6;b""#], "203.0.113.7"),
+        (&[r#"host="a;for=6.6.6.6;b";for=203.0.113.7"#], "203.0.113.7"),
+        (&[r#"for=203.0.113.7;host="a\",for=6.6.6.6;b=\"""#], "203.0.113.7"),
+        (&[r#"for=203.0.113.7;host="a,for=6.6.6.6;b\\""#], "203.0.113.7"),
+        (&["for=203.0.113.7;host=\"a\u{e9}\""], "203.0.113.7"),
+        // A quote that the client leaves open ends before what the proxies add.
+        (&[r#"for="6.6.6.6, for=203.0.113.7"#], "203.0.113.7"),
+        (&[r#"for="6.6.6.6, for="203.0.113.7:80""#], "203.0.113.7"),
+        (&[r#"for="6.6.6.6\"#, "for=203.0.113.7"], "203.0.113.7"),
     ];
     for (values, expected) in cases {
         assert_client(&info, "10.0.0.1", "forwarded", values, expected);
@@ -86,6 +105,37 @@ fn of_forwarded_as_well() {
     }
     // The other header is what the client sent.
     assert_client(&info, "10.0.0.1", "x-forwarded-for", &["6.6.6.6"], "10.0.0.1");
+}
+
+#[test]
+fn an_ipv4_network_is_trusted_in_either_notation() {
+    for trusted in ["10.0.0.1", "::ffff:10.0.0.1", "::ffff:10.0.0.0/104", "::ffff:0:0/96"] {
+        let info = ClientInfo::new().trust_proxies([trusted]).unwrap();
+        for peer in ["10.0.0.1", "::ffff:10.0.0.1"] {
+            assert_client(&info, peer, "x-forwarded-for", &["203.0.113.7"], "203.0.113.7");
+        }
+    }
+    let info = ClientInfo::new().trust_proxies(["::ffff:10.0.0.0/104", "::/0"]).unwrap();
+    assert_client(&info, "192.0.2.8", "x-forwarded-for", &["203.0.113.7"], "192.0.2.8");
+}
+
+#[test]
+fn more_proxies_than_there_can_be_are_not_followed() {
+    let behind = |proxies: usize| format!("203.0.113.7{}", ", 10.0.0.2".repeat(proxies));
+    assert_client(&info(), "10.0.0.1", "x-forwarded-for", &[&behind(31)], "203.0.113.7");
+    assert_client(&info(), "10.0.0.1", "x-forwarded-for", &[&behind(32)], "10.0.0.2");
+    assert_client(&info(), "10.0.0.1", "x-forwarded-for", &[&behind(10_000)], "10.0.0.2");
+}
+
+#[test]
+fn stored_is_what_there_is_and_nothing_else_is_read() {
+    let metadata = Metadata::default();
+    assert_eq!(serde_json::to_value(&metadata).unwrap(), json!({}));
+    let metadata = metadata.with_ip([203, 0, 113, 7].into()).with_user_agent("curl/8").with_field("device", "phone");
+    let stored = json!({ "ip": "203.0.113.7", "ua": "curl/8", "fields": { "device": "phone" } });
+    assert_eq!(serde_json::to_value(&metadata).unwrap(), stored);
+    assert_eq!(serde_json::from_value::<Metadata>(stored).unwrap(), metadata);
+    assert!(serde_json::from_value::<Metadata>(json!({ "agent": "curl/8" })).is_err());
 }
 
 #[test]
@@ -114,6 +164,7 @@ fn a_user_agent_is_cut_and_harmless() {
     assert_eq!(read(&info, "é".repeat(200).as_bytes()).unwrap(), "é".repeat(128), "not in the middle of a character");
     assert_eq!(read(&info, b"a\tb\xff").as_deref(), Some("ab\u{fffd}"));
     assert_eq!(read(&info, "a\u{9b}31m".as_bytes()).as_deref(), Some("a31m"), "no control sequence reaches a terminal");
+    assert_eq!(read(&info, "a\u{202e}b\u{2028}c".as_bytes()).as_deref(), Some("abc"), "nor does a text run backwards");
     assert_eq!(read(&info.clone().user_agent_max(0), b"curl/8"), None);
     assert_eq!(read(&info.user_agent_max(3), b"curl/8").as_deref(), Some("cur"));
 }
@@ -153,6 +204,11 @@ proptest! {
             headers.append(&name, HeaderValue::from_bytes(&value).unwrap());
         }
         prop_assert!(info.client_ip(&headers, &from("10.0.0.1")).is_some());
+        let last = headers.get_all(&name).iter().next_back().map_or(&b""[..], |line| line.as_bytes()).to_vec();
+        let added = if by_rfc { &b", for=\"203.0.113.7:80\";host=\"a,b\""[..] } else { b", 203.0.113.7" };
+        let mut same_line = headers.clone();
+        same_line.insert(&name, HeaderValue::from_bytes(&[&last, added].concat()).unwrap());
+        prop_assert_eq!(info.client_ip(&same_line, &from("10.0.0.1")), Some([203, 0, 113, 7].into()));
         prop_assert_eq!(info.client_ip(&headers, &from("198.51.100.9")), Some([198, 51, 100, 9].into()));
     }
 }

@@ -21,7 +21,7 @@ use proptest::{
 };
 use support::redis_server::RedisServer;
 use tower_keep::{
-    EndReason, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, Token,
+    EndReason, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, Token, WhenFull,
     store::{
         Codec, Created, Entry, Outcome, Record, SessionStore, Version,
         redis::{RedisConfig, RedisStore},
@@ -40,6 +40,16 @@ fn token(n: u64) -> Token {
 /// The id of the token number `n`.
 fn id(n: u64) -> SessionId {
     token(n).id()
+}
+
+/// The id number `n` of a user.
+fn id_of(user: &str, n: u64) -> SessionId {
+    Token::parse(format!("{}{n:044}", SessionId::slot_tag_of(user))).unwrap().id()
+}
+
+fn record_of(user: &str, n: u64) -> Arc<Record> {
+    let stored = String::from_utf8(record(1, n).encode()).unwrap();
+    Arc::new(Record::decode(stored.replace("\"ana\"", &format!("\"{user}\"")).as_bytes()).unwrap())
 }
 
 fn version_text(counter: u32, nonce: u64) -> String {
@@ -209,6 +219,36 @@ mod memory_store {
         assert_created(now(store.create(&id(1), entry(record(1, 1), HOUR), Limits::none())));
         clock.advance(SECOND);
         assert_eq!(now(store.create(&id(1), entry(record(1, 9), HOUR), Limits::none())), Created::Taken);
+    }
+
+    /// Bob's session, idle longest, and Ana's; as many as there may be. Then another of Ana's, who may have one.
+    fn another_of_a_user_who_has_all_she_may(when_full: WhenFull) -> (MemoryStore, Created) {
+        let (store, clock) = timed(2);
+        let limits = Limits::per_user(1, when_full);
+        let create = |user: &str, n| {
+            clock.advance(SECOND);
+            now(store.create(&id_of(user, n), entry(record_of(user, n), HOUR), limits))
+        };
+        assert_created(create("bob", 1));
+        assert_created(create("ana", 2));
+        let created = create("ana", 3);
+        (store, created)
+    }
+
+    #[test]
+    fn a_creation_that_is_refused_evicts_nobody() {
+        let (store, created) = another_of_a_user_who_has_all_she_may(WhenFull::Reject);
+        assert_eq!(created, Created::Full);
+        assert!(now(store.load(&id_of("ana", 2))).live().is_some());
+        assert!(now(store.load(&id_of("bob", 1))).live().is_some(), "a stranger's session has ended for nothing");
+    }
+
+    #[test]
+    fn a_session_that_takes_the_place_of_its_users_own_evicts_no_other() {
+        let (store, created) = another_of_a_user_who_has_all_she_may(WhenFull::EvictOldest);
+        assert_eq!(created, Created::Done { evicted: vec![id_of("ana", 2)] });
+        assert!(now(store.load(&id_of("bob", 1))).live().is_some(), "there was a place already");
+        assert_eq!(store.len(), 2);
     }
 
     #[test]
@@ -793,6 +833,128 @@ mod records {
             assert_refused([head, &promise].concat());
         }
         assert_refused([head, &[0x91; 100_000]].concat()); // and no stack
+    }
+
+    /// Anything at all where the body in MessagePack should be.
+    #[test]
+    fn arbitrary_message_pack_never_panics() {
+        let head = br#"{"v":3,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,42000,1800000,86400000]}"#;
+        // A map of fields of ours, so that what is in them is looked at too.
+        let field =
+            prop::sample::select(vec!["g", "replaces", "persistent", "user", "meta", "data", "values", "texts"]);
+        let part = (prop::option::of(field), prop::collection::vec(any::<u8>(), 0..24));
+        let body = (prop::option::of(0x80..0x90_u8), prop::collection::vec(part, 0..6));
+        runner(8192)
+            .run(&body, |(map, parts)| {
+                let mut stored = head.to_vec();
+                stored.extend(map);
+                for (field, bytes) in parts {
+                    if let Some(field) = field {
+                        stored.push(0xa0 + field.len() as u8);
+                        stored.extend(field.as_bytes());
+                    }
+                    stored.extend(bytes);
+                }
+                if let Ok(record) = Record::decode(&stored) {
+                    let again = Record::decode(&record.encode_as(Codec::MessagePack)).unwrap();
+                    prop_assert_eq!(again.encode(), record.encode());
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    /// As a program may write it: of any size, with any fraction, in any notation.
+    fn number() -> impl Strategy<Value = String> {
+        let odd = prop::sample::select(vec![
+            "-0",
+            "-0.0",
+            "0.10",
+            "1e0",
+            "1E+2",
+            "5e-324",
+            "4.9e-324",
+            "1e-400",
+            "1e400",
+            "1.7976931348623157e308",
+            "9007199254740993",
+            "9007199254740993.0",
+            "18446744073709551615",
+            "18446744073709551616",
+            "-9223372036854775808",
+            "-9223372036854775809",
+            "340282366920938463463374607431768211455",
+            "0.1e1",
+            "3.141592653589793238462643383279502884197",
+            "1e-7",
+            "100000000000000000000.5",
+        ]);
+        prop_oneof![odd.prop_map(str::to_owned), "-?(0|[1-9][0-9]{0,45})(\\.[0-9]{1,40})?([eE][-+]?[0-9]{1,3})?"]
+    }
+
+    #[test]
+    fn every_number_is_kept_as_it_was_written() {
+        runner(4096)
+            .run(&(number(), number()), |(one, other)| {
+                for value in
+                    [one.clone(), format!("[{one},{other}]"), format!(r#"{{"a":[{one}],"b":{{"c":{other}}}}}"#)]
+                {
+                    let stored = but("[1,2]", &value);
+                    let record = Record::decode(stored.as_bytes()).unwrap();
+                    prop_assert_eq!(String::from_utf8(record.encode()).unwrap(), &stored[..]);
+                    let packed = Record::decode(&record.encode_as(Codec::MessagePack)).unwrap();
+                    prop_assert_eq!(String::from_utf8(packed.encode()).unwrap(), stored);
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    /// All that a record may have beside its values.
+    #[test]
+    fn every_field_is_kept_in_both_forms() {
+        let generation = prop::collection::vec(any::<u8>(), 12).prop_map(|nonce| URL_SAFE_NO_PAD.encode(nonce));
+        let previous = prop_oneof![Just(String::new()), generation.clone()];
+        let rotation = prop::option::of((generation, previous, any::<u64>(), any::<u64>()));
+        let ip = prop::option::of(any::<std::net::IpAddr>());
+        let fields = prop::collection::btree_map(any::<String>(), any::<String>(), 0..4);
+        let metadata = (ip, prop::option::of(any::<String>()), fields);
+        let replaces = prop::option::of(0..1000_u64);
+        let fields = (rotation, replaces, any::<bool>(), prop::option::of(any::<String>()), metadata);
+        runner(2048)
+            .run(&fields, |(rotation, replaces, persistent, user, (ip, agent, fields))| {
+                let mut stored =
+                    r#"{"v":2,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,42000,1800000,86400000]"#.to_owned();
+                let mut add = |name: &str, value: serde_json::Value| stored += &format!(r#","{name}":{value}"#);
+                if let Some(rotation) = rotation {
+                    add("g", serde_json::json!(rotation));
+                }
+                if let Some(n) = replaces {
+                    add("replaces", serde_json::json!(id(n)));
+                }
+                if persistent {
+                    add("persistent", true.into());
+                }
+                if let Some(user) = user {
+                    add("user", user.into());
+                }
+                let mut metadata = Vec::new();
+                metadata.extend(ip.map(|ip| format!(r#""ip":"{ip}""#)));
+                metadata.extend(agent.map(|agent| format!(r#""ua":{}"#, serde_json::json!(agent))));
+                if !fields.is_empty() {
+                    metadata.push(format!(r#""fields":{}"#, serde_json::to_string(&fields).unwrap()));
+                }
+                if !metadata.is_empty() {
+                    stored += &format!(r#","meta":{{{}}}"#, metadata.join(","));
+                }
+                stored += r#","data":{}}"#;
+                let record = Record::decode(stored.as_bytes()).unwrap();
+                prop_assert_eq!(String::from_utf8(record.encode()).unwrap(), &stored[..]);
+                let packed = Record::decode(&record.encode_as(Codec::MessagePack)).unwrap();
+                prop_assert_eq!(String::from_utf8(packed.encode()).unwrap(), stored);
+                Ok(())
+            })
+            .unwrap();
     }
 
     fn json() -> impl Strategy<Value = serde_json::Value> {

@@ -10,7 +10,7 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Data, Record, Rotation, Version, version::PLACE as VERSION_PLACE};
+use super::{Data, Record, Rotation, Version};
 use crate::{
     metadata::Metadata,
     time::{Timestamp, millis},
@@ -48,7 +48,7 @@ mod format {
 
 /// How long the beginning is that every encoding has: `{"v":2,"n":"AAAAAxbk0fTjK8pw"`.
 #[cfg(feature = "redis")]
-pub(crate) const HEAD_LEN: usize = VERSION_PLACE.end + 1;
+pub(crate) const HEAD_LEN: usize = super::version::PLACE.end + 1;
 
 /// What a store's scripts read in place: the order of the fields is part of the form.
 #[derive(Serialize, Deserialize)]

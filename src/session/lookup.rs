@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Inner,
-    save::cookie_until,
+    settle::cookie_until,
     state::{Fate, Held, Known, Live, Untold},
 };
 use crate::{

@@ -4,6 +4,7 @@ mod close;
 mod error;
 mod lookup;
 mod save;
+mod settle;
 mod state;
 mod typed;
 

@@ -116,33 +116,38 @@ async fn login(session: Session, Path(user): Path<String>) -> Result<Json<Value>
     saved(&session).await
 }
 
-fn of_somebody(session: &Session) -> Result<(), Response> {
-    match session.user() {
-        Ok(Some(_)) => Ok(()),
-        _ => Err(refused()),
-    }
+fn is_somebodys(session: &Session) -> bool {
+    matches!(session.user(), Ok(Some(_)))
 }
 
 async fn write(session: Session, Path((key, value)): Path<(String, u64)>) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     session.insert(&key, &value).map_err(IntoResponse::into_response)?;
     saved(&session).await
 }
 
 async fn read(session: Session) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     let values: Value = session.typed().get().map_err(IntoResponse::into_response)?;
     Ok(Json(json!({"id": session.id().map_err(IntoResponse::into_response)?, "values": values})))
 }
 
 async fn rotate(session: Session) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     session.rotate().map_err(IntoResponse::into_response)?;
     saved(&session).await
 }
 
 async fn logout(session: Session) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     session.logout().map_err(IntoResponse::into_response)?;
     session.save().await.map_err(IntoResponse::into_response)?;
     Ok(Json(json!({})))

@@ -2,7 +2,9 @@
 //!
 //! * `config.rs` — where Redis is, and how long to wait for it;
 //! * `link.rs` — the one connection that all requests share, and who keeps it alive;
-//! * `script.rs` — the writes that Redis must check before it makes them;
+//! * `script.rs` — the operations that Redis must check before it makes them;
+//! * `keys.rs`, `reply.rs` — what things are called there, and what it answers;
+//! * `shared.rs` — what concerns all sessions at once: their number, and events;
 //! * `error.rs` — what an error of the client means;
 //! * this file — the store.
 //!
@@ -40,8 +42,11 @@
 
 mod config;
 mod error;
+mod keys;
 mod link;
+mod reply;
 mod script;
+mod shared;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -50,7 +55,9 @@ use redis::{Pipeline, Value, cmd, pipe};
 pub use self::config::{InvalidRedisConfig, RedisConfig};
 use self::{
     error::Failure,
+    keys::{Keys, Prefix},
     link::{Link, Request},
+    reply::{found, id, ids, is_before, is_record, loaded, number, outcome},
     script::{Call, Script, Scripts},
 };
 use super::{
@@ -95,28 +102,6 @@ struct Inner {
     scripts: Scripts,
 }
 
-/// The keys of a session, which share a slot.
-struct Keys {
-    /// The session, the index and the epoch of its user.
-    all: [String; 3],
-    /// What the index calls the session.
-    member: String,
-}
-
-impl Keys {
-    fn session(&self) -> &str {
-        &self.all[0]
-    }
-
-    /// What a session of this slot is called up to its member.
-    fn prefix(&self) -> String {
-        format!("{}:", self.all[1])
-    }
-}
-
-/// How long the events of all processes can be fetched.
-const EVENTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
-
 impl RedisStore {
     /// A store in the Redis that `config` names. Does not connect yet.
     pub fn new(config: RedisConfig) -> Self {
@@ -136,20 +121,8 @@ impl RedisStore {
 }
 
 impl Inner {
-    fn keys(&self, id: &SessionId) -> Keys {
-        let text = id.to_string();
-        self.keys_of(id.slot_tag(), &text[id.slot_tag().len()..])
-    }
-
-    fn keys_of(&self, tag: &str, member: &str) -> Keys {
-        let prefix = &self.config.prefix;
-        let index = format!("{prefix}{{{tag}}}");
-        Keys { all: [format!("{index}:{member}"), index.clone(), format!("{index}:epoch")], member: member.to_owned() }
-    }
-
-    /// A key that belongs to no user.
-    fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.config.prefix)
+    fn prefix(&self) -> Prefix<'_> {
+        Prefix(&self.config.prefix)
     }
 
     /// How long what ended is remembered, in milliseconds.
@@ -169,7 +142,7 @@ impl Inner {
     }
 
     async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
-        let keys = self.keys(id);
+        let keys = self.prefix().keys(id);
         let [session, _, epoch] = &keys.all;
         match &*self.read(pipe().get(session).pttl(session).get(epoch)).await? {
             [Value::Nil, _, _] => self.expired(&keys).await,
@@ -192,7 +165,7 @@ impl Inner {
     }
 
     async fn create(&self, id: &SessionId, new: Entry, limits: Limits) -> Result<Created, Failure> {
-        let keys = self.keys(id);
+        let keys = self.prefix().keys(id);
         if !self.reserve(id, new.ttl, false).await? {
             return Ok(Created::Full);
         }
@@ -200,21 +173,24 @@ impl Inner {
             Some(_) => self.create_of_user(id, &keys, &new, limits).await,
             None => self.create_of_nobody(&keys, &new).await,
         }?;
-        match &created {
-            Created::Done { evicted } => self.release(evicted).await,
-            Created::Full => self.release(&[*id]).await,
-            Created::Taken => {}
+        let (created, holds_place) = created;
+        if !holds_place {
+            self.release(&[*id]).await;
+        }
+        if let Created::Done { evicted } = &created {
+            self.release(evicted).await;
         }
         Ok(created)
     }
 
+    /// And whether the id is alive now.
     async fn create_of_user(
         &self,
         id: &SessionId,
         keys: &Keys,
         new: &Entry,
         limits: Limits,
-    ) -> Result<Created, Failure> {
+    ) -> Result<(Created, bool), Failure> {
         let mut args = self.written(&keys.member, new);
         let policy = match limits.when_full() {
             WhenFull::Reject => "reject",
@@ -224,50 +200,59 @@ impl Inner {
         args.extend([keys.prefix().into_bytes(), text(limits.sessions().unwrap_or(0)), policy.into()]);
         match self.run(&self.scripts.create, &keys.all, args).await? {
             Value::Array(answer) => match answer.split_first() {
-                Some((Value::Int(1), evicted)) => Ok(Created::Done { evicted: ids(id.slot_tag(), evicted) }),
-                Some((Value::Int(0), _)) => Ok(Created::Taken),
-                Some((Value::Int(-1), _)) => Ok(Created::Full),
+                Some((Value::Int(1), evicted)) => Ok((Created::Done { evicted: ids(id.slot_tag(), evicted) }, true)),
+                Some((Value::Int(0), _)) => Ok((Created::Taken, true)),
+                Some((Value::Int(-2), _)) => Ok((Created::Taken, false)),
+                Some((Value::Int(-1), _)) => Ok((Created::Full, false)),
                 _ => Err(Failure::unexpected_reply()),
             },
             _ => Err(Failure::unexpected_reply()),
         }
     }
 
-    async fn create_of_nobody(&self, keys: &Keys, new: &Entry) -> Result<Created, Failure> {
+    /// And whether the id is alive now.
+    async fn create_of_nobody(&self, keys: &Keys, new: &Entry) -> Result<(Created, bool), Failure> {
         let mut create = cmd("SET");
         create.arg(keys.session()).arg(self.encode(&new.record)).arg("NX").arg("PX").arg(ttl_of(new.ttl));
         match self.link.call(&Request::Write(&create)).await? {
-            Value::Okay => Ok(Created::Done { evicted: Vec::new() }),
+            Value::Okay => Ok((Created::Done { evicted: Vec::new() }, true)),
             // Taken: perhaps by this very write, whose reply was lost.
             Value::Nil => match &*self.read(pipe().get(keys.session())).await? {
                 [Value::BulkString(stored)] if Version::of(stored) == Some(new.record.version()) => {
-                    Ok(Created::Done { evicted: Vec::new() })
+                    Ok((Created::Done { evicted: Vec::new() }, true))
                 }
-                _ => Ok(Created::Taken),
+                [Value::BulkString(stored)] => Ok((Created::Taken, is_record(stored))),
+                _ => Ok((Created::Taken, false)),
             },
             _ => Err(Failure::unexpected_reply()),
         }
     }
 
     async fn update(&self, id: &SessionId, expected: Version, new: Entry) -> Result<Outcome, Failure> {
-        let keys = self.keys(id);
+        let keys = self.prefix().keys(id);
         self.reserve(id, new.ttl, true).await?;
-        let mut args = self.written(member_of(&keys, &new.record), &new);
+        let mut args = self.written(keys.member_of(&new.record), &new);
         args.push(text(expected));
-        outcome(&self.run(&self.scripts.update, &keys.all, args).await?)
+        let outcome = outcome(&self.run(&self.scripts.update, &keys.all, args).await?)?;
+        if let Outcome::Gone = outcome {
+            self.release(&[*id]).await;
+        }
+        Ok(outcome)
     }
 
     async fn touch(&self, id: &SessionId, entry: Entry) -> Result<(), Failure> {
-        let keys = self.keys(id);
+        let keys = self.prefix().keys(id);
         self.reserve(id, entry.ttl, true).await?;
-        let member = member_of(&keys, &entry.record);
+        let member = keys.member_of(&entry.record);
         let args = vec![text(entry.record.version()), text(ttl_of(entry.ttl)), member.into(), text(self.memory())];
-        self.run(&self.scripts.touch, &keys.all, args).await?;
+        if self.run(&self.scripts.touch, &keys.all, args).await? == Value::Int(0) {
+            self.release(&[*id]).await;
+        }
         Ok(())
     }
 
     async fn end(&self, id: &SessionId, expected: Option<Version>, reason: EndReason) -> Result<Outcome, Failure> {
-        let keys = self.keys(id);
+        let keys = self.prefix().keys(id);
         let expected = expected.map(text).unwrap_or_default();
         let args = vec![expected, reason.as_str().into(), keys.member.clone().into(), text(self.memory())];
         let outcome = outcome(&self.run(&self.scripts.end, &keys.all, args).await?)?;
@@ -278,7 +263,7 @@ impl Inner {
     }
 
     async fn consume(&self, id: &SessionId, claim: Version) -> Result<Found, Failure> {
-        let keys = self.keys(id);
+        let keys = self.prefix().keys(id);
         let args = vec![text(claim), keys.member.clone().into(), text(self.memory())];
         match self.run(&self.scripts.consume, &keys.all, args).await? {
             Value::Array(was) => {
@@ -295,14 +280,13 @@ impl Inner {
 
     async fn list(&self, user: &str) -> Result<Vec<(SessionId, Loaded)>, Failure> {
         let tag = SessionId::slot_tag_of(user);
-        let keys = self.keys_of(&tag, "");
+        let keys = self.prefix().keys_of(&tag, "");
         let Value::Array(listed) = self.run(&self.scripts.list, &keys.all, vec![keys.prefix().into()]).await? else {
             return Err(Failure::unexpected_reply());
         };
         let mut sessions = Vec::with_capacity(listed.len() / 3);
         for session in listed.chunks_exact(3) {
-            if let ([member, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
-                let _ = member;
+            if let ([_, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
                 match loaded(stored, *ttl) {
                     Ok(loaded) if loaded.record.user() == Some(user) => sessions.push((id, loaded)),
                     Ok(_) => {}
@@ -321,8 +305,8 @@ impl Inner {
     ) -> Result<Vec<SessionId>, Failure> {
         let tag = SessionId::slot_tag_of(user);
         let keys = match except.filter(|id| id.slot_tag() == tag) {
-            Some(spared) => self.keys(spared),
-            None => self.keys_of(&tag, ""),
+            Some(spared) => self.prefix().keys(spared),
+            None => self.prefix().keys_of(&tag, ""),
         };
         let epochs = millis(LONGEST);
         let args = vec![
@@ -344,7 +328,7 @@ impl Inner {
         let (ids, next) = self.scan_ids(from, count).await?;
         let mut loads = pipe();
         for id in &ids {
-            let [session, _, epoch] = self.keys(id).all;
+            let [session, _, epoch] = self.prefix().keys(id).all;
             loads.get(&session).pttl(&session).get(&epoch);
         }
         let replies = if ids.is_empty() { Vec::new() } else { self.read(&loads).await? };
@@ -367,7 +351,7 @@ impl Inner {
             let (ids, next) = self.scan_ids(&from, 1000).await?;
             let mut beginnings = pipe();
             for id in &ids {
-                let [session, _, epoch] = self.keys(id).all;
+                let [session, _, epoch] = self.prefix().keys(id).all;
                 beginnings.cmd("GETRANGE").arg(session).arg(0).arg(HEAD_LEN + 25).get(epoch);
             }
             let replies = if ids.is_empty() { Vec::new() } else { self.read(&beginnings).await? };
@@ -385,86 +369,15 @@ impl Inner {
 
     async fn scan_ids(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionId>, Option<Cursor>), Failure> {
         let from = if from.as_str().is_empty() { "0" } else { from.as_str() };
-        // Twelve characters of slot tag, 32 of the rest: the index and the epoch do not look like that.
-        let pattern = format!("{}{{{}}}:{}", escaped(&self.config.prefix), "?".repeat(12), "?".repeat(32));
+        let pattern = self.prefix().pattern();
         let mut scan = pipe();
         scan.cmd("SCAN").arg(from).arg("MATCH").arg(pattern).arg("COUNT").arg(count.clamp(1, 1000));
         let replies = self.read(&scan).await?;
         let [Value::Array(page)] = &*replies else { return Err(Failure::unexpected_reply()) };
         let [Value::BulkString(next), Value::Array(keys)] = &**page else { return Err(Failure::unexpected_reply()) };
-        let ids = keys.iter().filter_map(|key| self.id_of(key)).collect();
+        let ids = keys.iter().filter_map(|key| self.prefix().id_of(key)).collect();
         let next = String::from_utf8_lossy(next).into_owned();
         Ok((ids, (next != "0").then(|| next.into())))
-    }
-
-    fn id_of(&self, key: &Value) -> Option<SessionId> {
-        let Value::BulkString(key) = key else { return None };
-        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.config.prefix)?;
-        let (tag, rest) = rest.strip_prefix('{')?.split_once("}:")?;
-        format!("{tag}{rest}").parse().ok()
-    }
-
-    /// Takes a place among all sessions, or extends the one there is; `false` when there is none. Before the session, so that no
-    /// session is ever without one.
-    async fn reserve(&self, id: &SessionId, ttl: Duration, renew: bool) -> Result<bool, Failure> {
-        let Some(limit) = self.config.max_sessions else { return Ok(true) };
-        let args = vec![id.to_string().into(), text(ttl_of(ttl)), text(limit), text(u8::from(renew))];
-        let reserved = self.run(&self.scripts.reserve, &[self.key("all")], args).await?;
-        Ok(reserved == Value::Int(1))
-    }
-
-    /// Gives the places of sessions that ended back. If that fails, they come back when the sessions would have expired.
-    async fn release(&self, ids: &[SessionId]) {
-        if self.config.max_sessions.is_none() || ids.is_empty() {
-            return;
-        }
-        let mut release = cmd("ZREM");
-        release.arg(self.key("all"));
-        for id in ids {
-            release.arg(id.to_string());
-        }
-        if let Err(failure) = self.link.call(&Request::Write(&release)).await {
-            tracing::debug!(error = %failure.error, "places of ended sessions not given back");
-        }
-    }
-
-    async fn publish(&self, event: &Event) -> Result<(), Failure> {
-        let Some(kept) = self.config.shared_events else { return Ok(()) };
-        let (key, event) = (self.key("events"), serde_json::to_vec(event).unwrap_or_default());
-        let mut add = cmd("XADD");
-        add.arg(&key).arg("MAXLEN").arg("~").arg(kept).arg("*").arg("e").arg(event);
-        self.link.call(&Request::Write(&add)).await?;
-        self.link.call(&Request::Write(cmd("PEXPIRE").arg(&key).arg(millis(EVENTS_LAST)))).await?;
-        Ok(())
-    }
-
-    async fn events(&self, from: Option<&Cursor>) -> Result<Published, Failure> {
-        if self.config.shared_events.is_none() {
-            return Ok(Published::default());
-        }
-        let key = self.key("events");
-        let mut read = pipe();
-        match from {
-            None => read.cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1),
-            Some(from) => {
-                let after = if from.as_str().is_empty() { "-".to_owned() } else { format!("({}", from.as_str()) };
-                read.cmd("XRANGE").arg(key).arg(after).arg("+").arg("COUNT").arg(1000)
-            }
-        };
-        let replies = self.read(&read).await?;
-        let [Value::Array(entries)] = &*replies else { return Err(Failure::unexpected_reply()) };
-        let mut published = Published { events: Vec::new(), next: from.cloned().unwrap_or_default() };
-        for entry in entries {
-            let Value::Array(entry) = entry else { return Err(Failure::unexpected_reply()) };
-            let [Value::BulkString(place), Value::Array(fields)] = &**entry else {
-                return Err(Failure::unexpected_reply());
-            };
-            published.next = String::from_utf8_lossy(place).into_owned().into();
-            if let (Some(_), [_, Value::BulkString(event)]) = (from, &**fields) {
-                published.events.extend(serde_json::from_slice::<Event>(event)); // of a newer version: not for us
-            }
-        }
-        Ok(published)
     }
 
     /// What every script that writes a record is told.
@@ -479,94 +392,6 @@ impl Inner {
     }
 }
 
-/// What the index calls the session, if it is to know of it.
-fn member_of<'a>(keys: &'a Keys, record: &Record) -> &'a str {
-    if record.user().is_some() { &keys.member } else { "" }
-}
-
-fn is_record(stored: &[u8]) -> bool {
-    stored.starts_with(br#"{"v":"#)
-}
-
-/// The epoch that a record carries between its version and its times, and where it ends.
-fn epoch_of(stored: &[u8]) -> Option<(u64, usize)> {
-    let digits = stored.get(HEAD_LEN..)?.strip_prefix(br#","e":"#)?;
-    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let epoch = std::str::from_utf8(&digits[..len]).ok()?.parse().ok()?;
-    Some((epoch, HEAD_LEN + 5 + len))
-}
-
-/// Whether the record began before this epoch of its user's.
-fn is_before(stored: &[u8], epoch: u64) -> bool {
-    epoch_of(stored).map_or(0, |(epoch, _)| epoch) < epoch
-}
-
-/// What a session's key held.
-fn found(stored: &[u8], pttl: i64, epoch: u64) -> Result<Found, Failure> {
-    if let Some(ended) = ended(stored) {
-        return Ok(Found::Ended(ended));
-    }
-    if is_record(stored) && is_before(stored, epoch) {
-        return Ok(Found::Ended(Ended::new(EndReason::Revoked, Timestamp::from_millis(epoch))));
-    }
-    loaded(stored, pttl).map(Found::Live)
-}
-
-/// What is remembered of a session that ended: `{"end":"revoked","at":1763679600000}`, and perhaps more.
-fn ended(stored: &[u8]) -> Option<Ended> {
-    let text = stored.strip_prefix(br#"{"end":""#)?;
-    let (reason, rest) = text.split_at(text.iter().position(|byte| *byte == b'"')?);
-    let digits = rest.strip_prefix(br#"","at":"#)?;
-    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let at = std::str::from_utf8(&digits[..len]).ok()?.parse().ok()?;
-    // A reason that only a newer version knows is a revocation to this one.
-    let reason = std::str::from_utf8(reason).ok().and_then(EndReason::from_name).unwrap_or(EndReason::Revoked);
-    Some(Ended::new(reason, Timestamp::from_millis(at)))
-}
-
-/// A record as Redis returned it, with the reply to `PTTL`.
-fn loaded(stored: &[u8], pttl: i64) -> Result<Loaded, Failure> {
-    let record = match epoch_of(stored) {
-        Some((_, end)) => Record::decode(&[&stored[..HEAD_LEN], &stored[end..]].concat()),
-        None => Record::decode(stored),
-    };
-    // -1: it has none. -2: it expired between the two commands.
-    let ttl = match pttl {
-        -1 => None,
-        left => Some(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
-    };
-    Ok(Loaded { record: Arc::new(record.map_err(Failure::corrupt)?), ttl })
-}
-
-fn outcome(answer: &Value) -> Result<Outcome, Failure> {
-    match answer {
-        Value::Int(1) => Ok(Outcome::Done),
-        Value::Int(0) => Ok(Outcome::Gone),
-        Value::Array(found) => match &**found {
-            [Value::BulkString(stored), Value::Int(ttl)] => loaded(stored, *ttl).map(Outcome::Conflict),
-            _ => Err(Failure::unexpected_reply()),
-        },
-        _ => Err(Failure::unexpected_reply()),
-    }
-}
-
-fn id(tag: &str, member: &Value) -> Option<SessionId> {
-    let Value::BulkString(member) = member else { return None };
-    format!("{tag}{}", std::str::from_utf8(member).ok()?).parse().ok()
-}
-
-fn ids(tag: &str, members: &[Value]) -> Vec<SessionId> {
-    members.iter().filter_map(|member| id(tag, member)).collect()
-}
-
-/// An epoch; none is the first.
-fn number(value: &Value) -> u64 {
-    match value {
-        Value::BulkString(digits) => std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0),
-        _ => 0,
-    }
-}
-
 fn text(value: impl fmt::Display) -> Vec<u8> {
     value.to_string().into_bytes()
 }
@@ -574,11 +399,6 @@ fn text(value: impl fmt::Display) -> Vec<u8> {
 /// Redis takes no time to live of zero.
 fn ttl_of(ttl: Duration) -> u64 {
     millis(ttl).max(1)
-}
-
-/// For a pattern: nothing in a prefix means anything but itself.
-fn escaped(prefix: &str) -> String {
-    prefix.chars().flat_map(|c| "*?[]^\\-".contains(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 impl SessionStore for RedisStore {

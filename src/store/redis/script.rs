@@ -114,16 +114,18 @@ local function index(key, member, ttl, memory)
 end
 "#;
 
-/// `{1, evicted…}` when the session is there, `{0}` when its id is taken, `{-1}` when there is no place for it.
+/// `{1, evicted…}` when the session is there, `{0}` when its id is in use, `{-2}` when it has been, `{-1}` when there is no place for
+/// another. The index remembers an id that has expired.
 const CREATE: &str = r#"
 local n, head, tail, ttl, member, memory = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local prefix, limit, policy = ARGV[7], tonumber(ARGV[8]), ARGV[9]
 local found = redis.call('GET', KEYS[1])
-if found and (guarded or live(found)) then
-  if live(found) and version(found) == n then return {1} end
+local epoch = redis.call('GET', KEYS[3])
+if live(found, epoch) then
+  if version(found) == n then return {1} end
   return {0}
 end
-local epoch = redis.call('GET', KEYS[3])
+if guarded and (found or redis.call('ZSCORE', KEYS[2], member)) then return {-2} end
 local result = {1}
 if limit > 0 then
   local time = now()
@@ -171,12 +173,13 @@ if member ~= '' then index(KEYS[2], member, ttl, memory) end
 return 1
 "#;
 
-/// Extends the life of what was loaded, and of nothing that was written since. The index comes second, and may fail: where memory
+/// Extends the life of what was loaded, and of nothing that was written since: 0 when the session is gone. The index comes second, and may fail: where memory
 /// is short, sessions must not end for it.
 const TOUCH: &str = r#"
 local n, ttl, member, memory = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
-if live(found, epoch) and version(found) == n then
+if not live(found, epoch) then return 0 end
+if version(found) == n then
   redis.call('PEXPIRE', KEYS[1], ttl)
   if member ~= '' then pcall(index, KEYS[2], member, ttl, memory) end
 end
@@ -189,6 +192,7 @@ const END: &str = r#"
 local expected, reason, member, memory = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
 if found and string.sub(found, 1, 7) == '{"end":' then return 0 end
+if not found and redis.call('ZSCORE', KEYS[2], member) then return 0 end -- it has expired
 local alive = live(found, epoch)
 if expected ~= '' then
   if foreign(found) then return {found, redis.call('PTTL', KEYS[1])} end

@@ -56,7 +56,14 @@ pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duratio
     for size in [1, 7, 100, 100_000] {
         report.case(format!("a scan in pages of {size} finds every live session"), scanned(store, size).await);
     }
+    for size in [1, 7, 100] {
+        let case = format!("a scan in pages of {size} finds every session that is alive all the while, whoever writes");
+        report.case(case, scanned_amid_writes(store, size).await);
+    }
     report.case("sessions are counted", counted(store).await);
+    for ttl in [crate::lifetime::LONGEST, Duration::from_secs(1)] {
+        report.case(format!("a time to live of {ttl:?} is kept"), time_to_live(store, ttl).await);
+    }
     report.case("time ends sessions", expired(store, advance).await);
     report.case("no time at all is a moment", no_time(store, advance).await);
 }
@@ -441,6 +448,60 @@ async fn scanned(store: &dyn SessionStore, size: usize) -> Result<(), String> {
         }
     }
     Err("it does not end".into())
+}
+
+/// Between two pages some end, some begin, and some are written.
+async fn scanned_amid_writes(store: &dyn SessionStore, size: usize) -> Result<(), String> {
+    let user = new_user()?;
+    let mut missing: HashSet<_> = created(store, &user, 30).await?.into_iter().collect();
+    let written: Vec<_> = missing.iter().copied().take(10).collect();
+    let mut ending = created(store, &user, 30).await?;
+    let mut from = Cursor::start();
+    for page in 0..1_000_000 {
+        if page < 60 {
+            created(store, &user, 5).await?;
+            if let Some(id) = ending.pop() {
+                answered(store.end(&id, None, EndReason::LoggedOut).await)?;
+            }
+            let id = &written[page % written.len()];
+            let loaded = answered(store.load(id).await)?.live().ok_or("it is gone")?;
+            answered(store.update(id, loaded.record.version(), new_entry(Some(&user))?).await)?;
+        }
+        let found = answered(store.scan(&from, size).await)?;
+        for (id, _) in found.sessions {
+            missing.remove(&id);
+        }
+        match found.next {
+            Some(next) => from = next,
+            None => {
+                check!(missing.is_empty(), "it missed {}", missing.len());
+                return Ok(());
+            }
+        }
+    }
+    Err("it does not end".into())
+}
+
+async fn time_to_live(store: &dyn SessionStore, ttl: Duration) -> Result<(), String> {
+    for user in [None, Some(new_user()?)] {
+        let user = user.as_deref();
+        let (id, first) = (new_id(user)?, new_entry(user)?);
+        answered(store.create(&id, Entry { ttl, ..first.clone() }, Limits::default()).await)?;
+        let check = async |after: &str| {
+            let left = answered(store.load(&id).await)?.live().and_then(|loaded| loaded.ttl).unwrap_or_default();
+            // However slow this goes: it is neither more, nor another.
+            check!(left <= ttl && left + HOUR / 2 > ttl, "after {after} it lives for {left:?}");
+            Ok(())
+        };
+        check("its creation").await?;
+        let second = new_entry(user)?;
+        answered(store.update(&id, first.record.version(), second.clone()).await)?;
+        answered(store.touch(&id, Entry { ttl, ..second.clone() }).await)?;
+        check("a touch").await?;
+        answered(store.update(&id, second.record.version(), Entry { ttl, ..new_entry(user)? }).await)?;
+        check("an update").await?;
+    }
+    Ok(())
 }
 
 async fn counted(store: &dyn SessionStore) -> Result<(), String> {

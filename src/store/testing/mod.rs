@@ -17,13 +17,22 @@
 //! Half of it are short stories: every sequence of three operations on one session, with writes that are sent twice or too
 //! late, against a [plain model](self) of the contract. The other half is what takes many sessions, many callers, or time.
 //!
+//! Callers at once take turns there. [`run_parallel`] has them on threads of their own. And a store of which several instances
+//! share the data should pass with two of them behind one, which asks each in turn.
+//!
 //! * `model.rs` — what the contract says of one session;
 //! * `stories.rs` — the sequences;
+//! * `endings.rs` — that what has ended stays so;
+//! * `random.rs` — long sequences, on some sessions of a user;
 //! * `many.rs` — users, limits, single use, scans, and callers at once;
+//! * `parallel.rs` — callers that are tasks;
 //! * `records.rs` — that what is written is what is read.
 
+mod endings;
 mod many;
 mod model;
+mod parallel;
+mod random;
 mod records;
 mod stories;
 
@@ -36,6 +45,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::parallel::{Task, run_parallel};
 use super::{Entry, SessionStore, StoreError};
 use crate::{
     lifetime::Lifetime,
@@ -50,9 +60,12 @@ use crate::{
 /// seconds in all. Nobody else may use the store meanwhile; what is in it may stay.
 pub async fn run(store: &dyn SessionStore, advance: impl AsyncFn(Duration)) -> Report {
     let mut report = Report { passed: 0, failures: Vec::new() };
-    stories::run(store, &mut report).await;
+    // Scans come first: every session that the others leave makes them longer.
     many::run(store, &advance, &mut report).await;
     records::run(store, &mut report).await;
+    stories::run(store, &mut report).await;
+    endings::run(store, &advance, &mut report).await;
+    random::run(store, &mut report).await;
     report
 }
 

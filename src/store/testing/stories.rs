@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    HOUR, Report, answered, check,
+    HOUR, Report, all, answered, check,
     model::{Op, Session},
     new_entry, new_id, new_record, new_user, new_version,
 };
@@ -55,16 +55,22 @@ pub(super) async fn run(store: &dyn SessionStore, report: &mut Report) {
     for of_user in [false, true] {
         for first in STEPS {
             for second in STEPS {
-                for third in STEPS {
-                    // Most begin with a session that is there: what can be done to one that never was is soon told.
-                    let whole = matches!((first, second), (Step::Create, _) | (_, Step::Create) | (_, Step::Late));
-                    let steps: &[Step] =
-                        if whole { &[first, second, third] } else { &[Step::Create, first, second, third] };
-                    let whose = if of_user { "a user's" } else { "nobody's" };
-                    report.case(format!("{whose} session: {steps:?}"), story(store, of_user, steps).await);
+                let sequences = STEPS.map(|third| sequence(first, second, third));
+                let results = all(sequences.iter().map(|steps| story(store, of_user, steps))).await;
+                let whose = if of_user { "a user's" } else { "nobody's" };
+                for (steps, result) in sequences.iter().zip(results) {
+                    report.case(format!("{whose} session: {steps:?}"), result);
                 }
             }
         }
+    }
+}
+
+/// Most begin with a session that is there: what can be done to one that never was is soon told.
+fn sequence(first: Step, second: Step, third: Step) -> Vec<Step> {
+    match (first, second) {
+        (Step::Create, _) | (_, Step::Create | Step::Late) => vec![first, second, third],
+        _ => vec![Step::Create, first, second, third],
     }
 }
 

@@ -28,16 +28,10 @@ impl<C: Clock> SimpleStore<C> {
         Self { clock, sessions: Mutex::default() }
     }
 
-    /// Does `work` now, with what has expired marked as ended.
+    /// Does `work` now, at once and alone.
     fn now<T>(&self, work: impl FnOnce(&mut Sessions, Timestamp) -> T) -> StoreFuture<'_, T> {
         let now = self.clock.now();
-        let mut sessions = self.sessions.lock().unwrap();
-        for state in sessions.values_mut() {
-            if matches!(state, State::Live { until, .. } if *until <= now) {
-                *state = State::Ended { ended: Ended::new(EndReason::Expired, now), claim: None };
-            }
-        }
-        StoreFuture::ready(Ok(work(&mut sessions, now)))
+        StoreFuture::ready(Ok(work(&mut self.sessions.lock().unwrap(), now)))
     }
 }
 
@@ -52,18 +46,23 @@ fn loaded(record: &Arc<Record>, until: Timestamp, now: Timestamp) -> Loaded {
 
 fn found(sessions: &Sessions, id: &SessionId, now: Timestamp) -> Found {
     match sessions.get(id) {
+        Some(State::Live { until, .. }) if *until <= now => Found::Ended(Ended::new(EndReason::Expired, *until)),
         Some(State::Live { record, until }) => Found::Live(loaded(record, *until, now)),
         Some(State::Ended { ended, .. }) => Found::Ended(*ended),
         None => Found::Unknown,
     }
 }
 
-fn live(sessions: &Sessions, now: Timestamp) -> Vec<(SessionId, Loaded)> {
-    sessions.keys().filter_map(|id| Some((*id, found(sessions, id, now).live()?))).collect()
+fn live(sessions: &Sessions, now: Timestamp, which: impl Fn(&Record) -> bool) -> Vec<(SessionId, Loaded)> {
+    let live = sessions.iter().filter_map(|(id, state)| match state {
+        State::Live { record, until } if *until > now && which(record) => Some((*id, loaded(record, *until, now))),
+        _ => None,
+    });
+    live.collect()
 }
 
 fn of_user(sessions: &Sessions, user: &str, now: Timestamp) -> Vec<(SessionId, Loaded)> {
-    live(sessions, now).into_iter().filter(|(_, loaded)| loaded.record.user() == Some(user)).collect()
+    live(sessions, now, |record| record.user() == Some(user))
 }
 
 fn end(sessions: &mut Sessions, id: &SessionId, reason: EndReason, now: Timestamp) {
@@ -120,6 +119,7 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
     fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
         self.now(|sessions, now| {
             if let Some(State::Live { record, until: end }) = sessions.get_mut(id)
+                && *end > now
                 && record.version() == entry.record.version()
             {
                 *end = until(now, entry.ttl);
@@ -181,11 +181,11 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
     }
 
     fn scan<'a>(&'a self, _: &'a Cursor, _: usize) -> StoreFuture<'a, Page> {
-        self.now(|sessions, now| Page { sessions: live(sessions, now), next: None })
+        self.now(|sessions, now| Page { sessions: live(sessions, now, |_| true), next: None })
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
-        self.now(|sessions, now| live(sessions, now).len() as u64)
+        self.now(|sessions, now| live(sessions, now, |_| true).len() as u64)
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {

@@ -1,0 +1,225 @@
+//! What a write has changed, once the store has answered.
+
+use std::sync::Arc;
+
+use super::{
+    Inner, SessionError,
+    save::{Answer, Attempt, Minted, Write},
+    state::{Changes, Fate, Held, Known, Live, Move, State, Untold},
+};
+use crate::{
+    ended::EndReason,
+    event::Happened,
+    record::Record,
+    store::{Created, Entry, Loaded, Outcome},
+    time::Timestamp,
+    token::{SessionId, Token},
+};
+
+impl Inner {
+    /// Takes in what the store said to an attempt.
+    pub(super) fn settle(&self, state: &mut State, attempt: &Attempt, answer: Answer) -> Result<(), SessionError> {
+        state.attempt = None;
+        match (&attempt.write, answer) {
+            (Write::Create(new), Answer::Created(Created::Done { evicted })) => {
+                let user = new.entry.record.user.clone();
+                for id in evicted {
+                    state.happened(id, user.clone(), Happened::Ended(EndReason::Evicted));
+                }
+                state.happened(new.id, user, Happened::Created);
+                state.begun(attempt.generation, new);
+            }
+            // The id is taken, which 264 random bits rule out: the next attempt has another.
+            (Write::Create(_), Answer::Created(Created::Taken)) => {}
+            (Write::Create(_), Answer::Created(Created::Full)) => return Err(SessionError::Full),
+            (Write::Update { entry, token, .. }, Answer::Written(Outcome::Done)) => {
+                state.written(attempt.generation, entry, token.as_ref());
+            }
+            (Write::End { id, reason, .. }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
+                state.ended_by_us(id, *reason, matches!(outcome, Outcome::Done));
+            }
+            (_, Answer::Written(Outcome::Conflict(loaded))) => {
+                self.shared.counters.conflicts.count();
+                self.rebase(state, loaded);
+            }
+            (Write::Update { id, .. }, Answer::Written(Outcome::Gone)) => {
+                self.shared.counters.ended_meanwhile.count();
+                tracing::debug!(session = %id, "session ended meanwhile: changes dropped");
+                state.ended_by_others();
+            }
+            // A creation is answered as one, and nothing else is.
+            (Write::Create(_), Answer::Written(_)) | (_, Answer::Created(_)) => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody else saved first: from here on their session is the one to change.
+    fn rebase(&self, state: &mut State, loaded: Loaded) {
+        let Known::Live(live) = &mut state.known else { return };
+        let token = self.token_of(live);
+        // In a login, the old session is the one that others write.
+        let base = match &mut live.moved {
+            Some(moved) => {
+                moved.is_stale = true;
+                &mut moved.old
+            }
+            None => &mut **live,
+        };
+        for (key, mine) in &mut state.changes.values {
+            let (was, theirs) = (base.record.data.get(key), loaded.record.data.get(key));
+            if was == theirs || theirs == mine.as_ref() {
+                continue;
+            }
+            match self.shared.merges.get(key) {
+                Some(merge) => *mine = merge(was, mine.as_ref(), theirs),
+                None => self.shared.counters.overwrites.count(),
+            }
+        }
+        let rotated = loaded.record.generation() != base.record.generation();
+        base.record = loaded.record;
+        if rotated && let Some(token) = token.filter(|_| live.moved.is_none()) {
+            // The token that this request came with does not count any more, which is all a rotation is for. The client gets
+            // the one that the winner's gets.
+            let dead = live.record.served_no_more();
+            live.token = Held::Minted(Box::new(live.record.current_token(&token)));
+            if state.fate == Fate::Renew || (state.fate == Fate::Rotate && dead) {
+                state.fate = Fate::Keep;
+                state.untold = Some(Untold::Token(cookie_until(&live.record)));
+            }
+        }
+    }
+}
+
+impl State {
+    /// A session with a new token is in the store.
+    fn begun(&mut self, generation: u64, new: &Minted) {
+        let record = &new.entry.record;
+        let live = |moved| {
+            Known::Live(Box::new(Live {
+                id: new.id,
+                token: Held::Minted(Box::new(new.token.clone())),
+                record: record.clone(),
+                last_seen: record.written_at,
+                expires_at: record.written_at.plus(new.entry.ttl),
+                is_new: true,
+                moved,
+            }))
+        };
+        match std::mem::replace(&mut self.known, Known::Absent) {
+            // Not yet: first the old one must end.
+            Known::Live(old) if record.replaces.is_some() => {
+                self.known = live(Some(Box::new(Move { old: *old, generation, is_stale: false })));
+            }
+            _ => {
+                self.known = live(None);
+                self.untold = Some(Untold::Token(cookie_until(record)));
+                self.logged_in();
+                self.saved(generation);
+            }
+        }
+    }
+
+    /// What was changed is in the store.
+    fn written(&mut self, generation: u64, entry: &Entry, token: Option<&Token>) {
+        let Known::Live(live) = &mut self.known else { return };
+        let record = &entry.record;
+        let until = cookie_until(record);
+        if token.is_some() || (until != cookie_until(&live.record) && live.moved.is_none()) {
+            self.untold = Some(Untold::Token(until));
+        }
+        live.record = record.clone();
+        live.last_seen = record.written_at;
+        live.expires_at = record.written_at.plus(entry.ttl);
+        if let Some(moved) = &mut live.moved {
+            moved.is_stale = false;
+            return;
+        }
+        if let Some(token) = token {
+            live.token = Held::Minted(Box::new(token.clone()));
+            if self.changes.login.is_none() {
+                let (id, user) = (live.id, record.user.clone());
+                self.happened(id, user, Happened::Rotated);
+            }
+        }
+        self.logged_in();
+        self.saved(generation);
+    }
+
+    fn logged_in(&mut self) {
+        if let (Some(user), Known::Live(live)) = (self.changes.login.clone(), &self.known)
+            && live.record.user.as_ref() == Some(&user)
+        {
+            let id = live.id;
+            self.happened(id, Some(user), Happened::LoggedIn);
+        }
+    }
+
+    /// A session has ended as this request wanted it, or had ended before.
+    fn ended_by_us(&mut self, id: &SessionId, reason: EndReason, now: bool) {
+        let Known::Live(live) = &mut self.known else { return };
+        let user = live.record.user.clone();
+        let mut moved = None;
+        if live.moved.as_ref().is_some_and(|moved| moved.old.id == *id) {
+            moved = live.moved.take();
+        }
+        if let Some(moved) = moved {
+            // The new one begins.
+            live.is_new = moved.old.is_new || self.changes.afresh;
+            let (until, old_user) = (cookie_until(&live.record), moved.old.record.user.clone());
+            if now {
+                self.happened(*id, old_user, Happened::Ended(reason));
+            }
+            if self.fate != Fate::Destroy {
+                self.untold = Some(Untold::Token(until));
+                self.logged_in();
+                self.saved(moved.generation);
+            }
+            return;
+        }
+        if live.id != *id {
+            return; // that of an attempt that was given up
+        }
+        if now {
+            self.happened.push((*id, user, Happened::Ended(reason)));
+        }
+        match live.moved.take() {
+            // A login that was given up: the old session goes on.
+            Some(moved) => **live = moved.old,
+            None => {
+                // What was changed since belongs to another session. Unless time ended it, and not this request.
+                self.untold = Some(Untold::End);
+                self.ended = Some(reason);
+                self.end(self.fate == Fate::Destroy, Known::Absent);
+            }
+        }
+    }
+
+    /// The session ended while this request was served.
+    fn ended_by_others(&mut self) {
+        // A login, or what was begun after this request ended the session itself, is a session of its own. The
+        // rest belonged to the session that is gone.
+        let own = self.changes.login.is_some() || self.fate == Fate::Destroy;
+        self.untold = None;
+        self.end(own, Known::Ended);
+    }
+
+    /// The stored session is no more. The changes stay if they are another session's already.
+    fn end(&mut self, another: bool, known: Known) {
+        if another {
+            self.known = Known::Absent;
+        } else {
+            self.known = known;
+            self.changes = Changes::default();
+        }
+        self.fate = Fate::Keep;
+    }
+
+    fn happened(&mut self, id: SessionId, user: Option<Arc<str>>, happened: Happened) {
+        self.happened.push((id, user, happened));
+    }
+}
+
+/// Until when the cookie is to be kept, if it is to outlive the browser.
+pub(super) fn cookie_until(record: &Record) -> Option<Timestamp> {
+    record.persistent.then(|| record.absolute_deadline())
+}

@@ -1,0 +1,314 @@
+//! Callers that really are at once: each is a task of its own.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+};
+
+use tokio::sync::{Barrier, oneshot};
+
+use super::{Report, answered, check, new_entry, new_id, new_user, new_version};
+use crate::{
+    ended::EndReason,
+    limits::{Limits, WhenFull},
+    store::{Created, Found, Outcome, SessionStore, Version},
+    token::SessionId,
+};
+
+/// What [`run_parallel`] wants to be run: `|task| drop(tokio::spawn(task))`.
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Asks `store` by many tasks at once what of the [contract](SessionStore) is about callers at once, and reports what it did not
+/// keep.
+///
+/// [`run`](super::run) has one task. That shows what an answer that takes time does to others, and not what threads do to
+/// each other: run this on a runtime that has several. `spawn` starts a task, and does not wait for it.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tower_keep::{MemoryStore, store::testing};
+///
+/// # #[tokio::main(flavor = "multi_thread", worker_threads = 4)]
+/// # async fn main() {
+/// let report = testing::run_parallel(Arc::new(MemoryStore::new()), |task| drop(tokio::spawn(task))).await;
+/// report.assert_passed();
+/// assert!(report.passed() > 100);
+/// # }
+/// ```
+pub async fn run_parallel(store: Arc<dyn SessionStore>, spawn: impl Fn(Task)) -> Report {
+    let mut report = Report { passed: 0, failures: Vec::new() };
+    for callers in [2, 8, 32] {
+        let ring = Ring { store: store.clone(), spawn: &spawn, callers };
+        for round in 1..=5 {
+            let case = |what: &str| format!("{callers} tasks at once, round {round}: {what}");
+            for limit in [1, 3] {
+                for policy in [WhenFull::Reject, WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
+                    let what = format!("{limit} sessions allowed, {policy:?}");
+                    report.case(case(&what), ring.limited(Limits::per_user(limit, policy)).await);
+                }
+            }
+            report.case(case("one creates the id"), ring.one_creates().await);
+            report.case(case("one replaces the version"), ring.one_replaces().await);
+            report.case(case("one consumes"), ring.one_consumes().await);
+            report.case(case("one ends the version"), ring.one_ends().await);
+            report.case(case("no write is lost"), ring.none_is_lost().await);
+            report.case(case("none brings an ended session back"), ring.none_brings_back().await);
+            report.case(case("none survives an end of all"), ring.none_survives().await);
+        }
+    }
+    report
+}
+
+struct Ring<'a, S> {
+    store: Arc<dyn SessionStore>,
+    spawn: &'a S,
+    callers: usize,
+}
+
+impl<S: Fn(Task)> Ring<'_, S> {
+    /// One `job` for each caller, all at once.
+    async fn each<T, F>(&self, mut job: impl FnMut(usize, Arc<dyn SessionStore>) -> F) -> Result<Vec<T>, String>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, String>> + Send + 'static,
+    {
+        let start = Arc::new(Barrier::new(self.callers));
+        let mut answers = Vec::new();
+        for caller in 0..self.callers {
+            let (answer, wait) = oneshot::channel();
+            let (job, start) = (job(caller, self.store.clone()), start.clone());
+            (self.spawn)(Box::pin(async move {
+                start.wait().await;
+                let _ = answer.send(job.await); // or nobody waits for it any more
+            }));
+            answers.push(wait);
+        }
+        let mut results = Vec::new();
+        for answer in answers {
+            results.push(answer.await.map_err(|_| "a task did not end as it should")??);
+        }
+        Ok(results)
+    }
+
+    /// A session of a user, and its version.
+    async fn session(&self, user: &str) -> Result<(SessionId, Version), String> {
+        let (id, new) = (new_id(Some(user))?, new_entry(Some(user))?);
+        let version = new.record.version();
+        let created = answered(self.store.create(&id, new, Limits::none()).await)?;
+        check!(matches!(created, Created::Done { .. }), "{created:?}");
+        Ok((id, version))
+    }
+
+    async fn dead(&self, user: &str, ids: &[SessionId]) -> Result<(), String> {
+        for id in ids {
+            check!(answered(self.store.load(id).await)?.live().is_none(), "one is alive");
+        }
+        check!(answered(self.store.list(user).await)?.is_empty(), "one is listed");
+        Ok(())
+    }
+
+    async fn limited(&self, limits: Limits) -> Result<(), String> {
+        let user = new_user()?;
+        let limit = limits.sessions().unwrap_or(usize::MAX);
+        let created = self
+            .each(|_, store| {
+                let user = user.clone();
+                async move {
+                    let id = new_id(Some(&user))?;
+                    let created = answered(store.create(&id, new_entry(Some(&user))?, limits).await)?;
+                    let listed = answered(store.list(&user).await)?.len();
+                    check!(listed <= limit, "{listed} are alive");
+                    Ok((id, created))
+                }
+            })
+            .await?;
+        let (mut done, mut evicted) = (HashSet::new(), Vec::new());
+        for (id, created) in created {
+            match created {
+                Created::Done { evicted: those } => {
+                    done.insert(id);
+                    evicted.extend(those);
+                }
+                Created::Full => check!(limits.when_full() == WhenFull::Reject, "it is full"),
+                Created::Taken => return Err("a new id is taken".into()),
+            }
+        }
+        for id in &evicted {
+            check!(done.remove(id), "one was evicted twice, or never was");
+        }
+        let listed: HashSet<_> = answered(self.store.list(&user).await)?.into_iter().map(|(id, _)| id).collect();
+        let expected = limit.min(self.callers);
+        check!(listed.len() == expected, "{} are alive, not {expected}", listed.len());
+        check!(listed == done, "others are alive than were created and not evicted");
+        Ok(())
+    }
+
+    async fn one_creates(&self) -> Result<(), String> {
+        let user = new_user()?;
+        let id = new_id(Some(&user))?;
+        let created = self
+            .each(|_, store| {
+                let user = user.clone();
+                async move {
+                    let new = new_entry(Some(&user))?;
+                    let version = new.record.version();
+                    let created = answered(store.create(&id, new, Limits::default()).await)?;
+                    Ok(matches!(created, Created::Done { .. }).then_some(version))
+                }
+            })
+            .await?;
+        let winners: Vec<_> = created.into_iter().flatten().collect();
+        check!(winners.len() == 1, "{} have created it", winners.len());
+        let loaded = answered(self.store.load(&id).await)?.live().ok_or("it is not there")?;
+        check!(loaded.record.version() == winners[0], "another is there than the one that was created");
+        Ok(())
+    }
+
+    async fn one_replaces(&self) -> Result<(), String> {
+        let user = new_user()?;
+        let (id, first) = self.session(&user).await?;
+        let outcomes = self
+            .each(|_, store| {
+                let user = user.clone();
+                async move {
+                    let new = new_entry(Some(&user))?;
+                    let version = new.record.version();
+                    match answered(store.update(&id, first, new).await)? {
+                        Outcome::Done => Ok((true, version)),
+                        Outcome::Conflict(loaded) => Ok((false, loaded.record.version())),
+                        Outcome::Gone => Err("it is gone".into()),
+                    }
+                }
+            })
+            .await?;
+        let winners = outcomes.iter().filter(|(won, _)| *won).count();
+        check!(winners == 1, "{winners} have replaced it");
+        check!(
+            outcomes.iter().all(|(_, version)| *version == outcomes[0].1),
+            "a conflict with something else than the winner"
+        );
+        Ok(())
+    }
+
+    async fn one_consumes(&self) -> Result<(), String> {
+        let user = new_user()?;
+        let (id, _) = self.session(&user).await?;
+        let found = self
+            .each(|_, store| async move {
+                let claim = new_version()?;
+                let first = answered(store.consume(&id, claim).await)?;
+                let again = answered(store.consume(&id, claim).await)?;
+                Ok((first, again))
+            })
+            .await?;
+        let mut winners = 0;
+        for found in found {
+            match found {
+                (Found::Live(first), Found::Live(again)) => {
+                    check!(first.record.version() == again.record.version(), "a claim that is repeated gets another");
+                    winners += 1;
+                }
+                (Found::Ended(_), Found::Ended(ended)) => check!(ended.reason == EndReason::Used, "{ended:?}"),
+                other => return Err(format!("{other:?}")),
+            }
+        }
+        check!(winners == 1, "{winners} have consumed it");
+        self.dead(&user, &[id]).await
+    }
+
+    async fn one_ends(&self) -> Result<(), String> {
+        let user = new_user()?;
+        let (id, version) = self.session(&user).await?;
+        let ends = self.each(|_, store| async move {
+            match answered(store.end(&id, Some(version), EndReason::Replaced).await)? {
+                Outcome::Done => Ok(true),
+                Outcome::Gone => Ok(false),
+                Outcome::Conflict(_) => Err("a conflict, and nobody wrote".into()),
+            }
+        });
+        let done = ends.await?.into_iter().filter(|done| *done).count();
+        check!(done == 1, "{done} have ended it");
+        self.dead(&user, &[id]).await
+    }
+
+    /// Every caller writes three times, each upon what it finds.
+    async fn none_is_lost(&self) -> Result<(), String> {
+        let user = new_user()?;
+        let (id, first) = self.session(&user).await?;
+        let writes = self
+            .each(|_, store| {
+                let user = user.clone();
+                async move {
+                    let mut writes = Vec::new();
+                    let mut expected = first;
+                    while writes.len() < 3 {
+                        let new = new_entry(Some(&user))?;
+                        let version = new.record.version();
+                        match answered(store.update(&id, expected, new).await)? {
+                            Outcome::Done => {
+                                writes.push((expected.to_string(), version.to_string()));
+                                expected = version;
+                            }
+                            Outcome::Conflict(loaded) => expected = loaded.record.version(),
+                            Outcome::Gone => return Err("it is gone".into()),
+                        }
+                    }
+                    Ok(writes)
+                }
+            })
+            .await?;
+        let after: HashMap<_, _> = writes.into_iter().flatten().collect();
+        check!(after.len() == 3 * self.callers, "two writes have replaced the same version");
+        let (mut version, mut writes) = (first.to_string(), 0);
+        while let Some(next) = after.get(&version) {
+            version = next.clone();
+            writes += 1;
+        }
+        check!(writes == after.len(), "only {writes} of {} writes follow one upon the other", after.len());
+        let loaded = answered(self.store.load(&id).await)?.live().ok_or("it is not there")?;
+        check!(loaded.record.version().to_string() == version, "the last write is not there");
+        Ok(())
+    }
+
+    async fn none_brings_back(&self) -> Result<(), String> {
+        let user = new_user()?;
+        let (id, first) = (new_id(Some(&user))?, new_entry(Some(&user))?);
+        answered(self.store.create(&id, first.clone(), Limits::none()).await)?;
+        self.each(|caller, store| {
+            let (user, first) = (user.clone(), first.clone());
+            async move {
+                let version = first.record.version();
+                match caller % 4 {
+                    1 => answered(store.update(&id, version, new_entry(Some(&user))?).await).map(drop),
+                    2 => answered(store.touch(&id, first).await),
+                    3 => answered(store.create(&id, first, Limits::none()).await).map(drop),
+                    _ => answered(store.end(&id, None, EndReason::LoggedOut).await).map(drop),
+                }
+            }
+        })
+        .await?;
+        self.dead(&user, &[id]).await
+    }
+
+    async fn none_survives(&self) -> Result<(), String> {
+        let user = new_user()?;
+        let mut sessions = Vec::new();
+        for _ in 0..self.callers {
+            sessions.push(self.session(&user).await?);
+        }
+        self.each(|caller, store| {
+            let (user, (id, version)) = (user.clone(), sessions[caller]);
+            async move {
+                if caller == 0 {
+                    return answered(store.end_user(&user, None, EndReason::Revoked).await).map(drop);
+                }
+                answered(store.update(&id, version, new_entry(Some(&user))?).await).map(drop)
+            }
+        })
+        .await?;
+        let ids: Vec<_> = sessions.iter().map(|(id, _)| *id).collect();
+        self.dead(&user, &ids).await
+    }
+}
