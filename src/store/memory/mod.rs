@@ -181,19 +181,33 @@ impl MemoryStore {
 
     fn create_now(&self, id: &SessionId, new: Entry, limits: Limits) -> Created {
         let now = self.clock.now();
-        if let Some(known) = self.shard_of(id, now).known(id, &new, now) {
-            return known;
+        let user = new.record.user();
+        {
+            let mut shard = self.shard_of(id, now);
+            if let Some(known) = shard.known(id, &new, now) {
+                return known;
+            }
+            // Where a session of the same user makes room, nobody else has to.
+            match shard.make_room(id.tag(), user, limits, now) {
+                Room::Full => return Created::Full,
+                Room::Made(evicted) if !evicted.is_empty() => {
+                    self.give_back(evicted.len() - 1);
+                    shard.insert(*id, new, now);
+                    return Created::Done { evicted };
+                }
+                Room::Made(_) => {}
+            }
         }
         if !self.take_place(now) {
             return Created::Full;
         }
         let mut shard = self.shard_of(id, now);
-        // Somebody else may have created it meanwhile.
+        // Somebody else may have created it meanwhile, or others of the user.
         if let Some(known) = shard.known(id, &new, now) {
             self.give_back(1);
             return known;
         }
-        match shard.make_room(id.tag(), new.record.user(), limits, now) {
+        match shard.make_room(id.tag(), user, limits, now) {
             Room::Full => {
                 self.give_back(1);
                 Created::Full
