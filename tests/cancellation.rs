@@ -1,5 +1,18 @@
 //! Requests that end halfway: cancelled at every point where they wait, failing in the handler, failing in the store before or after
-//! it did what it was asked. Whatever happens, the client's session is there exactly once.
+//! it did what it was asked. Whatever happens, the client's session is there exactly once, and the client can go on.
+//!
+//! What is asserted after every cut, of the sessions that `Sessions` shows (one that waits for another to end is not alive):
+//!
+//! | the request | the client's sessions that are alive |
+//! |---|---|
+//! | logs in, as another id | one: the old one if the old token opens it, else the new one |
+//! | logs in again, rotates, renews, writes | one: the same id |
+//! | logs out, consumes | the old one if the old token opens it, else none; none if it was answered |
+//! | logs out and writes | the old one if the old token opens it, else at most the new one; the new one if it was answered |
+//!
+//! If a token was given, it opens that session, and the old one does only within the grace window of a renewal. If none was, and the
+//! answer was no failure, the old one does. Where nobody answers, what opens it may be a token that went down with the response:
+//! then the client logs in again, and nothing that it sends with the old one ends anything.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
 
@@ -9,7 +22,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -17,11 +30,13 @@ use std::{
 };
 
 use http::{Request, Response, StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{app::App, redis_server::RedisServer};
+use tokio::{sync::Notify, task::JoinSet, time::timeout};
 use tower::{Layer, Service, service_fn};
 use tower_keep::{
-    EndReason, Limits, ManualClock, MemoryStore, Session, SessionCookie, SessionId, SessionLayer, Token, WhenFull,
+    EndReason, Limits, ManualClock, MemoryStore, NewSession, Session, SessionCookie, SessionId, SessionLayer, Sessions,
+    Token, WhenFull,
     store::{
         Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreError, StoreFuture, Version,
         redis::{RedisConfig, RedisStore},
@@ -29,19 +44,76 @@ use tower_keep::{
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Of a wait that ends by itself: only there so that a broken test ends.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A store whose every operation waits once before it is done and once after, and one of which may fail.
-struct Stepped {
-    memory: MemoryStore,
-    done: Arc<AtomicUsize>,
-    /// Which operation fails, and whether it was done all the same.
-    fails: Option<(usize, bool)>,
+/// What happens to the operations of a store, counted from the beginning of the request; those that are `done` are done
+/// before it happens.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    /// One is not answered.
+    Fails {
+        at: usize,
+        done: bool,
+    },
+    /// Neither is any after it.
+    FailsFrom {
+        at: usize,
+        done: bool,
+    },
+    /// One never ends.
+    Hangs {
+        at: usize,
+        done: bool,
+    },
 }
 
-/// Waits once.
-async fn step() {
-    let mut waited = false;
-    std::future::poll_fn(|_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+/// A store that fails as it is told. Each operation can be made to wait once before it is done and once after.
+struct Stepped {
+    inner: Arc<dyn SessionStore>,
+    plan: Arc<Plan>,
+}
+
+struct Plan {
+    steps: bool,
+    fault: Mutex<Fault>,
+    /// How many operations the request has begun.
+    begun: AtomicUsize,
+    hangs: Notify,
+    given_up: Notify,
+}
+
+impl Plan {
+    fn new(steps: bool, fault: Fault) -> Arc<Self> {
+        let (begun, hangs, given_up) = (AtomicUsize::new(0), Notify::new(), Notify::new());
+        Arc::new(Self { steps, fault: Mutex::new(fault), begun, hangs, given_up })
+    }
+
+    /// Counts from here.
+    fn begin(&self, fault: Fault) {
+        self.begun.store(0, Ordering::SeqCst);
+        *self.fault.lock().unwrap() = fault;
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    async fn step(&self) {
+        let mut waited = !self.steps;
+        std::future::poll_fn(|_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending })
+            .await;
+    }
+}
+
+/// Tells that the operation which hangs was given up.
+struct Hanging<'a>(&'a Plan);
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        self.0.given_up.notify_one();
+    }
 }
 
 impl Stepped {
@@ -50,13 +122,23 @@ impl Stepped {
         operation: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a,
     ) -> StoreFuture<'a, T> {
         StoreFuture::boxed(async move {
-            let number = self.done.fetch_add(1, Ordering::SeqCst);
-            step().await;
-            let fails = self.fails.filter(|(which, _)| *which == number);
-            let answer = if matches!(fails, Some((_, false))) { None } else { Some(operation().await?) };
-            step().await;
-            match (fails, answer) {
-                (None, Some(answer)) => Ok(answer),
+            let number = self.plan.begun.fetch_add(1, Ordering::SeqCst);
+            let fault = *self.plan.fault.lock().unwrap();
+            let (hit, done) = match fault {
+                Fault::None => (false, true),
+                Fault::Fails { at, done } | Fault::Hangs { at, done } => (number == at, done),
+                Fault::FailsFrom { at, done } => (number >= at, done),
+            };
+            self.plan.step().await;
+            let answer = if hit && !done { None } else { Some(operation().await?) };
+            if hit && matches!(fault, Fault::Hangs { .. }) {
+                let _hanging = Hanging(&self.plan);
+                self.plan.hangs.notify_one();
+                return std::future::pending().await;
+            }
+            self.plan.step().await;
+            match answer {
+                Some(answer) if !hit => Ok(answer),
                 _ => Err(StoreError::Outage("the test says so".into())),
             }
         })
@@ -65,31 +147,31 @@ impl Stepped {
 
 impl SessionStore for Stepped {
     fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        self.run(move || self.memory.load(id))
+        self.run(move || self.inner.load(id))
     }
 
     fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        self.run(move || self.memory.create(id, new, limits))
+        self.run(move || self.inner.create(id, new, limits))
     }
 
     fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        self.run(move || self.memory.update(id, expected, new))
+        self.run(move || self.inner.update(id, expected, new))
     }
 
     fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        self.run(move || self.memory.touch(id, entry))
+        self.run(move || self.inner.touch(id, entry))
     }
 
     fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.run(move || self.memory.end(id, expected, reason))
+        self.run(move || self.inner.end(id, expected, reason))
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        self.run(move || self.memory.consume(id, claim))
+        self.run(move || self.inner.consume(id, claim))
     }
 
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        self.run(move || self.memory.list(user))
+        self.run(move || self.inner.list(user))
     }
 
     fn end_user<'a>(
@@ -98,19 +180,19 @@ impl SessionStore for Stepped {
         except: Option<&'a SessionId>,
         reason: EndReason,
     ) -> StoreFuture<'a, Vec<SessionId>> {
-        self.run(move || self.memory.end_user(user, except, reason))
+        self.run(move || self.inner.end_user(user, except, reason))
     }
 
     fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        self.run(move || self.memory.scan(from, count))
+        self.run(move || self.inner.scan(from, count))
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
-        self.run(|| self.memory.count())
+        self.run(|| self.inner.count())
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        self.memory.health()
+        self.inner.health()
     }
 
     fn name(&self) -> &'static str {
@@ -123,8 +205,10 @@ impl SessionStore for Stepped {
 enum Flow {
     /// A visitor logs in.
     Login,
-    /// A visitor logs in as somebody who may have one session, and has one.
+    /// A visitor logs in as somebody who has another session, and with a limit of one may have no more.
     LoginAtLimit,
+    /// A visitor logs in, saves, and changes more.
+    LoginAndWriteTwice,
     /// A user logs in again.
     LoginAgain,
     /// A user logs in as another.
@@ -139,13 +223,16 @@ enum Flow {
     Logout,
     LogoutAndWrite,
     Consume,
+    /// Only looks: who is there, and what there is.
+    Look,
 }
 
 use Flow::*;
 
-const FLOWS: [Flow; 12] = [
+const FLOWS: [Flow; 13] = [
     Login,
     LoginAtLimit,
+    LoginAndWriteTwice,
     LoginAgain,
     LoginOther,
     Rotate,
@@ -158,27 +245,57 @@ const FLOWS: [Flow; 12] = [
     Consume,
 ];
 
+impl Flow {
+    /// Carries the session on under another id.
+    fn moves(self) -> bool {
+        matches!(self, Login | LoginAtLimit | LoginAndWriteTwice | LoginOther)
+    }
+
+    /// Ends the session.
+    fn ends(self) -> bool {
+        matches!(self, Logout | LogoutAndWrite | Consume)
+    }
+
+    /// Does nothing to the store before the handler has returned, and nothing that is worth keeping without a response.
+    fn needs_a_response(self) -> bool {
+        matches!(self, Login | LoginAtLimit | LoginAgain | LoginOther | Rotate | Renew)
+    }
+}
+
 /// How the handler answers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Ending {
     Fine,
     ServerError,
     Failure,
 }
 
+const ENDINGS: [Ending; 3] = [Ending::Fine, Ending::ServerError, Ending::Failure];
+
+const ONE: Limits = Limits::per_user(1, WhenFull::EvictLeastRecentlyUsed);
+const THREE: Limits = Limits::per_user(3, WhenFull::EvictLeastRecentlyUsed);
+const ONE_AND_NO_MORE: Limits = Limits::per_user(1, WhenFull::Reject);
+
 async fn handle(request: Request<()>, flow: Flow, ending: Ending) -> Result<Response<()>, &'static str> {
     let session = request.extensions().get::<Session>().unwrap().clone();
-    let unavailable = |_| {
+    let with_status = |status| {
         let mut response = Response::new(());
-        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        *response.status_mut() = status;
         response
     };
-    if let Err(response) = session.load().await.map_err(unavailable) {
-        return Ok(response);
+    if session.load().await.is_err() {
+        return Ok(with_status(StatusCode::SERVICE_UNAVAILABLE));
     }
+    let mut seen = (None, None);
     let work = async {
         match flow {
             Login | LoginAtLimit | LoginAgain => session.login("ana")?,
+            LoginAndWriteTwice => {
+                session.login("ana")?;
+                session.insert("k", &2)?;
+                session.save().await?;
+                session.insert("l", &3)?;
+            }
             LoginOther => session.login("ben")?,
             Rotate => session.rotate()?,
             Renew => {}
@@ -200,18 +317,26 @@ async fn handle(request: Request<()>, flow: Flow, ending: Ending) -> Result<Resp
                 session.insert("notice", "Goodbye!")?;
             }
             Consume => drop(session.consume().await?),
+            Look => seen = (session.user()?, session.get::<u64>("k")?),
         }
         Ok::<_, tower_keep::SessionError>(())
     };
     let failed = work.await.is_err();
-    let mut response = Response::new(());
-    match ending {
-        _ if failed => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
-        Ending::Fine => {}
-        Ending::ServerError => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
+    let mut response = match ending {
+        _ if failed => with_status(StatusCode::SERVICE_UNAVAILABLE),
+        Ending::Fine => with_status(StatusCode::OK),
+        Ending::ServerError => with_status(StatusCode::INTERNAL_SERVER_ERROR),
         Ending::Failure => return Err("the handler fails"),
-    }
+    };
+    response.extensions_mut().insert(Seen { user: seen.0.map(|user| user.to_string()), k: seen.1 });
     Ok(response)
+}
+
+/// What a `Look` saw.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Seen {
+    user: Option<String>,
+    k: Option<u64>,
 }
 
 fn now<F: Future>(future: F) -> F::Output {
@@ -225,205 +350,421 @@ fn now<F: Future>(future: F) -> F::Output {
 
 struct World {
     clock: ManualClock,
-    memory: MemoryStore,
+    /// Sees the sessions as they are.
+    sessions: Sessions,
     layer: SessionLayer,
+    /// Over the same sessions, without faults.
+    sound: SessionLayer,
+    limits: Limits,
+    /// What the client has had.
     token: Token,
-    /// How many operations of the store the request has begun.
-    done: Arc<AtomicUsize>,
+    /// Another session of the same user.
+    other: Option<SessionId>,
+    plan: Arc<Plan>,
 }
 
 type Answer = Result<Response<()>, &'static str>;
 
+fn request(layer: &SessionLayer, token: &Token, flow: Flow, ending: Ending) -> Pin<Box<dyn Future<Output = Answer>>> {
+    let mut service = layer.layer(service_fn(move |request| handle(request, flow, ending)));
+    let cookie = format!("session={}", token.expose());
+    Box::pin(service.call(Request::builder().header(header::COOKIE, cookie).body(()).unwrap()))
+}
+
+/// The cookie that a response sets: empty if it takes it away.
+fn told(answer: Option<&Answer>) -> Option<String> {
+    let response = answer?.as_ref().ok()?;
+    let value = response.headers().get(header::SET_COOKIE)?.to_str().unwrap();
+    Some(value.split(['=', ';']).nth(1).unwrap().to_owned())
+}
+
+fn given(answer: Option<&Answer>) -> Option<Token> {
+    told(answer).filter(|token| !token.is_empty()).map(|token| Token::parse(token).unwrap())
+}
+
+/// Whether the client was answered that it was done.
+fn fine(answer: Option<&Answer>) -> bool {
+    let response = answer.and_then(|answer| answer.as_ref().ok());
+    response.is_some_and(|response| matches!(response.status().as_u16(), 200 | 500))
+}
+
 impl World {
-    fn new(flow: Flow, fails: Option<(usize, bool)>) -> Self {
+    fn new(flow: Flow, limits: Limits, fault: Fault) -> Self {
         let clock = ManualClock::new();
         let memory = MemoryStore::new().clock(clock.clone());
-        let done = Arc::<AtomicUsize>::default();
         let layer = |store: Arc<dyn SessionStore>| {
             SessionLayer::new(store)
                 .cookie(SessionCookie::development())
                 .clock(clock.clone())
                 .rotate_every(10 * MINUTE)
-                .limits(Limits::per_user(1, WhenFull::EvictLeastRecentlyUsed))
+                .limits(limits)
         };
-        let sessions = layer(Arc::new(memory.clone())).sessions();
+        let sound = layer(Arc::new(memory.clone()));
+        let sessions = sound.sessions();
         let new = match flow {
-            Login | LoginAtLimit => tower_keep::NewSession::anonymous(),
-            _ => tower_keep::NewSession::of("ana"),
+            Login | LoginAtLimit | LoginAndWriteTwice => NewSession::anonymous(),
+            _ => NewSession::of("ana"),
         };
         let token = now(sessions.create(new.insert("k", &1).unwrap())).unwrap();
-        if flow == LoginAtLimit {
-            now(sessions.create("ana")).unwrap();
-        }
+        let other = (flow == LoginAtLimit).then(|| now(sessions.create("ana")).unwrap().id());
         if flow == Renew {
             clock.advance(10 * MINUTE);
         }
-        let stepped = Stepped { memory: memory.clone(), done: done.clone(), fails };
-        let layer = layer(Arc::new(stepped));
-        Self { clock, memory, layer, token, done }
+        let plan = Plan::new(true, fault);
+        let layer = layer(Arc::new(Stepped { inner: Arc::new(memory), plan: plan.clone() }));
+        Self { clock, sessions, layer, sound, limits, token, other, plan }
     }
 
-    fn request(&self, flow: Flow, ending: Ending) -> Pin<Box<dyn Future<Output = Answer>>> {
-        let mut service = self.layer.layer(service_fn(move |request| handle(request, flow, ending)));
-        let cookie = format!("session={}", self.token.expose());
-        Box::pin(service.call(Request::builder().header(header::COOKIE, cookie).body(()).unwrap()))
-    }
-
-    /// The sessions that are alive, as a look at the store itself shows.
+    /// The sessions that are alive, but for that of the other device.
     fn alive(&self) -> Vec<SessionId> {
-        let sessions = SessionLayer::new(self.memory.clone()).clock(self.clock.clone()).sessions();
-        let (page, next) = now(sessions.page(&Cursor::start(), 1000)).unwrap();
+        let (page, next) = now(self.sessions.page(&Cursor::start(), 1000)).unwrap();
         assert_eq!(next, None);
-        page.iter().map(|session| session.id()).collect()
+        page.iter().map(|session| session.id()).filter(|id| Some(*id) != self.other).collect()
     }
 
     fn opens(&self, token: &Token) -> bool {
-        let sessions = SessionLayer::new(self.memory.clone()).clock(self.clock.clone()).sessions();
-        now(sessions.is_valid(token)).unwrap()
+        now(self.sessions.is_valid(token)).unwrap()
     }
 
-    /// What must be true however the request ended.
-    fn check(&self, flow: Flow, answer: Option<&Answer>, what: &str) {
-        let alive = self.alive();
-        let response = answer.and_then(|answer| answer.as_ref().ok());
-        let told = response.and_then(|response| response.headers().get(header::SET_COOKIE));
-        let told = told.map(|value| value.to_str().unwrap().split(['=', ';']).nth(1).unwrap().to_owned());
-        let given = told.as_ref().filter(|token| !token.is_empty()).map(|token| Token::parse(token).unwrap());
-        let fine = response.is_some_and(|response| response.status() != StatusCode::SERVICE_UNAVAILABLE);
-        let other_device = usize::from(flow == LoginAtLimit && alive.len() == 2);
+    /// A request that nothing happens to.
+    fn ask(&self, token: &Token, flow: Flow) -> Answer {
+        now(request(&self.sound, token, flow, Ending::Fine))
+    }
+
+    /// What must be true however the request ended: see the head of this file.
+    fn check(&self, flow: Flow, ending: Ending, answer: Option<&Answer>, what: &str) {
+        let (alive, fine, given) = (self.alive(), fine(answer), given(answer));
+        let (old, old_opens) = (self.token.id(), self.opens(&self.token));
         match flow {
             Logout | Consume => {
-                assert!(alive.len() <= 1, "{what}: {} are alive", alive.len());
+                assert_eq!(alive, if old_opens { vec![old] } else { vec![] }, "{what}");
                 assert!(!fine || alive.is_empty(), "{what}: it was answered as ended");
             }
             // In between there is none: the end of a session does not wait for the beginning of another.
-            LogoutAndWrite => {
-                assert!(alive.len() <= 1, "{what}: {} are alive", alive.len());
-                assert!(!fine || !self.opens(&self.token), "{what}: it was answered as ended");
+            LogoutAndWrite if old_opens => {
+                assert_eq!(alive, [old], "{what}");
+                assert!(!fine, "{what}: it was answered as ended");
             }
-            _ => assert_eq!(alive.len() - other_device, 1, "{what}: exactly one is alive"),
+            LogoutAndWrite => {
+                assert!(!alive.contains(&old) && alive.len() <= 1, "{what}: {alive:?}");
+                assert!(!fine || given.is_some(), "{what}: the new session was not given");
+            }
+            _ if flow.moves() => {
+                assert_eq!(alive.len(), 1, "{what}: exactly one is alive");
+                assert_eq!(alive[0] == old, old_opens, "{what}: the old token and the old session");
+                let user = now(self.sessions.get(&alive[0])).unwrap().unwrap().user().map(str::to_owned);
+                let as_before = if flow == LoginOther { Some("ana") } else { None };
+                let after = if flow == LoginOther { "ben" } else { "ana" };
+                assert_eq!(user.as_deref(), if old_opens { as_before } else { Some(after) }, "{what}");
+            }
+            _ => assert_eq!(alive, [old], "{what}: exactly the one is alive"),
         }
         // What the client was given works, and nothing else does then, but within the grace window.
         if let Some(given) = &given {
+            assert_eq!(alive, [given.id()], "{what}: the given token is another session's");
             assert!(self.opens(given), "{what}: the given token opens nothing");
-            assert_eq!(self.opens(&self.token), flow == Renew, "{what}: the token before");
-        } else if !matches!(flow, Logout | LogoutAndWrite | Consume) && fine {
-            assert!(self.opens(&self.token), "{what}: nothing was given, and the old token is dead");
+            assert_eq!(old_opens, flow == Renew, "{what}: the token before");
+        } else if !flow.ends() && fine {
+            assert!(old_opens, "{what}: nothing was given, and the old token is dead");
         }
-        if let Some("") = told.as_deref() {
-            assert!(!self.opens(&self.token), "{what}: the cookie of a live session was taken away");
+        if told(answer).as_deref() == Some("") {
+            assert!(!old_opens, "{what}: the cookie of a live session was taken away");
         }
-        // A client that was told nothing of a renewal can go on.
+        // A client that was told nothing of a renewal can go on; so can one whose handler failed.
         if flow == Renew && given.is_none() {
-            assert!(self.opens(&self.token), "{what}: within the grace window");
+            assert!(old_opens, "{what}: within the grace window");
         }
-        // Nor do more of its user's sessions live than may.
-        let sessions = SessionLayer::new(self.memory.clone()).clock(self.clock.clone()).sessions();
+        if ending == Ending::Failure && flow.needs_a_response() {
+            assert!(old_opens, "{what}: changed without a response");
+        }
+        // The lists of users show the same, and no more than may be.
         for user in ["ana", "ben"] {
-            assert!(now(sessions.list(user)).unwrap().len() <= 1, "{what}: too many of {user}");
+            let listed = now(self.sessions.list(user)).unwrap();
+            assert!(listed.len() <= self.limits.sessions().unwrap(), "{what}: too many of {user}");
+            let of_client = listed.iter().filter(|session| Some(session.id()) != self.other);
+            assert!(of_client.map(|session| session.id()).all(|id| alive.contains(&id)), "{what}");
+        }
+    }
+}
+
+/// Drops the request after so many polls.
+fn cancelled(world: &World, flow: Flow, ending: Ending, polls: usize) -> Option<Answer> {
+    let mut request = request(&world.layer, &world.token, flow, ending);
+    for _ in 0..polls {
+        if let Poll::Ready(answer) = request.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+/// A request cancelled at every point; returns how many there are.
+fn at_every_point(
+    flow: Flow,
+    ending: Ending,
+    limits: Limits,
+    look: &mut impl FnMut(&World, Option<&Answer>, &str),
+) -> usize {
+    let mut polls = 0;
+    loop {
+        let world = World::new(flow, limits, Fault::None);
+        let answer = cancelled(&world, flow, ending, polls);
+        look(&world, answer.as_ref(), &format!("{flow:?}, {ending:?}, {limits:?}, dropped after {polls} polls"));
+        if answer.is_some() {
+            return polls;
+        }
+        polls += 1;
+    }
+}
+
+/// A request whose every operation fails in turn, by itself and with all that follow; returns how many there are.
+fn with_every_outage(
+    flow: Flow,
+    ending: Ending,
+    limits: Limits,
+    look: &mut impl FnMut(&World, Option<&Answer>, &str),
+) -> usize {
+    let mut most = 0;
+    for fault in [|at, done| Fault::Fails { at, done }, |at, done| Fault::FailsFrom { at, done }]
+        as [fn(usize, bool) -> Fault; 2]
+    {
+        for done in [false, true] {
+            for at in 0.. {
+                let fault = fault(at, done);
+                let world = World::new(flow, limits, fault);
+                let answer = now(request(&world.layer, &world.token, flow, ending));
+                look(&world, Some(&answer), &format!("{flow:?}, {ending:?}, {limits:?}, {fault:?}"));
+                if world.plan.begun() <= at {
+                    most = most.max(at);
+                    break;
+                }
+            }
+        }
+    }
+    most
+}
+
+/// Every request that is cut off in any way.
+fn however_it_is_cut_off(flows: &[Flow], limits: Limits, mut look: impl FnMut(&World, Flow, Option<&Answer>, &str)) {
+    for &flow in flows {
+        for ending in ENDINGS {
+            let mut look = |world: &World, answer: Option<&Answer>, what: &str| look(world, flow, answer, what);
+            at_every_point(flow, ending, limits, &mut look);
+            with_every_outage(flow, ending, limits, &mut look);
         }
     }
 }
 
 #[test]
 fn a_request_cancelled_at_any_point_leaves_exactly_one_live_token() {
-    for flow in FLOWS {
-        for ending in [Ending::Fine, Ending::ServerError, Ending::Failure] {
-            let mut cancelled = 0;
-            loop {
-                let world = World::new(flow, None);
-                let mut request = world.request(flow, ending);
-                let mut answer = None;
-                for _ in 0..cancelled {
-                    if let Poll::Ready(ready) = request.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                        answer = Some(ready);
-                        break;
-                    }
-                }
-                drop(request);
-                world.check(flow, answer.as_ref(), &format!("{flow:?}, {ending:?}, dropped after {cancelled} polls"));
-                if answer.is_some() {
-                    break;
-                }
-                cancelled += 1;
+    for limits in [ONE, THREE] {
+        for flow in FLOWS {
+            for ending in ENDINGS {
+                let points = at_every_point(flow, ending, limits, &mut |world, answer, what| {
+                    world.check(flow, ending, answer, what);
+                });
+                // The look-up waits twice, and so does every write. Without a response no token is changed.
+                let writes = ending != Ending::Failure || !flow.needs_a_response();
+                assert!(points >= if writes { 5 } else { 3 }, "{flow:?}, {ending:?}: {points} points");
+                assert!(points >= if flow.moves() && writes { 7 } else { 0 }, "{flow:?}, {ending:?}: {points} points");
             }
-            // The look-up waits twice, and so does every write. Without a response no token is changed.
-            let writes = !matches!(ending, Ending::Failure) || matches!(flow, Write | WriteTwice | Logout | Consume);
-            assert!(cancelled >= if writes { 5 } else { 3 }, "{flow:?}, {ending:?}: {cancelled} points");
         }
     }
 }
 
 #[test]
 fn a_store_that_fails_at_any_point_leaves_exactly_one_live_token() {
-    for flow in FLOWS {
-        for ending in [Ending::Fine, Ending::ServerError, Ending::Failure] {
-            for applied in [false, true] {
-                let mut failing = 0;
-                loop {
-                    let world = World::new(flow, Some((failing, applied)));
-                    let answer = now(world.request(flow, ending));
-                    let what = format!("{flow:?}, {ending:?}, operation {failing} fails, done: {applied}");
-                    world.check(flow, Some(&answer), &what);
-                    if world.done.load(Ordering::SeqCst) <= failing {
-                        break;
-                    }
-                    failing += 1;
-                }
-                assert!(failing > 0);
+    for limits in [ONE, THREE] {
+        for flow in FLOWS {
+            for ending in ENDINGS {
+                let operations = with_every_outage(flow, ending, limits, &mut |world, answer, what| {
+                    world.check(flow, ending, answer, what);
+                });
+                let writes = ending != Ending::Failure || !flow.needs_a_response();
+                assert!(operations >= 1 + usize::from(writes), "{flow:?}, {ending:?}: {operations} operations");
             }
         }
     }
 }
 
-/// Connections that break while a real server waits for a real Redis.
+#[test]
+fn after_a_request_was_cut_off_the_client_goes_on() {
+    however_it_is_cut_off(&FLOWS, THREE, |world, flow, answer, what| {
+        let token = given(answer).unwrap_or_else(|| world.token.clone());
+        let alive = world.alive();
+        let session = now(world.sessions.open(&token)).unwrap();
+        let answer = world.ask(&token, Look);
+        assert!(fine(Some(&answer)), "{what}, and then: {answer:?}");
+        assert_eq!(world.alive(), alive, "{what}: a look has changed what is alive");
+        let seen = answer.as_ref().unwrap().extensions().get::<Seen>().unwrap().clone();
+        match session {
+            Some(session) => {
+                let k = session.value::<u64>("k").unwrap();
+                assert_eq!(seen, Seen { user: session.user().map(str::to_owned), k }, "{what}");
+                let wrote = matches!(flow, Write | WriteTwice | RotateAndWriteTwice | LoginAndWriteTwice);
+                let anew = matches!(flow, LogoutAndWrite | LoginOther) && session.id() != world.token.id();
+                assert!(if anew { k.is_none() } else { k == Some(1) || (wrote && k == Some(2)) }, "{what}: {k:?}");
+            }
+            None => assert_eq!(seen, Seen::default(), "{what}: who is that?"),
+        }
+        if flow == Renew {
+            // It is given the successor now, unless it was before.
+            assert!(token != world.token || given(Some(&answer)).is_some(), "{what}: no successor");
+            let successor = given(Some(&answer)).unwrap_or(token);
+            world.clock.advance(MINUTE);
+            assert!(world.opens(&successor) && !world.opens(&world.token), "{what}: after the grace window");
+            assert_eq!(world.alive(), [world.token.id()], "{what}");
+            return;
+        }
+        assert_eq!(told(Some(&answer)), None, "{what}: a look has told the client something");
+    });
+}
+
+/// Whether the client's token opens anything or not, it can log in with it, and nothing but what it cannot be told of stays.
+#[test]
+fn a_login_after_a_request_was_cut_off_leaves_exactly_one_live_token() {
+    however_it_is_cut_off(&FLOWS, THREE, |world, _, answer, what| {
+        let token = given(answer).unwrap_or_else(|| world.token.clone());
+        let mut expected = if world.opens(&token) { vec![] } else { world.alive() };
+        let answer = world.ask(&token, LoginOther);
+        assert!(fine(Some(&answer)), "{what}, and a login: {answer:?}");
+        let token = given(Some(&answer)).unwrap_or_else(|| panic!("{what}, and a login: no token"));
+        assert!(world.opens(&token), "{what}, and a login");
+        expected.push(token.id());
+        let mut alive = world.alive();
+        (alive.sort(), expected.sort());
+        assert_eq!(alive, expected, "{what}, and a login: the client's session is alive, and nothing else");
+    });
+}
+
+/// Whoever was not answered tries again.
+#[test]
+fn a_request_cut_off_and_repeated_leaves_exactly_one_live_token() {
+    for limits in [ONE, THREE] {
+        however_it_is_cut_off(&FLOWS, limits, |world, flow, answer, what| {
+            let token = given(answer).unwrap_or_else(|| world.token.clone());
+            if !world.opens(&token) {
+                return; // what was done is not undone, and nobody can be told
+            }
+            let answer = world.ask(&token, flow);
+            assert!(fine(Some(&answer)), "{what}, repeated: {answer:?}");
+            let last = given(Some(&answer)).unwrap_or(token);
+            let expected = if matches!(flow, Logout | Consume) { vec![] } else { vec![last.id()] };
+            assert_eq!(world.alive(), expected, "{what}, repeated: the client's session is alive, and nothing else");
+            assert_eq!(world.opens(&last), !expected.is_empty(), "{what}, repeated");
+        });
+    }
+}
+
+/// A login that was cut off is not carried on by whatever ends the session it was begun with.
+#[test]
+fn a_logout_after_a_request_was_cut_off_leaves_nothing_alive() {
+    however_it_is_cut_off(&FLOWS, THREE, |world, _, answer, what| {
+        let token = given(answer).unwrap_or_else(|| world.token.clone());
+        if world.opens(&token) {
+            let answer = world.ask(&token, Logout);
+            assert!(fine(Some(&answer)), "{what}, and a logout: {answer:?}");
+            assert_eq!(world.alive(), [], "{what}, and a logout: something is alive");
+        }
+    });
+}
+
+/// Nor by a revocation.
+#[test]
+fn a_revocation_after_a_request_was_cut_off_leaves_nothing_alive() {
+    however_it_is_cut_off(&FLOWS, THREE, |world, _, answer, what| {
+        let token = given(answer).unwrap_or_else(|| world.token.clone());
+        if world.opens(&token) {
+            assert!(now(world.sessions.revoke(&token.id())).unwrap());
+            assert_eq!(world.alive(), [], "{what}, and a revocation: something is alive");
+        }
+    });
+}
+
+/// Where one session too many is refused, a login that was cut off does not lock its user out.
+#[test]
+fn a_login_cut_off_takes_up_no_place() {
+    however_it_is_cut_off(&[Login, LoginAndWriteTwice, LoginOther], ONE_AND_NO_MORE, |world, flow, answer, what| {
+        let token = given(answer).unwrap_or_else(|| world.token.clone());
+        if world.opens(&token) {
+            let answer = world.ask(&token, flow);
+            assert!(fine(Some(&answer)), "{what}, repeated: {answer:?}");
+        }
+    });
+}
+
+/// A user agent goes away while a real server waits for a real Redis, which has done what it was asked, or is about to.
 #[tokio::test]
 async fn a_dropped_connection_leaves_exactly_one_live_token() {
     let redis = RedisServer::start().await;
-    let patience = Duration::from_secs(10);
-    let config = RedisConfig::from_url(&redis.url()).unwrap().timeout(patience).connect_timeout(patience);
-    let layer = SessionLayer::new(RedisStore::new(config)).cookie(SessionCookie::development());
-    let app = App::start(layer.clone()).await;
-    for (user, steps) in [
-        (None, json!([["login", "ana"]])),
-        (None, json!([["insert", "k", 2], ["save"], ["login", "ana"]])),
-        (Some("ana"), json!([["rotate"]])),
-        (Some("ana"), json!([["rotate"], ["save"], ["insert", "k", 3]])),
-        (Some("ana"), json!([["login", "ben"]])),
+    let config = RedisConfig::from_url(&redis.url()).unwrap().timeout(PATIENCE).connect_timeout(PATIENCE);
+    let plan = Plan::new(false, Fault::None);
+    let layer = |store: Arc<dyn SessionStore>| SessionLayer::new(store).cookie(SessionCookie::development());
+    let store: Arc<dyn SessionStore> = Arc::new(RedisStore::new(config));
+    let sessions = layer(store.clone()).sessions();
+    let app = App::start(layer(Arc::new(Stepped { inner: store, plan: plan.clone() }))).await;
+    let login = json!(["login", "ana"]);
+    for (first, steps, is_moved, ends) in [
+        (json!(["insert", "k", 1]), json!([["login", "ana"]]), true, false),
+        (json!(["insert", "k", 1]), json!([["insert", "k", 2], ["save"], ["login", "ana"]]), true, false),
+        (login.clone(), json!([["login", "ben"]]), true, false),
+        (login.clone(), json!([["rotate"]]), false, false),
+        (login.clone(), json!([["rotate"], ["save"], ["insert", "k", 3]]), false, false),
+        (login.clone(), json!([["insert", "k", 3]]), false, false),
+        (login.clone(), json!([["logout"]]), false, true),
+        (login.clone(), json!([["consume"]]), false, true),
     ] {
-        for polls in 0..40 {
-            redis.command("FLUSHALL").await;
-            let client = app.client();
-            let first = user.map_or(json!(["insert", "k", 1]), |user| json!(["login", user]));
-            client.one(first).await;
-            {
-                // Redis hangs while the request is under way, so that it is cut off wherever it happens to be.
-                let mut request = Box::pin(client.post("/do", &steps));
-                for _ in 0..polls {
-                    if futures_poll(request.as_mut()).await {
-                        break;
+        for done in [false, true] {
+            for at in 0.. {
+                let what = format!("{steps}, operation {at}, done: {done}");
+                redis.command("FLUSHALL").await;
+                plan.begin(Fault::None);
+                let client = Arc::new(app.client());
+                client.one(first.clone()).await;
+                let token = Token::parse(client.cookie("session").unwrap()).unwrap();
+                plan.begin(Fault::Hangs { at, done });
+                let answered = {
+                    let (client, steps) = (client.clone(), steps.clone());
+                    let mut request = tokio::spawn(async move { client.perform(steps).await });
+                    tokio::select! {
+                        answer = &mut request => { answer.unwrap(); true }
+                        () = plan.hangs.notified() => {
+                            request.abort();
+                            timeout(PATIENCE, plan.given_up.notified()).await.expect("the server notices");
+                            false
+                        }
                     }
-                    tokio::task::yield_now().await;
+                };
+                plan.begin(Fault::None);
+                let (page, _) = sessions.page(&Cursor::start(), 1000).await.unwrap();
+                let alive: Vec<_> = page.iter().map(|session| session.id()).collect();
+                let opens = sessions.is_valid(&token).await.unwrap();
+                assert_eq!(alive.len(), usize::from(!ends || opens), "{what}: {alive:?}");
+                assert_eq!(alive.contains(&token.id()), opens || !(is_moved || ends), "{what}");
+                // With the cookie that it has, it is served as who it is, or as nobody, and that changes nothing.
+                let token = client.cookie("session").map(|token| Token::parse(token).unwrap());
+                let user = match &token {
+                    Some(token) => sessions.open(token).await.unwrap(),
+                    None => None,
+                };
+                let user = user.and_then(|session| session.user().map(str::to_owned));
+                assert_eq!(client.one(json!(["user"])).await, user.map_or(Value::Null, Value::String), "{what}");
+                let (page, _) = sessions.page(&Cursor::start(), 1000).await.unwrap();
+                assert_eq!(page.iter().map(|session| session.id()).collect::<Vec<_>>(), alive, "{what}");
+                if answered {
+                    assert!(at >= 2, "{steps}: {at} operations");
+                    assert_eq!(token.is_some_and(|token| alive.contains(&token.id())), !ends, "{what}");
+                    break;
                 }
             }
-            // What was sent to Redis is done by now, or never will be.
-            layer.sessions().health().await.unwrap();
-            tokio::task::yield_now().await;
-            let (alive, _) = layer.sessions().page(&Cursor::start(), 1000).await.unwrap();
-            assert_eq!(alive.len(), 1, "{steps} cut off after {polls} polls");
         }
     }
 }
 
-/// Polls once; whether it is ready.
-async fn futures_poll(mut future: Pin<&mut impl Future>) -> bool {
-    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await
-}
-
-async fn slow_writers_against_a_logout(apps: &[App; 2], layer: &SessionLayer) {
+async fn slow_writers_against_a_revocation_among_them(apps: &[App; 2], layer: &SessionLayer) {
     let client = apps[0].client();
     client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
-    let mut writers = tokio::task::JoinSet::new();
+    let mut writers = JoinSet::new();
     for n in 0..100 {
         let twin = client.at(&apps[n % 2].url());
         let change = match n % 4 {
@@ -439,9 +780,6 @@ async fn slow_writers_against_a_logout(apps: &[App; 2], layer: &SessionLayer) {
         apps[n % 2].reached(&format!("slow{n}")).await;
     }
     for n in 0..100 {
-        if n == 50 {
-            client.forget_cookies();
-        }
         apps[n % 2].open(&format!("slow{n}"));
         if n == 40 {
             layer.sessions().revoke_user("ana").await.unwrap();
@@ -457,10 +795,46 @@ async fn slow_writers_against_a_logout(apps: &[App; 2], layer: &SessionLayer) {
     assert_eq!(layer.sessions().count().await.unwrap(), 0, "nothing is alive");
 }
 
+/// Nobody waits for anybody: some are saved before it, some after, some at the same time.
+async fn slow_writers_against_a_logout_among_them(apps: &[App; 2], layer: &SessionLayer) {
+    let client = apps[0].client();
+    client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
+    let mut writers = JoinSet::new();
+    for n in 0..100 {
+        let twin = client.at(&apps[n % 2].url());
+        let change = match n % 3 {
+            0 => json!(["insert", "k", n]),
+            1 => json!(["insert", format!("k{n}"), n]),
+            _ => json!(["set_metadata", "device", "phone"]),
+        };
+        writers.spawn(
+            async move { twin.post("/do", &json!([["get", "k"], ["gate", format!("among{n}")], change])).await },
+        );
+    }
+    for n in 0..100 {
+        apps[n % 2].reached(&format!("among{n}")).await;
+    }
+    let logout = async { client.one(json!(["logout"])).await };
+    let open = async {
+        for n in 0..100 {
+            apps[n % 2].open(&format!("among{n}"));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(open, logout);
+    for reply in writers.join_all().await {
+        assert_eq!(reply.status, StatusCode::OK);
+        assert!(reply.set_cookies().is_empty(), "no writer sets a cookie: {reply:?}");
+    }
+    assert_eq!(client.cookie("session"), None);
+    assert!(layer.sessions().list("ana").await.unwrap().is_empty());
+    assert_eq!(layer.sessions().count().await.unwrap(), 0, "nothing is alive");
+}
+
 async fn slow_writers_against_a_logout_that_came_first(apps: &[App; 2], layer: &SessionLayer) {
     let client = apps[0].client();
     client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
-    let mut writers = tokio::task::JoinSet::new();
+    let mut writers = JoinSet::new();
     for n in 0..100 {
         let twin = client.at(&apps[n % 2].url());
         let change = if n % 2 == 0 { json!(["insert", "k", n]) } else { json!(["rotate"]) };
@@ -485,7 +859,8 @@ async fn against_a_hundred(stores: [Arc<dyn SessionStore>; 2]) {
     let layers = stores.map(|store| SessionLayer::new(store).cookie(SessionCookie::development()));
     let apps = [App::start(layers[0].clone()).await, App::start(layers[1].clone()).await];
     slow_writers_against_a_logout_that_came_first(&apps, &layers[0]).await;
-    slow_writers_against_a_logout(&apps, &layers[0]).await;
+    slow_writers_against_a_logout_among_them(&apps, &layers[0]).await;
+    slow_writers_against_a_revocation_among_them(&apps, &layers[0]).await;
 }
 
 #[tokio::test]

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use support::redis_server::RedisServer;
+use support::{
+    eventually,
+    redis_server::{RedisServer, text},
+};
 use tower_keep::{
     EndReason, Ended, Limits, ManualClock, MemoryStore, SessionId, Token,
     store::{
@@ -65,6 +68,22 @@ async fn redis_keeps_the_contract() {
 async fn redis_keeps_the_contract_in_message_pack_and_with_places() {
     let report = in_redis(|config| RedisStore::new(config.codec(Codec::MessagePack).max_sessions(1_000_000))).await;
     assert_kept(&report);
+}
+
+/// A node of Redis Cluster that has all slots: it refuses every script whose keys lie in more than one.
+#[tokio::test]
+async fn redis_in_cluster_mode_keeps_the_contract() {
+    let server = RedisServer::start_with(&["--cluster-enabled", "yes"]).await;
+    let slots: Vec<String> = (0..16384).map(|slot: u16| slot.to_string()).collect();
+    server.command(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).await;
+    let ready = async || text(&server.command("CLUSTER INFO").await).contains("cluster_state:ok");
+    eventually("the cluster is ready", ready).await;
+    let two_slots = server.try_command("EVAL return(1) 2 sess:{a} sess:{b}").await.unwrap_err();
+    assert_eq!(two_slots.code(), Some("CROSSSLOT"), "{two_slots}");
+    let patience = Duration::from_secs(10);
+    let config = RedisConfig::from_url(&server.url()).unwrap().timeout(patience).connect_timeout(patience);
+    let store = RedisStore::new(config.max_sessions(1_000_000).share_events(100));
+    assert_kept(&testing::run(&store, tokio::time::sleep).await);
 }
 
 #[tokio::test]

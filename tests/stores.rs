@@ -23,7 +23,7 @@ use support::redis_server::RedisServer;
 use tower_keep::{
     EndReason, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, Token, WhenFull,
     store::{
-        Codec, Created, Entry, Outcome, Record, SessionStore, Version,
+        Codec, Created, Entry, Found, Outcome, Record, SessionStore, Version,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -331,6 +331,24 @@ mod memory_store {
             }
         });
         assert_eq!(store.len(), 0);
+    }
+
+    #[test]
+    fn what_ended_within_the_last_minute_is_remembered_however_much_did() {
+        let (store, clock) = timed(10);
+        for n in 0..2_000 {
+            assert_created(now(store.create(&id(n), entry(record(1, n), HOUR), Limits::none())));
+            now(store.end(&id(n), None, EndReason::LoggedOut));
+        }
+        clock.advance(59 * SECOND);
+        for n in 0..2_000 {
+            assert_eq!(now(store.create(&id(n), entry(record(1, n), HOUR), Limits::none())), Created::Taken);
+        }
+        clock.advance(SECOND);
+        // A few with every operation.
+        (0..2_000).for_each(|n| drop(now(store.load(&id(10_000 + n)))));
+        let forgotten = (0..2_000).filter(|n| matches!(now(store.load(&id(*n))), Found::Unknown)).count();
+        assert_eq!(forgotten, 2_000 - 64, "all of one slot tag, and so of one part of the store");
     }
 
     #[test]

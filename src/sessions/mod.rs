@@ -247,7 +247,8 @@ impl Sessions {
         })
     }
 
-    /// How many sessions are alive. Looks at every one: for an operator, not for every request.
+    /// How many sessions are alive. Looks at every one: for an operator, not for every request. While sessions come and go, it is
+    /// an estimate.
     ///
     /// # Errors
     /// [`StoreError`] when the store does not answer.

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
 use tower_keep::{
     Consumed, Limits, NewSession, Session, SessionCookie, SessionError, SessionLayer, Sessions, Token, WhenFull,
     store::{
@@ -42,7 +42,8 @@ impl Server {
         if !guarded {
             command.env(UNGUARDED, "yes");
         }
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let listening = lines.map(Result::unwrap).find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
         Self { child, url: listening.expect("the server listens") }
@@ -62,17 +63,26 @@ pub fn layer(redis: &str, guarded: bool) -> SessionLayer {
     SessionLayer::new(store)
         .cookie(SessionCookie::development())
         .limits(Limits::per_user(LIMIT, WhenFull::EvictLeastRecentlyUsed))
+        // Clients try old tokens, which are to be refused, and are not to end the session after half a minute.
+        .rotation_grace(Duration::from_secs(24 * 3600))
 }
 
 /// Not a test, unless it is asked to be a server.
 #[test]
 fn process() {
     let Ok(redis) = env::var(ROLE) else { return };
+    // Whoever started it may be gone without a word: then its end of the pipe is closed.
+    std::thread::spawn(|| {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
     let layer = layer(&redis, env::var_os(UNGUARDED).is_none());
     let sessions = layer.sessions();
     let app = Router::new()
+        .route("/visit", post(visit))
         .route("/login/{user}", post(login))
-        .route("/write/{key}/{value}", post(write))
+        .route("/relogin/{user}", post(login_again))
+        .route("/write/{key}/{value}/{pause}", post(write))
         .route("/read", get(read))
         .route("/rotate", post(rotate))
         .route("/logout", post(logout))
@@ -81,17 +91,14 @@ fn process() {
         .route("/list/{user}", get(list))
         .route("/ticket", post(ticket))
         .route("/use/{token}", post(use_ticket))
+        .route("/overwrites", get(overwrites))
         .layer(axum::Extension(sessions))
         .layer(layer);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         println!("\nlistening on http://{}", listener.local_addr().unwrap());
-        // Whoever started it may be gone without a word.
-        tokio::select! {
-            _ = axum::serve(listener, app) => {}
-            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
-        }
+        axum::serve(listener, app).await.unwrap();
     });
 }
 
@@ -111,43 +118,54 @@ async fn saved(session: &Session) -> Result<Json<Value>, Response> {
     Ok(Json(json!({"id": session.id().map_err(IntoResponse::into_response)?})))
 }
 
+/// Somebody whose session is nobody's yet.
+async fn visit(session: Session) -> Result<Json<Value>, Response> {
+    session.insert("visited", &true).map_err(IntoResponse::into_response)?;
+    saved(&session).await
+}
+
 async fn login(session: Session, Path(user): Path<String>) -> Result<Json<Value>, Response> {
     session.login(user).map_err(IntoResponse::into_response)?;
     saved(&session).await
 }
 
-fn is_somebodys(session: &Session) -> bool {
-    matches!(session.user(), Ok(Some(_)))
+async fn login_again(session: Session, user: Path<String>) -> Result<Json<Value>, Response> {
+    of_somebody(&session)?;
+    login(session, user).await
 }
 
-async fn write(session: Session, Path((key, value)): Path<(String, u64)>) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
-        return Err(refused());
+fn of_somebody(session: &Session) -> Result<(), Response> {
+    match session.user() {
+        Ok(Some(_)) => Ok(()),
+        _ => Err(refused()),
     }
-    session.insert(&key, &value).map_err(IntoResponse::into_response)?;
-    saved(&session).await
+}
+
+/// Says what there was when it looked.
+async fn write(session: Session, Path((key, value, pause)): Path<(String, u64, u64)>) -> Result<Json<Value>, Response> {
+    of_somebody(&session)?;
+    let was: Option<u64> = session.get(&*key).map_err(IntoResponse::into_response)?;
+    sleep(Duration::from_millis(pause)).await;
+    session.insert(&*key, &value).map_err(IntoResponse::into_response)?;
+    session.save().await.map_err(IntoResponse::into_response)?;
+    Ok(Json(json!(was)))
 }
 
 async fn read(session: Session) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
-        return Err(refused());
-    }
-    let values: Value = session.typed().get().map_err(IntoResponse::into_response)?;
+    of_somebody(&session)?;
+    let mut values: Value = session.typed().get().map_err(IntoResponse::into_response)?;
+    values.as_object_mut().map(|values| values.remove("visited"));
     Ok(Json(json!({"id": session.id().map_err(IntoResponse::into_response)?, "values": values})))
 }
 
 async fn rotate(session: Session) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
-        return Err(refused());
-    }
+    of_somebody(&session)?;
     session.rotate().map_err(IntoResponse::into_response)?;
     saved(&session).await
 }
 
 async fn logout(session: Session) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
-        return Err(refused());
-    }
+    of_somebody(&session)?;
     session.logout().map_err(IntoResponse::into_response)?;
     session.save().await.map_err(IntoResponse::into_response)?;
     Ok(Json(json!({})))
@@ -176,4 +194,9 @@ async fn use_ticket(sessions: Sessions_, Path(token): Path<String>) -> Result<Js
     let token = Token::parse(token).map_err(|_| StatusCode::BAD_REQUEST.into_response())?;
     let used = sessions.consume(&token).await.map_err(failed)?;
     Ok(Json(json!(matches!(used, Consumed::Now(_)))))
+}
+
+/// How many conflicts this process has reported in which one of two values was given up.
+async fn overwrites(sessions: Sessions_) -> Json<Value> {
+    Json(json!(sessions.stats().overwrites))
 }

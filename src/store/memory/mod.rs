@@ -90,7 +90,7 @@ impl MemoryStore {
     }
 
     /// How long it is remembered that and why a session ended. Default: an hour; at least a minute. About as many
-    /// as the capacity are remembered, the latest.
+    /// as the capacity are remembered, the latest, and all of the last minute.
     ///
     /// ```
     /// # use std::time::Duration;

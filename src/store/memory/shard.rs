@@ -12,7 +12,7 @@ use super::{Created, Entry, Loaded, Version};
 use crate::{
     ended::{EndReason, Ended},
     limits::{Limits, WhenFull},
-    store::Record,
+    store::{REMEMBER_AT_LEAST, Record},
     time::Timestamp,
     token::{SessionId, Tag},
 };
@@ -202,11 +202,11 @@ impl Shard {
     }
 
     /// Frees a few expired sessions: enough to free more than come in, few enough that nobody waits for it. Forgets a few
-    /// that ended longer than `memory` ago, or are more than `remembered`.
+    /// that ended longer than `memory` ago, or are more than `remembered` and did not end just now.
     pub(super) fn free_expired(&mut self, now: Timestamp, memory: Duration, remembered: usize) -> usize {
         for _ in 0..16 {
-            let due = self.ended_at.front().is_some_and(|(at, _)| at.plus(memory) <= now);
-            if !due && self.ended_at.len() <= remembered {
+            let memory = if self.ended_at.len() > remembered { REMEMBER_AT_LEAST } else { memory };
+            if self.ended_at.front().is_none_or(|(at, _)| at.plus(memory) > now) {
                 break;
             }
             if let Some((_, id)) = self.ended_at.pop_front() {
