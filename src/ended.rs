@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Timestamp;
+use crate::{time::Timestamp, token::SessionId};
 
 /// Why a session ended. Stores remember it for a while, so that the next request can be told.
 ///
@@ -106,11 +106,18 @@ pub struct Ended {
     pub reason: EndReason,
     /// When, by the clock of the store.
     pub at: Timestamp,
+    /// The session that carries it on, if it was [`Replaced`](EndReason::Replaced).
+    pub successor: Option<SessionId>,
 }
 
 impl Ended {
     /// That it ended at `at`.
     pub const fn new(reason: EndReason, at: Timestamp) -> Self {
-        Self { reason, at }
+        Self { reason, at, successor: None }
+    }
+
+    /// That it was replaced by `successor` at `at`.
+    pub const fn replaced(successor: SessionId, at: Timestamp) -> Self {
+        Self { reason: EndReason::Replaced, at, successor: Some(successor) }
     }
 }

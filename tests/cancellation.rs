@@ -162,8 +162,17 @@ impl SessionStore for Stepped {
         self.run(move || self.inner.touch(id, entry))
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.run(move || self.inner.end(id, expected, reason))
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.run(move || self.inner.end(id, reason))
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        self.run(move || self.inner.replace(id, expected, successor))
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
@@ -581,7 +590,7 @@ fn a_store_that_fails_at_any_point_leaves_exactly_one_live_token() {
                     world.check(flow, ending, answer, what);
                 });
                 let writes = ending != Ending::Failure || !flow.needs_a_response();
-                assert!(operations >= 1 + usize::from(writes), "{flow:?}, {ending:?}: {operations} operations");
+                assert!(operations > usize::from(writes), "{flow:?}, {ending:?}: {operations} operations");
             }
         }
     }
@@ -632,7 +641,8 @@ fn a_login_after_a_request_was_cut_off_leaves_exactly_one_live_token() {
         assert!(world.opens(&token), "{what}, and a login");
         expected.push(token.id());
         let mut alive = world.alive();
-        (alive.sort(), expected.sort());
+        alive.sort();
+        expected.sort();
         assert_eq!(alive, expected, "{what}, and a login: the client's session is alive, and nothing else");
     });
 }
@@ -681,11 +691,12 @@ fn a_revocation_after_a_request_was_cut_off_leaves_nothing_alive() {
     });
 }
 
-/// Where one session too many is refused, a login that was cut off does not lock its user out.
+/// Where one session too many is refused, a login that was cut off does not lock its user out for long.
 #[test]
-fn a_login_cut_off_takes_up_no_place() {
+fn a_login_cut_off_takes_up_a_place_for_half_a_minute_at_most() {
     however_it_is_cut_off(&[Login, LoginAndWriteTwice, LoginOther], ONE_AND_NO_MORE, |world, flow, answer, what| {
         let token = given(answer).unwrap_or_else(|| world.token.clone());
+        world.clock.advance(Duration::from_secs(30));
         if world.opens(&token) {
             let answer = world.ask(&token, flow);
             assert!(fine(Some(&answer)), "{what}, repeated: {answer:?}");

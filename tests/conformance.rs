@@ -154,8 +154,17 @@ impl SessionStore for InTurn {
         self.next().touch(id, entry)
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.next().end(id, expected, reason)
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.next().end(id, reason)
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        self.next().replace(id, expected, successor)
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
@@ -204,7 +213,7 @@ async fn late_writes_of_a_session_that_ended_take_no_place() {
         let entry = |record: &Arc<Record>| Entry { record: record.clone(), ttl: Duration::from_secs(3600) };
         let created = store.create(&ended, entry(&first), Limits::none()).await.unwrap();
         assert!(matches!(created, Created::Done { .. }), "{created:?}");
-        store.end(&ended, None, EndReason::LoggedOut).await.unwrap();
+        store.end(&ended, EndReason::LoggedOut).await.unwrap();
         match late {
             "a touch" => store.touch(&ended, entry(&first)).await.unwrap(),
             "an update" => {
@@ -237,9 +246,10 @@ enum Broken {
     ForgetsWhatEnded,
     ForgetsWhy,
     EndsNothing,
-    EndsAnyVersion,
     ReplacesAnyVersion,
-    ReplacesNothing,
+    ForgetsTheSuccessor,
+    UpdatesAnyVersion,
+    UpdatesNothing,
     CannotBeRepeated,
     TouchesAnyVersion,
     TouchesNothing,
@@ -310,7 +320,7 @@ impl SessionStore for BrokenStore {
                 let mut listed = self.memory.list(user).await?;
                 listed.sort_by_key(|(_, loaded)| loaded.record.created_at());
                 if listed.len() >= limit {
-                    self.memory.end(&listed[listed.len() - 1].0, None, EndReason::Evicted).await?;
+                    self.memory.end(&listed[listed.len() - 1].0, EndReason::Evicted).await?;
                 }
             }
             let created = self.memory.create(id, new.clone(), limits).await?;
@@ -328,9 +338,9 @@ impl SessionStore for BrokenStore {
     fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
         StoreFuture::boxed(async move {
             let current = self.current(id).await;
-            let expected = if self.is(ReplacesAnyVersion) { current.unwrap_or(expected) } else { expected };
+            let expected = if self.is(UpdatesAnyVersion) { current.unwrap_or(expected) } else { expected };
             let again = current == Some(new.record.version());
-            if self.is(ReplacesNothing) && current.is_none() {
+            if self.is(UpdatesNothing) && current.is_none() {
                 self.back.lock().unwrap().insert(*id, new);
                 return Ok(Outcome::Done);
             }
@@ -353,12 +363,26 @@ impl SessionStore for BrokenStore {
         })
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
         StoreFuture::boxed(async move {
             if self.is(EndsNothing) {
                 return Ok(Outcome::Done);
             }
-            self.memory.end(id, expected.filter(|_| !self.is(EndsAnyVersion)), reason).await
+            self.memory.end(id, reason).await
+        })
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(async move {
+            if self.is(ForgetsTheSuccessor) && self.current(id).await == expected {
+                return self.memory.end(id, EndReason::Replaced).await;
+            }
+            self.memory.replace(id, expected.filter(|_| !self.is(ReplacesAnyVersion)), successor).await
         })
     }
 
@@ -369,7 +393,7 @@ impl SessionStore for BrokenStore {
             }
             if self.is(ConsumesForNobodyAgain) {
                 let found = self.memory.load(id).await?;
-                self.memory.end(id, None, EndReason::Used).await?;
+                self.memory.end(id, EndReason::Used).await?;
                 return Ok(found);
             }
             self.memory.consume(id, claim).await
@@ -400,7 +424,7 @@ impl SessionStore for BrokenStore {
             if self.is(EndsOnlyTheFirst) {
                 let first = self.memory.list(user).await?.into_iter().map(|(id, _)| id).find(|id| Some(id) != except);
                 if let Some(id) = &first {
-                    self.memory.end(id, None, reason).await?;
+                    self.memory.end(id, reason).await?;
                 }
                 return Ok(first.into_iter().collect());
             }
@@ -439,17 +463,18 @@ impl SessionStore for BrokenStore {
 #[tokio::test]
 async fn a_store_that_breaks_a_promise_is_found() {
     // The promise, and cases of which each must notice.
-    let found_by: [(Broken, &[&str]); 23] = [
+    let found_by: [(Broken, &[&str]); 24] = [
         (CreatesTwice, &["[Create, Create, ", "100 at once: one creates the id", "random"]),
-        (CreatesWhatEnded, &["[Create, EndVersion, Late]", "ended (Consumed), then [CreateLate", "random", "brings"]),
+        (CreatesWhatEnded, &["[Create, Replace, Late]", "ended (Consumed), then [CreateLate", "random", "brings"]),
         (IgnoresLimits, &["1 more than 1 sessions: the new is refused", "16 creations at once", "random"]),
         (EvictsTheWrongOne, &["1 more than 2 sessions: the oldest goes", "the least recently used goes", "random"]),
-        (ForgetsWhatEnded, &["[Create, EndVersion, ", "ended (Whatever) for TokenReused: it is remembered", "random"]),
-        (ForgetsWhy, &["ended (OfItsVersion) for Corrupt: it is remembered", "all 2 of a user end", "random"]),
-        (EndsNothing, &["[Create, EndVersion, ", "one ends the version", "ended (Whatever)", "random"]),
-        (EndsAnyVersion, &["[Create, EndStale, ", "random"]),
-        (ReplacesAnyVersion, &["[Create, UpdateStale, ", "2 at once: one replaces the version", "random"]),
-        (ReplacesNothing, &["[Create, EndVersion, Update]", "expired, then [Update", "time ends sessions", "random"]),
+        (ForgetsWhatEnded, &["[Create, Replace, ", "ended (Whatever) for TokenReused: it is remembered", "random"]),
+        (ForgetsWhy, &["ended (Whatever) for Corrupt: it is remembered", "all 2 of a user end", "random"]),
+        (EndsNothing, &["[Create, End(Revoked), ", "ended (Whatever)", "random"]),
+        (ReplacesAnyVersion, &["[Create, ReplaceStale, ", "random"]),
+        (ForgetsTheSuccessor, &["[Create, Replace, ", "2 at once: one replaces the version", "random"]),
+        (UpdatesAnyVersion, &["[Create, UpdateStale, ", "2 at once: one updates the version", "random"]),
+        (UpdatesNothing, &["[Create, Replace, Update]", "expired, then [Update", "time ends sessions", "random"]),
         (CannotBeRepeated, &["[Create, Update, Again]", "random"]),
         (TouchesAnyVersion, &["[Create, TouchStale, ", "random"]),
         (TouchesNothing, &["[Create, Touch, ", "a time to live of 1s is kept", "time ends sessions", "random"]),
@@ -481,7 +506,7 @@ async fn a_store_that_breaks_a_promise_is_found() {
 async fn scripts_that_check_nothing_are_found() {
     let report = in_redis(RedisStore::without_guards).await;
     let cases =
-        ["EndVersion", "Late", "one consumes", "creations at once", "one replaces the version", "it is remembered"];
+        ["Replace", "Late", "one consumes", "creations at once", "one replaces the version", "it is remembered"];
     for what in cases.into_iter().chain(["random", "none brings an ended session back", "ended (Consumed), then"]) {
         assert!(has_found(&report, what), "{what}: {report}");
     }

@@ -123,15 +123,15 @@ async fn writing_costs_one_load_and_one_update() {
 }
 
 #[tokio::test]
-async fn beginning_ending_and_rotating_cost_one_call_each_and_a_login_that_carries_something_on_two() {
+async fn beginning_ending_and_rotating_cost_one_call_each_and_a_login_that_carries_something_on_three() {
     let (app, store, _) = logged_in(|layer| layer).await;
     let client = app.client();
     client.perform(json!([["insert", "k", 1], ["insert", "l", 2]])).await;
     assert_eq!(store.calls(), ["create"]);
     client.perform(json!([["login", "ana"], ["insert", "k", 2]])).await;
-    assert_eq!(store.calls(), ["load", "create", "end"]);
+    assert_eq!(store.calls(), ["load", "create", "replace", "update"]);
     client.one(json!(["get", "k"])).await;
-    assert_eq!(store.calls(), ["load", "load", "update"], "whether the one before has ended is asked once");
+    assert_eq!(store.calls(), ["load"]);
     client.perform(json!([["rotate"], ["insert", "k", 3]])).await;
     assert_eq!(store.calls(), ["load", "update"]);
     client.perform(json!([["insert", "k", 3], ["logout"]])).await;
@@ -555,7 +555,7 @@ async fn what_is_not_saved_is_not_answered() {
     for (operation, change) in [
         ("create", json!(["insert", "k", 2])),
         ("update", json!(["insert", "k", 2])),
-        ("end", json!(["login", "bob"])),
+        ("replace", json!(["login", "bob"])),
         ("update", json!(["rotate"])),
         ("end", json!(["logout"])),
     ] {

@@ -219,8 +219,8 @@ mod cost {
 
         let load = ["GET", "PTTL", "GET"];
         let [get, pttl, epoch] = load;
-        let (load_write, load_two_writes) = ([get, pttl, epoch, "EVALSHA"], [get, pttl, epoch, "EVALSHA", "EVALSHA"]);
-        let first_after_login = [get, pttl, epoch, get, pttl, epoch, "EVALSHA"];
+        let load_write = [get, pttl, epoch, "EVALSHA"];
+        let load_three_writes = [get, pttl, epoch, "EVALSHA", "EVALSHA", "EVALSHA"];
         let flow: [(Value, &[&str]); 12] = [
             (json!([["get", "k"]]), &load),
             (json!([["get", "k"], ["user"], ["id"], ["get", "other"]]), &load),
@@ -229,8 +229,8 @@ mod cost {
             (json!([["remove", "other"]]), &load),
             (json!([["insert", "a", 1], ["insert", "b", 2], ["remove", "k"]]), &load_write),
             (json!([["rotate"], ["insert", "k", 4]]), &load_write),
-            (json!([["login", "ana"], ["insert", "k", 5]]), &load_two_writes),
-            (json!([["get", "k"]]), &first_after_login),
+            (json!([["login", "ana"], ["insert", "k", 5]]), &load_three_writes),
+            (json!([["get", "k"]]), &load),
             (json!([["login", "ana"]]), &load_write),
             (json!([["insert", "k", 6]]), &load_write),
             (json!([["logout"]]), &load_write),

@@ -159,8 +159,17 @@ impl SessionStore for Switched {
         self.write(move || self.store.touch(id, entry))
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.write(move || self.store.end(id, expected, reason))
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.write(move || self.store.end(id, reason))
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        self.write(move || self.store.replace(id, expected, successor))
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {

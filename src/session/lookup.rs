@@ -86,7 +86,9 @@ impl Inner {
         let loaded = match found {
             Found::Live(loaded) => loaded,
             // The client that logged in may have sent this before it knew.
-            Found::Ended(Ended { reason: EndReason::Replaced, at }) if now.since(at) < self.shared.rotation.grace => {
+            Found::Ended(Ended { reason: EndReason::Replaced, at, .. })
+                if now.since(at) < self.shared.rotation.grace =>
+            {
                 return Ok(Tried::Superseded);
             }
             Found::Ended(ended) => return Ok(Tried::Ended(ended.reason)),
@@ -115,18 +117,19 @@ impl Inner {
         }
     }
 
-    /// What was loaded, unless it waits for another session to end. Once that has ended, it waits no more.
+    /// What was loaded, unless it waits for another session to end in its favour. Once that has, it waits no more.
     async fn begun(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Loaded>, StoreError> {
-        let Loaded { record, ttl } = &loaded;
+        let record = &loaded.record;
         let Some(old) = &record.replaces else { return Ok(Some(loaded)) };
-        if let Found::Live(_) = self.shared.store.load(old).await? {
-            return Ok(None);
+        match self.shared.store.load(old).await? {
+            Found::Ended(Ended { successor: Some(successor), .. }) if successor == *id => {}
+            _ => return Ok(None),
         }
         // Best effort: if it fails, the next request sees to it.
         let now = self.shared.clock.now();
         let Ok(version) = record.version.next() else { return Ok(Some(loaded)) };
         let begun = Record { version, replaces: None, ..Record::clone(record) };
-        let entry = Entry { record: Arc::new(begun), ttl: record.ttl_left(now, *ttl) };
+        let entry = Entry { record: Arc::new(begun), ttl: record.full_ttl(now) };
         Ok(Some(match self.shared.store.update(id, record.version, entry.clone()).await {
             Ok(Outcome::Done) => Loaded { record: entry.record, ttl: Some(entry.ttl) },
             _ => loaded,
@@ -135,7 +138,7 @@ impl Inner {
 
     /// Ends a session that must not go on.
     async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
-        self.shared.store.end(&id, None, reason).await?;
+        self.shared.store.end(&id, reason).await?;
         self.shared.announce(id, record.and_then(|record| record.user.clone()), Happened::Ended(reason)).await;
         Ok(Tried::Ended(reason))
     }

@@ -4,9 +4,12 @@
 //! than one write, and the second is what counts:
 //!
 //! ```text
-//! create the new session, which names the old  ──▶  end the old, if nobody wrote it since  ──▶  done
-//!        (not alive while the old is)          ◀──  take over what somebody wrote
+//! create the new session,      end the old in its favour,
+//! which names the old    ──▶   if nobody wrote it since    ──▶   tell the new one that it has begun
+//!                        ◀──   take over what somebody wrote
 //! ```
+//! The new one is alive once what is remembered of the old names it. So a request that is cut off anywhere leaves one of
+//! the two, and whatever else ends the old one later, a new one that never began stays what it is: nothing.
 //!
 //! The login of another user does the same, and carries nothing on.
 
@@ -28,6 +31,9 @@ use crate::{
 /// How often a save merges with others before it gives up. Each failure is another request's success, so only
 /// many requests that write one session at the same moment come near.
 const MAX_ATTEMPTS: usize = 128;
+
+/// How long the session of a login waits for the one before to end. Nobody has its token yet.
+const PENDING: Duration = Duration::from_secs(30);
 
 /// Whether a new token can still reach the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,8 +63,13 @@ pub(super) enum Write {
     },
     End {
         id: SessionId,
-        expected: Option<Version>,
         reason: EndReason,
+    },
+    /// A login: the end of one session in favour of another, which waits for it.
+    Replace {
+        id: SessionId,
+        expected: Option<Version>,
+        successor: SessionId,
     },
 }
 
@@ -86,14 +97,17 @@ impl Write {
             Self::Update { id, expected, entry, .. } => {
                 Answer::Written(store.update(id, *expected, entry.clone()).await?)
             }
-            Self::End { id, expected, reason } => Answer::Written(store.end(id, *expected, *reason).await?),
+            Self::End { id, reason } => Answer::Written(store.end(id, *reason).await?),
+            Self::Replace { id, expected, successor } => {
+                Answer::Written(store.replace(id, *expected, successor).await?)
+            }
         })
     }
 
     /// The session that it must be the first to write, if somebody was before.
     fn lost_to(&self, answer: &Answer) -> Option<SessionId> {
         match (self, answer) {
-            (Self::Update { id, .. } | Self::End { id, .. }, Answer::Written(Outcome::Conflict(_))) => Some(*id),
+            (Self::Update { id, .. } | Self::Replace { id, .. }, Answer::Written(Outcome::Conflict(_))) => Some(*id),
             _ => None,
         }
     }
@@ -135,7 +149,7 @@ impl Inner {
         let write = match pending.as_deref() {
             // It may have made a session whose token cannot reach the client any more: that must not stay.
             Some(Attempt { write: Write::Create(new), .. }) if delivery != Delivery::Response => {
-                Some(Write::End { id: new.id, expected: None, reason: EndReason::LoggedOut })
+                Some(Write::End { id: new.id, reason: EndReason::LoggedOut })
             }
             // It may have changed the token, which cannot reach the client any more. Whether it did shows with the next write.
             Some(Attempt { write: Write::Update { token: Some(_), .. }, .. }) if delivery != Delivery::Response => {
@@ -168,7 +182,7 @@ impl Inner {
         }
         let (id, expected) = (live.id, live.record.version());
         if let Fate::Destroy = state.fate {
-            return Ok(Some(Write::End { id, expected: None, reason: EndReason::LoggedOut }));
+            return Ok(Some(Write::End { id, reason: EndReason::LoggedOut }));
         }
         let can_be_told = delivery == Delivery::Response;
         let rotates = match state.fate {
@@ -190,7 +204,7 @@ impl Inner {
         let ttl = record.full_ttl(now);
         if ttl.is_zero() {
             // Its time is over.
-            return Ok(Some(Write::End { id, expected: None, reason: EndReason::Expired }));
+            return Ok(Some(Write::End { id, reason: EndReason::Expired }));
         }
         if moves {
             return self.created(record, now, delivery).map(Some);
@@ -215,18 +229,23 @@ impl Inner {
     ) -> Result<Write, SessionError> {
         let old = &moved.old;
         Ok(if let Fate::Destroy = state.fate {
-            Write::End { id: old.id, expected: None, reason: EndReason::LoggedOut }
+            Write::End { id: if moved.has_ended { live.id } else { old.id }, reason: EndReason::LoggedOut }
         } else if delivery != Delivery::Response {
-            Write::End { id: live.id, expected: None, reason: EndReason::LoggedOut }
+            Write::End { id: live.id, reason: EndReason::LoggedOut }
+        } else if moved.has_ended {
+            let now = self.shared.clock.now();
+            let record =
+                Record { version: live.record.version().next()?, replaces: None, ..Record::clone(&live.record) };
+            let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
+            Write::Update { id: live.id, expected: live.record.version(), entry, token: None }
         } else if moved.is_stale {
             let carried = Record { version: live.record.version(), ..Record::clone(&old.record) };
             let record = self.record(state, Some(&carried), Some(old))?;
-            let ttl = record.full_ttl(now);
-            let entry = Entry { record: Arc::new(record), ttl };
+            let entry = Entry { ttl: PENDING.min(record.full_ttl(now)), record: Arc::new(record) };
             Write::Update { id: live.id, expected: live.record.version(), entry, token: None }
         } else {
             let expected = (!state.changes.afresh).then(|| old.record.version());
-            Write::End { id: old.id, expected, reason: EndReason::Replaced }
+            Write::Replace { id: old.id, expected, successor: live.id }
         })
     }
 
@@ -261,7 +280,10 @@ impl Inner {
             return Err(SessionError::ResponseSent);
         }
         let token = Token::mint(record.user().map(Tag::of_user))?;
-        let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
+        let ttl = record.full_ttl(now);
+        // One that waits for another to end does not wait for long: its request may have been cut off.
+        let ttl = if record.replaces.is_some() { ttl.min(PENDING) } else { ttl };
+        let entry = Entry { ttl, record: Arc::new(record) };
         Ok(Write::Create(Minted { id: token.id(), token, entry }))
     }
 }

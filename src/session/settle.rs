@@ -35,7 +35,10 @@ impl Inner {
             (Write::Update { entry, token, .. }, Answer::Written(Outcome::Done)) => {
                 state.written(attempt.generation, entry, token.as_ref());
             }
-            (Write::End { id, reason, .. }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
+            (Write::Replace { .. }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
+                state.replaced(matches!(outcome, Outcome::Done));
+            }
+            (Write::End { id, reason }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
                 state.ended_by_us(id, *reason, matches!(outcome, Outcome::Done));
             }
             (_, Answer::Written(Outcome::Conflict(loaded))) => {
@@ -108,7 +111,8 @@ impl State {
         match std::mem::replace(&mut self.known, Known::Absent) {
             // Not yet: first the old one must end.
             Known::Live(old) if record.replaces.is_some() => {
-                self.known = live(Some(Box::new(Move { old: *old, generation, is_stale: false })));
+                let moved = Move { old: *old, generation, is_stale: false, has_ended: false };
+                self.known = live(Some(Box::new(moved)));
             }
             _ => {
                 self.known = live(None);
@@ -132,6 +136,9 @@ impl State {
         live.expires_at = record.written_at.plus(entry.ttl);
         if let Some(moved) = &mut live.moved {
             moved.is_stale = false;
+            if moved.has_ended {
+                self.moved();
+            }
             return;
         }
         if let Some(token) = token {
@@ -143,6 +150,28 @@ impl State {
         }
         self.logged_in();
         self.saved(generation);
+    }
+
+    /// The session before has ended, in favour of this one or otherwise: either way this one may begin.
+    fn replaced(&mut self, by_us: bool) {
+        let Known::Live(live) = &mut self.known else { return };
+        let Some(moved) = &mut live.moved else { return };
+        moved.has_ended = true;
+        let (id, user) = (moved.old.id, moved.old.record.user.clone());
+        if by_us {
+            self.happened(id, user, Happened::Ended(EndReason::Replaced));
+        }
+    }
+
+    /// The new session of a login has begun.
+    fn moved(&mut self) {
+        let afresh = self.changes.afresh;
+        let Known::Live(live) = &mut self.known else { return };
+        let Some(moved) = live.moved.take() else { return };
+        live.is_new = moved.old.is_new || afresh;
+        self.untold = Some(Untold::Token(cookie_until(&live.record)));
+        self.logged_in();
+        self.saved(moved.generation);
     }
 
     fn logged_in(&mut self) {
@@ -158,21 +187,13 @@ impl State {
     fn ended_by_us(&mut self, id: &SessionId, reason: EndReason, now: bool) {
         let Known::Live(live) = &mut self.known else { return };
         let user = live.record.user.clone();
-        let mut moved = None;
-        if live.moved.as_ref().is_some_and(|moved| moved.old.id == *id) {
-            moved = live.moved.take();
-        }
-        if let Some(moved) = moved {
-            // The new one begins.
-            live.is_new = moved.old.is_new || self.changes.afresh;
-            let (until, old_user) = (cookie_until(&live.record), moved.old.record.user.clone());
+        if let Some(moved) = &mut live.moved
+            && moved.old.id == *id
+        {
+            moved.has_ended = true;
+            let user = moved.old.record.user.clone();
             if now {
-                self.happened(*id, old_user, Happened::Ended(reason));
-            }
-            if self.fate != Fate::Destroy {
-                self.untold = Some(Untold::Token(until));
-                self.logged_in();
-                self.saved(moved.generation);
+                self.happened(*id, user, Happened::Ended(reason));
             }
             return;
         }
@@ -184,8 +205,8 @@ impl State {
         }
         match live.moved.take() {
             // A login that was given up: the old session goes on.
-            Some(moved) => **live = moved.old,
-            None => {
+            Some(moved) if !moved.has_ended => **live = moved.old,
+            _ => {
                 // What was changed since belongs to another session. Unless time ended it, and not this request.
                 self.untold = Some(Untold::End);
                 self.ended = Some(reason);

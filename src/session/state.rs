@@ -70,6 +70,8 @@ pub(super) struct Move {
     pub(super) generation: u64,
     /// Others have written the old session since: the new one has to take that over.
     pub(super) is_stale: bool,
+    /// The old session has ended: the new one only has to be told so.
+    pub(super) has_ended: bool,
 }
 
 /// Where the token of a live session is.

@@ -170,7 +170,7 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`] when the store does not answer: the session may or may not have ended.
     pub async fn revoke(&self, id: &SessionId) -> Result<bool, StoreError> {
-        let outcome = self.shared.store.end(id, None, EndReason::Revoked).await?;
+        let outcome = self.shared.store.end(id, EndReason::Revoked).await?;
         let ended = matches!(outcome, Outcome::Done);
         if ended {
             self.shared.announce(*id, None, Happened::Ended(EndReason::Revoked)).await;
@@ -345,7 +345,10 @@ impl Sessions {
     /// A session that is alive, and does not wait for another to end.
     async fn begun(&self, id: SessionId, loaded: Loaded) -> Result<Option<SessionInfo>, StoreError> {
         let waits = match &loaded.record.replaces {
-            Some(old) => matches!(self.shared.store.load(old).await?, Found::Live(_)),
+            Some(old) => match self.shared.store.load(old).await? {
+                Found::Ended(ended) => ended.successor != Some(id),
+                Found::Live(_) | Found::Unknown => true,
+            },
             None => false,
         };
         Ok(self.alive(id, &loaded).filter(|_| !waits))

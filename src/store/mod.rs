@@ -76,8 +76,11 @@ const REMEMBER_AT_LEAST: Duration = Duration::from_secs(60);
 ///     fn touch<'a>(&'a self, _: &'a SessionId, _: Entry) -> StoreFuture<'a, ()> {
 ///         StoreFuture::ready(Ok(()))
 ///     }
-///     fn end<'a>(&'a self, _: &'a SessionId, _: Option<Version>, _: EndReason) -> StoreFuture<'a, Outcome> {
+///     fn end<'a>(&'a self, _: &'a SessionId, _: EndReason) -> StoreFuture<'a, Outcome> {
 ///         StoreFuture::boxed(async { Ok(Outcome::Gone) })
+///     }
+///     fn replace<'a>(&'a self, _: &'a SessionId, _: Option<Version>, _: &'a SessionId) -> StoreFuture<'a, Outcome> {
+///         StoreFuture::ready(Ok(Outcome::Gone))
 ///     }
 ///     fn consume<'a>(&'a self, _: &'a SessionId, _: Version) -> StoreFuture<'a, Found> {
 ///         StoreFuture::ready(Ok(Found::Unknown))
@@ -117,11 +120,22 @@ pub trait SessionStore: Send + Sync + 'static {
     /// gone, or is not of the entry's version any more: then it has another time to live.
     fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()>;
 
-    /// Ends a session, of version `expected` if one is named, and remembers why.
+    /// Ends a session, and remembers why.
     ///
-    /// [`Outcome::Gone`] when it was not alive: what had ended keeps its reason. Without a version, an id that was unknown is now
-    /// remembered as ended, for its creation may be on its way still.
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome>;
+    /// [`Outcome::Gone`] when it was not alive: what had ended keeps its reason, and an id that was unknown is now remembered as
+    /// ended, for its creation may be on its way still.
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome>;
+
+    /// Ends a session in favour of another, if it is of version `expected` or none is named: as [`end`](Self::end) does for
+    /// [`EndReason::Replaced`], and remembers the [successor](Ended::successor) as well.
+    ///
+    /// The session of a login waits for this before it begins. With a version, an id that was unknown stays so.
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome>;
 
     /// Ends a session for [`EndReason::Used`] and returns what it was, to one caller only: the first `claim`, and whoever repeats that.
     ///
@@ -182,8 +196,17 @@ impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
         (**self).touch(id, entry)
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        (**self).end(id, expected, reason)
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        (**self).end(id, reason)
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        (**self).replace(id, expected, successor)
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {

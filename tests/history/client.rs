@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Mutex,
+        Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,36 +12,53 @@ use std::{
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::Value;
-use tower_keep::{SessionLayer, Token};
+use tokio::{
+    join,
+    time::{sleep, timeout},
+};
+use tower_keep::{
+    Sessions, Token,
+    store::{Cursor, Health},
+};
 
 use super::{
+    CLIENTS,
     server::{self, Server},
     support::client::{Client, Reply},
 };
 
-/// Users whose sessions everybody ends; beside them, each client has a user of its own whose session nobody ends.
+/// Users whose sessions everybody ends; beside them, each client has users of its own, one after the other, whose sessions nobody
+/// ends.
 const USERS: u64 = 3;
+/// A client writes so many keys of its own in turn.
+const KEYS: u64 = 8;
+/// Of an event that was not waited for: what it does may be done at any time.
+const NEVER: u64 = u64::MAX;
 
 /// Something a client did: when it asked, when it was answered (by one clock for all), and what.
 #[derive(Clone, Debug)]
 pub struct Event {
+    pub client: u64,
     pub begun: u64,
     pub ended: u64,
     pub what: What,
     pub answer: Answer,
+    /// The place of the token that came with the answer, among those of the session.
+    pub given: Option<usize>,
 }
 
+/// Sessions by their ids, tokens by their places among those of the session.
 #[derive(Clone, Debug)]
 pub enum What {
     Login { user: String },
-    Write { session: String, key: String, value: u64 },
-    Read { session: String },
-    Rotate { session: String },
-    Logout { session: String },
+    Write { session: String, token: usize, key: String, value: u64 },
+    Read { session: String, token: usize },
+    Rotate { session: String, token: usize },
+    Logout { session: String, token: usize },
     Revoke { session: String },
     RevokeUser { user: String },
     List { user: String },
-    Use { ticket: String },
+    Use { ticket: usize },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +66,8 @@ pub enum Answer {
     Done,
     /// Of a login.
     Session(String),
+    /// Of a write: what its handler saw in that place.
+    Instead(Option<u64>),
     Values(BTreeMap<String, u64>),
     Listed(Vec<String>),
     Won(bool),
@@ -56,6 +75,13 @@ pub enum Answer {
     Refused,
     /// Nobody knows whether it was done.
     Unknown,
+}
+
+impl Event {
+    /// Whether the client was told that it was done.
+    pub fn is_acknowledged(&self) -> bool {
+        !matches!(self.answer, Answer::Refused | Answer::Unknown)
+    }
 }
 
 /// A session as its clients know it.
@@ -69,37 +95,56 @@ pub struct Known {
 #[derive(Default)]
 pub struct History {
     clock: AtomicU64,
-    events: Mutex<Vec<Event>>,
-    sessions: Mutex<BTreeMap<String, Known>>,
-    tickets: Mutex<Vec<String>>,
+    book: Mutex<Book>,
+}
+
+#[derive(Clone, Default)]
+struct Book {
+    events: Vec<Event>,
+    sessions: BTreeMap<String, Known>,
+    /// By user, the sessions that may be alive, so that they are used.
+    current: BTreeMap<String, BTreeSet<String>>,
+    tickets: Vec<String>,
 }
 
 /// What is true after everything has happened.
+#[derive(Clone, Default)]
 pub struct End {
     pub sessions: BTreeMap<String, Known>,
     /// By session, which of its tokens open it, by their places.
     pub open: BTreeMap<String, Vec<usize>>,
     pub values: BTreeMap<String, BTreeMap<String, u64>>,
+    /// By user.
     pub listed: BTreeMap<String, BTreeSet<String>>,
+    /// The same, as a look at all sessions shows.
+    pub scanned: BTreeMap<String, BTreeSet<String>>,
+    /// Which tickets can be used still.
+    pub tickets: Vec<bool>,
+    /// In how many conflicts the servers have reported that one of two values was given up.
+    pub overwrites: u64,
 }
 
-/// xorshift64*
+/// splitmix64
 pub struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    pub fn new(seed: &[u64]) -> Self {
+        let mut random = Self(0);
+        for part in seed {
+            random.0 = random.next() ^ part;
+        }
+        random
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
     }
 
     pub fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % end
-    }
-
-    fn of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
-        if all.is_empty() { None } else { all.get(self.below(all.len() as u64) as usize) }
+        self.next() % end
     }
 }
 
@@ -108,221 +153,352 @@ impl History {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
 
-    fn write_down(&self, begun: u64, what: What, answer: Answer) {
-        let ended = self.tick();
-        self.events.lock().unwrap().push(Event { begun, ended, what, answer });
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap()
     }
 
     pub fn events(&self) -> Vec<Event> {
-        self.events.lock().unwrap().clone()
-    }
-
-    /// A session, and its latest token.
-    fn session(&self, random: &mut Random, own: Option<&str>) -> Option<(String, String)> {
-        let sessions = self.sessions.lock().unwrap();
-        let all: Vec<_> = match own {
-            Some(user) => sessions.iter().filter(|(_, known)| known.user == user).collect(),
-            // The latest are the most likely to be alive.
-            None => {
-                let shared = sessions.iter().filter(|(_, known)| !known.user.starts_with("calm"));
-                shared.filter(|(_, known)| known.user.starts_with("user")).collect()
-            }
-        };
-        let (id, known) = random.of(&all)?;
-        Some((id.to_string(), known.tokens.last()?.clone()))
-    }
-
-    fn given(&self, id: &str, user: Option<&str>, token: Option<String>) {
-        let mut sessions = self.sessions.lock().unwrap();
-        if let Some(user) = user {
-            sessions.entry(id.to_owned()).or_insert_with(|| Known { user: user.to_owned(), tokens: Vec::new() });
-        }
-        if let (Some(known), Some(token)) = (sessions.get_mut(id), token)
-            && !known.tokens.contains(&token)
-        {
-            known.tokens.push(token);
-        }
-    }
-
-    /// Forgets a session that is known to have ended, so that others are used.
-    fn forget(&self, id: &str) {
-        if let Some(known) = self.sessions.lock().unwrap().get_mut(id)
-            && known.user.starts_with("user")
-        {
-            known.user = format!("gone {}", known.user);
-        }
+        self.book().events.clone()
     }
 
     /// Looks at everything once more, when nothing happens any more.
-    pub async fn end(&self, redis: &str) -> End {
-        let layer: SessionLayer = server::layer(redis, true);
-        let sessions = layer.sessions();
-        while !sessions.health().await.is_ok_and(|health| health == tower_keep::store::Health::Up) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    pub async fn end(&self, redis: &str, overwrites: u64) -> End {
+        let sessions: Sessions = server::layer(redis, true).sessions();
+        while !sessions.health().await.is_ok_and(|health| health == Health::Up) {
+            sleep(Duration::from_millis(20)).await;
         }
-        let known = self.sessions.lock().unwrap().clone();
-        let (mut open, mut values) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::new());
+        let Book { sessions: known, tickets, .. } = self.book().clone();
+        let mut end = End { overwrites, ..End::default() };
         for (id, known) in &known {
             for (place, token) in known.tokens.iter().enumerate() {
                 if let Some(session) = sessions.open(&Token::parse(token).unwrap()).await.unwrap() {
-                    open.entry(id.clone()).or_default().push(place);
-                    let keys = (0..super::CLIENTS).flat_map(|n| [format!("own{n}"), "shared".to_owned()]);
-                    let held = keys.filter_map(|key| Some((key.clone(), session.value::<u64>(&key).unwrap()?)));
-                    values.insert(id.clone(), held.collect());
+                    end.open.entry(id.clone()).or_default().push(place);
+                    let keys = (0..CLIENTS).flat_map(|n| (0..KEYS).map(move |key| format!("own{n}.{key}")));
+                    let held = keys.chain(["shared".to_owned()]);
+                    let held = held.filter_map(|key| Some((key.clone(), session.value::<u64>(&*key).unwrap()?)));
+                    end.values.insert(id.clone(), held.collect());
                 }
             }
         }
-        let mut listed = BTreeMap::new();
-        let users: BTreeSet<_> =
-            known.values().map(|known| known.user.trim_start_matches("gone ").to_owned()).collect();
-        for user in users {
-            let ids = sessions.list(&user).await.unwrap().iter().map(|session| session.id().to_string()).collect();
-            listed.insert(user, ids);
+        for user in known.values().map(|known| &known.user).collect::<BTreeSet<_>>() {
+            let ids = sessions.list(user).await.unwrap().iter().map(|session| session.id().to_string()).collect();
+            end.listed.insert(user.clone(), ids);
         }
-        End { sessions: known, open, values, listed }
+        let mut from = Some(Cursor::start());
+        while let Some(place) = from {
+            let page;
+            (page, from) = sessions.page(&place, 500).await.unwrap();
+            for session in page {
+                if let Some(user) = session.user() {
+                    end.scanned.entry(user.to_owned()).or_default().insert(session.id().to_string());
+                }
+            }
+        }
+        for ticket in tickets {
+            end.tickets.push(sessions.is_valid(&Token::parse(ticket).unwrap()).await.unwrap());
+        }
+        end.sessions = known;
+        end
     }
+}
+
+/// How many conflicts the servers have reported.
+pub async fn overwrites(servers: &[Server]) -> u64 {
+    let mut sum = 0;
+    for server in servers {
+        sum += Client::new(&server.url).get("/overwrites").await.json().as_u64().unwrap();
+    }
+    sum
 }
 
 struct Actor<'a> {
     number: u64,
-    random: Random,
     servers: Vec<Client>,
     history: &'a History,
-    counter: u64,
+    counter: AtomicU64,
 }
 
-pub async fn run(number: u64, random: Random, operations: usize, servers: &[Server], history: &History) {
+/// A session, and one of its tokens.
+#[derive(Clone)]
+struct Held {
+    session: String,
+    place: usize,
+    token: String,
+}
+
+/// A request, and when it was begun.
+struct Asked {
+    begun: u64,
+    /// `None` if the client did not wait for it.
+    reply: Option<Reply>,
+}
+
+pub async fn run(number: u64, seed: u64, operations: usize, servers: &[Server], history: &History) {
     let servers = servers.iter().map(|server| Client::new(&server.url)).collect();
-    let mut actor = Actor { number, random, servers, history, counter: 0 };
-    let calm = format!("calm{number}");
-    while history.sessions.lock().unwrap().values().all(|known| known.user != calm) {
-        actor.login(&calm).await;
-    }
-    for _ in 0..operations {
-        actor.act().await;
+    let actor = Actor { number, servers, history, counter: AtomicU64::new(0) };
+    for operation in 0..operations {
+        // What an operation is does not depend on how those before it went.
+        let calm = format!("calm{number}.{}", operation / 200);
+        actor.act(&calm, &mut Random::new(&[seed, number, operation as u64])).await;
     }
 }
 
 impl Actor<'_> {
-    async fn act(&mut self) {
-        let user = format!("user{}", self.random.below(USERS));
-        let calm = format!("calm{}", self.number);
-        let own = (self.random.below(5) == 0).then_some(calm);
-        let session = self.history.session(&mut self.random, own.as_deref());
-        let Some((session, token)) = session else { return self.login(&user).await };
-        match self.random.below(100) {
-            0..12 => self.login(&user).await,
-            12..45 => self.write(session, &token).await,
-            45..70 => self.read(session, &token).await,
-            70..76 => self.rotate(session, &token).await,
-            76..79 if own.is_none() => self.end(What::Logout { session }, Some(&token), "/logout").await,
-            79..82 if own.is_none() => {
-                let path = format!("/revoke/{session}");
-                self.end(What::Revoke { session }, None, &path).await;
+    async fn act(&self, calm: &str, random: &mut Random) {
+        let some = format!("user{}", random.below(USERS));
+        let is_calm = random.below(4) == 0;
+        let user = if is_calm { calm } else { &some };
+        let (kind, pick) = (random.below(100), random.below(1 << 32));
+        let Some(held) = self.held(user, pick, false) else { return self.login(user, None, random).await };
+        match kind {
+            0..6 if !is_calm => self.login(user, None, random).await,
+            6..9 if !is_calm => self.login_from_a_visit(user, random).await,
+            9..12 => self.login_again(user, held, random).await,
+            12..36 => self.write(held, 0, random).await,
+            36..42 => {
+                // Two of the same session at once.
+                let (mut one, mut two) = (Random::new(&[random.next()]), Random::new(&[random.next()]));
+                let pause = random.below(4);
+                join!(self.write(held.clone(), pause, &mut one), self.write(held, pause, &mut two));
             }
-            82..83 => {
-                let path = format!("/revoke_user/{user}");
-                self.end(What::RevokeUser { user }, None, &path).await;
+            42..62 => self.read(held, random).await,
+            62..66 => {
+                let old = self.held(user, pick, true).unwrap_or(held);
+                self.read(old, random).await;
             }
-            83..87 => self.list(user).await,
-            87..91 => self.ticket().await,
-            91..100 => self.use_ticket().await,
-            _ => self.read(session, &token).await,
+            66..72 => self.rotate(held, random).await,
+            72..75 if !is_calm => {
+                self.log_out(&held, random).await;
+                self.read(held, random).await;
+            }
+            75..78 if !is_calm => {
+                self.revoke(&held, random).await;
+                self.read(held, random).await;
+            }
+            78..83 if !is_calm => {
+                // While somebody writes it, on another server as like as not.
+                let (mut one, mut two) = (Random::new(&[random.next()]), Random::new(&[random.next()]));
+                let (pause, logs_out) = (random.below(6), random.below(2) == 0);
+                let end = async {
+                    sleep(Duration::from_millis(pause / 2)).await;
+                    if logs_out { self.log_out(&held, &mut two).await } else { self.revoke(&held, &mut two).await }
+                };
+                join!(self.write(held.clone(), pause, &mut one), end);
+                self.read(held.clone(), random).await;
+            }
+            83..84 if !is_calm => {
+                self.revoke_user(user, random).await;
+                self.read(held, random).await;
+            }
+            84..91 => self.list(user, random).await,
+            91..96 => self.ticket(random).await,
+            _ => self.use_latest_ticket(random).await,
         }
     }
 
-    async fn ask(&mut self, method: Method, path: &str, token: Option<&str>) -> (u64, Reply) {
-        let server = self.random.below(self.servers.len() as u64) as usize;
+    /// A session of `user` that may be alive, with its latest token, or one from before.
+    fn held(&self, user: &str, pick: u64, old: bool) -> Option<Held> {
+        let book = self.history.book();
+        let current = book.current.get(user).filter(|current| !current.is_empty())?;
+        let session = current.iter().nth(pick as usize % current.len())?;
+        let tokens = &book.sessions.get(session)?.tokens;
+        let place = if old { (tokens.len() - 1) / 2 } else { tokens.len() - 1 };
+        Some(Held { session: session.clone(), place, token: tokens[place].clone() })
+    }
+
+    async fn ask(&self, method: Method, path: &str, token: Option<&str>, random: &mut Random) -> Asked {
+        let server = &self.servers[random.below(self.servers.len() as u64) as usize];
         let cookie = token.map(|token| format!("session={token}")).unwrap_or_default();
+        let hangs_up = random.below(30) == 0;
+        let patience = Duration::from_micros(random.below(4000));
         let begun = self.history.tick();
-        (begun, self.servers[server].request(method, path, &[("cookie", &cookie)], Bytes::new()).await)
+        let headers = [("cookie", cookie.as_str())];
+        let reply = server.request(method, path, &headers, Bytes::new());
+        let reply = if hangs_up { timeout(patience, reply).await.ok() } else { Some(reply.await) };
+        if reply.as_ref().is_some_and(|reply| reply.status == StatusCode::SERVICE_UNAVAILABLE) {
+            sleep(Duration::from_millis(10)).await; // an outage is not to see all that there is to do
+        }
+        Asked { begun, reply }
     }
 
-    async fn login(&mut self, user: &str) {
-        let (begun, reply) = self.ask(Method::POST, &format!("/login/{user}"), None).await;
-        let answer = answer(&reply, |value| Answer::Session(value["id"].as_str().unwrap().to_owned()));
-        let what = What::Login { user: user.to_owned() };
-        self.history.write_down(begun, what, answer.clone());
-        // Known to others from then on.
-        if let Answer::Session(id) = answer {
-            self.history.given(&id, Some(user), given(&reply));
+    /// Writes down what happened, and lets others know the token that was given.
+    fn write_down(&self, asked: Asked, what: What, answer: impl FnOnce(&Value) -> Answer) {
+        let mut answer = match &asked.reply {
+            None => Answer::Unknown,
+            Some(reply) => match reply.status {
+                StatusCode::OK => answer(&reply.json()),
+                StatusCode::UNAUTHORIZED => Answer::Refused,
+                StatusCode::SERVICE_UNAVAILABLE => Answer::Unknown,
+                status => panic!("{what:?}: {status}: {reply:?}"),
+            },
+        };
+        let token = asked.reply.as_ref().and_then(given);
+        let id = token.as_ref().map(|token| Token::parse(token).unwrap().id().to_string());
+        if let (What::Login { .. }, Answer::Unknown, Some(id)) = (&what, &answer, &id) {
+            answer = Answer::Session(id.clone()); // an error, and the token all the same
+        }
+        let mut book = self.history.book();
+        let ended = if asked.reply.is_some() { self.history.tick() } else { NEVER };
+        if let (What::Login { user }, Answer::Session(id)) = (&what, &answer) {
+            let known = Known { user: user.clone(), tokens: Vec::new() };
+            book.sessions.insert(id.clone(), known);
+            book.current.entry(user.clone()).or_default().insert(id.clone());
+        }
+        let mut place = None;
+        if let (Some(token), Some(id)) = (token, id) {
+            let tokens = &mut book.sessions.get_mut(&id).unwrap_or_else(|| panic!("{what:?}: {id} is unknown")).tokens;
+            place = Some(tokens.iter().position(|known| *known == token).unwrap_or_else(|| {
+                tokens.push(token);
+                tokens.len() - 1
+            }));
+        }
+        if let Answer::Session(id) = &answer {
+            assert!(place.is_some(), "a login without a token: {id}");
+        }
+        book.events.push(Event { client: self.number, begun: asked.begun, ended, what, answer, given: place });
+    }
+
+    /// Turns to other sessions.
+    fn leave(&self, session: &str) {
+        let mut book = self.history.book();
+        for current in book.current.values_mut() {
+            current.remove(session);
         }
     }
 
-    async fn write(&mut self, session: String, token: &str) {
-        self.counter += 1;
-        let value = self.number * 1_000_000 + self.counter;
-        let key = if self.random.below(2) == 0 { "shared".to_owned() } else { format!("own{}", self.number) };
-        let (begun, reply) = self.ask(Method::POST, &format!("/write/{key}/{value}"), Some(token)).await;
-        let answer = answer(&reply, |_| Answer::Done);
-        self.leave(&session, &answer);
-        self.history.write_down(begun, What::Write { session, key, value }, answer);
+    async fn login(&self, user: &str, token: Option<&str>, random: &mut Random) {
+        let asked = self.ask(Method::POST, &format!("/login/{user}"), token, random).await;
+        self.write_down(asked, What::Login { user: user.to_owned() }, |value| Answer::Session(id(value)));
     }
 
-    async fn read(&mut self, session: String, token: &str) {
-        let (begun, reply) = self.ask(Method::GET, "/read", Some(token)).await;
-        let answer = answer(&reply, |value| {
-            assert_eq!(value["id"], *session, "another's session");
+    /// With a session that was nobody's, which the new one carries on.
+    async fn login_from_a_visit(&self, user: &str, random: &mut Random) {
+        let asked = self.ask(Method::POST, "/visit", None, random).await;
+        let token = asked.reply.as_ref().and_then(given);
+        self.login(user, token.as_deref(), random).await;
+    }
+
+    async fn login_again(&self, user: &str, held: Held, random: &mut Random) {
+        let asked = self.ask(Method::POST, &format!("/relogin/{user}"), Some(&held.token), random).await;
+        let id = asked.reply.as_ref().and_then(given).map(|token| Token::parse(token).unwrap().id().to_string());
+        let rotate = What::Rotate { session: held.session.clone(), token: held.place };
+        let login = What::Login { user: user.to_owned() };
+        let refused = asked.reply.as_ref().is_some_and(|reply| reply.status == StatusCode::UNAUTHORIZED);
+        match id {
+            Some(id) if id == held.session => self.write_down(asked, rotate, |_| Answer::Done),
+            // It had ended meanwhile: then a login makes another.
+            Some(id) => self.write_down(asked, login, |_| Answer::Session(id)),
+            None if refused => self.write_down(asked, rotate, |_| Answer::Done),
+            None => {
+                let ended_too = Asked { begun: asked.begun, reply: None };
+                self.write_down(ended_too, login, |_| Answer::Unknown);
+                self.write_down(asked, rotate, |_| Answer::Done);
+            }
+        }
+    }
+
+    async fn write(&self, held: Held, pause: u64, random: &mut Random) {
+        let Held { session, place, token } = held;
+        let count = self.counter.fetch_add(1, Ordering::SeqCst);
+        let value = (self.number + 1) * 1_000_000_000 + count;
+        let own = format!("own{}.{}", self.number, count % KEYS);
+        let key = if random.below(3) == 0 { "shared".to_owned() } else { own };
+        let path = format!("/write/{key}/{value}/{pause}");
+        let asked = self.ask(Method::POST, &path, Some(&token), random).await;
+        self.leave_if_refused(&session, &asked, random);
+        let what = What::Write { session, token: place, key, value };
+        self.write_down(asked, what, |value| Answer::Instead(value.as_u64()));
+    }
+
+    async fn read(&self, held: Held, random: &mut Random) {
+        let Held { session, place, token } = held;
+        let asked = self.ask(Method::GET, "/read", Some(&token), random).await;
+        self.leave_if_refused(&session, &asked, random);
+        let expected = session.clone();
+        self.write_down(asked, What::Read { session, token: place }, |value| {
+            assert_eq!(id(value), expected, "another's session");
             Answer::Values(serde_json::from_value(value["values"].clone()).unwrap())
         });
-        self.leave(&session, &answer);
-        self.history.write_down(begun, What::Read { session }, answer);
     }
 
     /// Mostly turns to other sessions when one is refused.
-    fn leave(&mut self, session: &str, answer: &Answer) {
-        if *answer == Answer::Refused && self.random.below(3) > 0 {
-            self.history.forget(session);
+    fn leave_if_refused(&self, session: &str, asked: &Asked, random: &mut Random) {
+        let refused = asked.reply.as_ref().is_some_and(|reply| reply.status == StatusCode::UNAUTHORIZED);
+        if refused && random.below(3) > 0 {
+            self.leave(session);
         }
     }
 
-    async fn rotate(&mut self, session: String, token: &str) {
-        let (begun, reply) = self.ask(Method::POST, "/rotate", Some(token)).await;
-        let answer = answer(&reply, |_| Answer::Done);
-        self.history.given(&session, None, given(&reply));
-        self.history.write_down(begun, What::Rotate { session }, answer);
+    async fn rotate(&self, held: Held, random: &mut Random) {
+        let Held { session, place, token } = held;
+        let asked = self.ask(Method::POST, "/rotate", Some(&token), random).await;
+        self.write_down(asked, What::Rotate { session, token: place }, |_| Answer::Done);
     }
 
-    async fn end(&mut self, what: What, token: Option<&str>, path: &str) {
-        let (begun, reply) = self.ask(Method::POST, path, token).await;
-        let answer = answer(&reply, |_| Answer::Done);
-        if let (What::Logout { session } | What::Revoke { session }, Answer::Done) = (&what, &answer)
-            && self.random.below(4) > 0
-        {
-            self.history.forget(session); // mostly; sometimes it is tried again
-        }
-        self.history.write_down(begun, what, answer);
-    }
-
-    async fn list(&mut self, user: String) {
-        let (begun, reply) = self.ask(Method::GET, &format!("/list/{user}"), None).await;
-        let answer = answer(&reply, |value| Answer::Listed(serde_json::from_value(value.clone()).unwrap()));
-        self.history.write_down(begun, What::List { user }, answer);
-    }
-
-    async fn ticket(&mut self) {
-        let (_, reply) = self.ask(Method::POST, "/ticket", None).await;
-        if reply.status == StatusCode::OK {
-            self.history.tickets.lock().unwrap().push(reply.json().as_str().unwrap().to_owned());
+    async fn log_out(&self, held: &Held, random: &mut Random) {
+        let asked = self.ask(Method::POST, "/logout", Some(&held.token), random).await;
+        let what = What::Logout { session: held.session.clone(), token: held.place };
+        self.write_down(asked, what, |_| Answer::Done);
+        if random.below(4) > 0 {
+            self.leave(&held.session); // mostly; sometimes it is tried again
         }
     }
 
-    async fn use_ticket(&mut self) {
-        // The latest, so that several meet.
-        let Some(ticket) = self.history.tickets.lock().unwrap().last().cloned() else { return };
-        let (begun, reply) = self.ask(Method::POST, &format!("/use/{ticket}"), None).await;
-        let answer = answer(&reply, |value| Answer::Won(value.as_bool().unwrap()));
-        self.history.write_down(begun, What::Use { ticket }, answer);
+    async fn revoke(&self, held: &Held, random: &mut Random) {
+        let asked = self.ask(Method::POST, &format!("/revoke/{}", held.session), None, random).await;
+        self.write_down(asked, What::Revoke { session: held.session.clone() }, |_| Answer::Done);
+        if random.below(4) > 0 {
+            self.leave(&held.session);
+        }
+    }
+
+    async fn revoke_user(&self, user: &str, random: &mut Random) {
+        let asked = self.ask(Method::POST, &format!("/revoke_user/{user}"), None, random).await;
+        self.write_down(asked, What::RevokeUser { user: user.to_owned() }, |_| Answer::Done);
+    }
+
+    async fn list(&self, user: &str, random: &mut Random) {
+        let asked = self.ask(Method::GET, &format!("/list/{user}"), None, random).await;
+        self.write_down(asked, What::List { user: user.to_owned() }, |value| {
+            Answer::Listed(serde_json::from_value(value.clone()).unwrap())
+        });
+    }
+
+    /// A ticket that several want at once; one in five is kept for others, or for nobody.
+    async fn ticket(&self, random: &mut Random) {
+        let asked = self.ask(Method::POST, "/ticket", None, random).await;
+        let Some(reply) = asked.reply.filter(|reply| reply.status == StatusCode::OK) else { return };
+        let ticket = reply.json().as_str().unwrap().to_owned();
+        let place = {
+            let mut book = self.history.book();
+            book.tickets.push(ticket.clone());
+            book.tickets.len() - 1
+        };
+        if random.below(5) > 0 {
+            let [mut one, mut two, mut three] = [(); 3].map(|()| Random::new(&[random.next()]));
+            join!(
+                self.use_ticket(place, &ticket, &mut one),
+                self.use_ticket(place, &ticket, &mut two),
+                self.use_ticket(place, &ticket, &mut three),
+            );
+        }
+    }
+
+    async fn use_latest_ticket(&self, random: &mut Random) {
+        let latest = self.history.book().tickets.iter().cloned().enumerate().next_back();
+        if let Some((place, ticket)) = latest {
+            self.use_ticket(place, &ticket, random).await;
+        }
+    }
+
+    async fn use_ticket(&self, place: usize, ticket: &str, random: &mut Random) {
+        let asked = self.ask(Method::POST, &format!("/use/{ticket}"), None, random).await;
+        self.write_down(asked, What::Use { ticket: place }, |value| Answer::Won(value.as_bool().unwrap()));
     }
 }
 
-fn answer(reply: &Reply, ok: impl FnOnce(&Value) -> Answer) -> Answer {
-    match reply.status {
-        StatusCode::OK => ok(&reply.json()),
-        StatusCode::UNAUTHORIZED => Answer::Refused,
-        StatusCode::SERVICE_UNAVAILABLE => Answer::Unknown,
-        status => panic!("{status}: {reply:?}"),
-    }
+fn id(value: &Value) -> String {
+    value["id"].as_str().unwrap().to_owned()
 }
 
 fn given(reply: &Reply) -> Option<String> {

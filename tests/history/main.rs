@@ -5,10 +5,13 @@
 //! * `client.rs` — what the clients do, and how it is written down;
 //! * `check.rs` — what must be true of what was written down.
 //!
-//! A run is made of a seed: the same clients then do the same things in the same order, and the same faults come. Who is
-//! faster is up to the machine. A long run, of a seed and as many operations a client as you like:
+//! A run is made of a seed: each client's operations are then of the same kinds, for the same users, at the same servers, in the same
+//! order, and the same faults come. Who is faster is up to the machine. A failure says how to repeat the run.
+//!
+//! A long run, of a seed and as many operations a client as you like; without `HISTORY_SEED`, seeds from 7 on, as many runs as
+//! `HISTORY_RUNS` says:
 //! ```text
-//! HISTORY_SEED=7 HISTORY_OPERATIONS=20000 cargo test --all-features --test history -- --ignored --nocapture
+//! HISTORY_SEED=7 HISTORY_OPERATIONS=20000 cargo test --all-features --test history -- --ignored --nocapture long
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
@@ -19,12 +22,15 @@ mod server;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{env, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
 
 use check::Violation;
-use client::{Answer, History, Random};
+use client::{Answer, Event, History, Random};
 use server::Server;
-use support::redis_server::RedisServer;
+use support::{
+    eventually,
+    redis_server::{RedisServer, text},
+};
 use tokio::{task::JoinSet, time::sleep};
 
 /// How many sessions a user may have.
@@ -48,81 +54,142 @@ impl Run {
         let history = Arc::new(History::default());
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
-            let (servers, history) = (servers.clone(), history.clone());
-            let random = Random::new(self.seed.wrapping_mul(1000) + number);
-            let operations = self.operations;
-            clients.spawn(async move { client::run(number, random, operations, &servers, &history).await });
+            let (servers, history, seed, operations) = (servers.clone(), history.clone(), self.seed, self.operations);
+            clients.spawn(async move { client::run(number, seed, operations, &servers, &history).await });
         }
+        let mut faults = Faults::default();
         tokio::select! {
             _ = clients.join_all() => {}
-            () = faults(&mut redis, Random::new(self.seed)), if self.faults => {}
+            () = faults.happen(&mut redis, self.seed), if self.faults => {}
         }
         redis.resume();
-        let (events, end) = (history.events(), history.end(&redis.url()).await);
-        let mut violations = check::all(&events, &end);
-        violations.iter_mut().for_each(|violation| violation.seed = self.seed);
-        let count = |of: fn(&Answer) -> bool| events.iter().filter(|event| of(&event.answer)).count();
-        let unknown = count(|answer| matches!(answer, Answer::Unknown));
-        let refused = count(|answer| matches!(answer, Answer::Refused));
-        let (seed, all, wrong) = (self.seed, events.len(), violations.len());
-        println!("seed {seed}: {all} operations, {refused} refused, {unknown} unknown; {wrong} violations");
-        // A run in which nothing happened proves nothing.
-        assert!(refused > 0 && refused + unknown < all * 3 / 4, "{refused} refused, {unknown} unknown of {all}");
-        assert!(!self.faults || unknown > 0, "no fault was felt");
+        let overwrites = client::overwrites(&servers).await;
+        drop(servers);
+        // What they sent before they were killed is done when Redis has noticed.
+        eventually("only this process is connected", async || {
+            redis.try_command("CLIENT LIST").await.is_ok_and(|clients| text(&clients).trim().lines().count() == 1)
+        })
+        .await;
+        let (events, end) = (history.events(), history.end(&redis.url(), overwrites).await);
+        let violations = check::all(&events, &end);
+        self.report(&events, &faults, overwrites, &violations);
         violations
     }
-}
 
-/// Redis is paused, killed and restarted, and loses its connections, for ever.
-async fn faults(redis: &mut RedisServer, mut random: Random) {
-    loop {
-        sleep(Duration::from_millis(random.below(300) + 100)).await;
-        match random.below(4) {
-            0 | 1 => {
-                redis.pause();
-                sleep(Duration::from_millis(random.below(500) + 100)).await;
-                redis.resume();
-            }
-            2 => redis.run().await, // killed first
-            _ => drop(redis.try_command("CLIENT KILL TYPE normal SKIPME yes").await),
+    fn report(&self, events: &[Event], faults: &Faults, overwrites: u64, violations: &[Violation]) {
+        let count = |of: fn(&Event) -> bool| events.iter().filter(|event| of(event)).count();
+        let refused = count(|event| event.answer == Answer::Refused);
+        let hung_up = count(|event| event.ended == u64::MAX);
+        let unknown = count(|event| event.answer == Answer::Unknown) - hung_up;
+        let (seed, all, wrong) = (self.seed, events.len(), violations.len());
+        println!(
+            "seed {seed}: {all} operations, {refused} refused, {unknown} unknown, {hung_up} hung up, {overwrites} overwrites"
+        );
+        println!("    {faults:?}, {wrong} violations");
+        // A run in which nothing happened proves nothing.
+        assert!(refused > 0 && hung_up > 0 && refused + unknown + hung_up < all * 3 / 4, "nothing was served");
+        assert!(!self.faults || (unknown > 0 && faults.restarts > 0 && faults.pauses > 0), "no fault was felt");
+    }
+
+    /// How to do the same again.
+    fn command(&self) -> String {
+        let (seed, operations) = (self.seed, self.operations);
+        let faults = if self.faults { "" } else { "HISTORY_FAULTS=none " };
+        format!(
+            "HISTORY_SEED={seed} HISTORY_OPERATIONS={operations} {faults}\
+             cargo test --all-features --test history -- --ignored --nocapture long"
+        )
+    }
+
+    async fn assert_clean(&self) {
+        let violations = self.violations().await;
+        for violation in violations.iter().take(10) {
+            println!("{violation}");
         }
+        let (seed, count, again) = (self.seed, violations.len(), self.command());
+        assert!(violations.is_empty(), "seed {seed}: {count} violations, the first: {}\nagain: {again}", violations[0]);
     }
 }
 
-async fn assert_clean(run: Run) {
-    let violations = run.violations().await;
-    assert!(violations.is_empty(), "{} violations: {:#?}", violations.len(), &violations[..violations.len().min(5)]);
+#[derive(Debug, Default)]
+struct Faults {
+    pauses: u32,
+    restarts: u32,
+    disconnections: u32,
+}
+
+impl Faults {
+    /// Redis is paused, killed and restarted, and loses its connections, for ever.
+    async fn happen(&mut self, redis: &mut RedisServer, seed: u64) {
+        for number in 0.. {
+            let mut random = Random::new(&[seed, u64::MAX, number]);
+            sleep(Duration::from_millis(random.below(200) + 50)).await;
+            // The first three come in any run.
+            match if number < 3 { number } else { random.below(4) } {
+                0 | 3 => {
+                    self.pauses += 1;
+                    redis.pause();
+                    sleep(Duration::from_millis(random.below(500) + 100)).await;
+                    redis.resume();
+                }
+                1 => {
+                    self.restarts += 1;
+                    redis.run().await; // killed first
+                }
+                _ => {
+                    self.disconnections += 1;
+                    let _ = redis.try_command("CLIENT KILL TYPE normal SKIPME yes").await;
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_true_without_faults() {
-    assert_clean(Run { seed: 1, operations: 250, faults: false, guarded: true }).await;
+    Run { seed: 1, operations: 250, faults: false, guarded: true }.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_true_whatever_happens_to_redis() {
-    for seed in [2, 3] {
-        assert_clean(Run { seed, operations: 250, faults: true, guarded: true }).await;
+    for seed in [2, 3, 4] {
+        Run { seed, operations: 250, faults: true, guarded: true }.assert_clean().await;
     }
 }
 
 /// With scripts that check nothing, the violations are there, and are found.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_guards_the_violations_are_found() {
-    let mut kinds = std::collections::BTreeSet::new();
-    for seed in [4, 5, 6] {
+    let mut kinds = BTreeMap::<_, usize>::new();
+    for seed in [5, 6] {
         let run = Run { seed, operations: 250, faults: false, guarded: false };
-        kinds.extend(run.violations().await.iter().map(|violation| violation.promise));
+        for violation in run.violations().await {
+            *kinds.entry(violation.promise).or_default() += 1;
+        }
     }
-    for kind in [check::LIMIT_KEPT, check::USED_ONCE, check::NO_LOST_WRITE] {
-        assert!(kinds.contains(kind), "{kind}: {kinds:?}");
+    println!("without the guards: {kinds:#?}");
+    for kind in [
+        check::NO_USE_AFTER_THE_END,
+        check::NO_LOST_WRITE,
+        check::NO_UNREPORTED_LOSS,
+        check::LIMIT_KEPT,
+        check::USED_ONCE,
+        check::LISTED,
+    ] {
+        assert!(kinds.contains_key(kind), "not found: {kind}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "as long as you like: see the head of this file"]
 async fn long() {
-    let number = |name: &str, default| env::var(name).map_or(default, |text| text.parse().expect(name));
-    let operations = number("HISTORY_OPERATIONS", 5_000) as usize;
-    assert_clean(Run { seed: number("HISTORY_SEED", 7), operations, faults: true, guarded: true }).await;
+    let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let first = number("HISTORY_SEED");
+    let runs = if first.is_some() { 1 } else { number("HISTORY_RUNS").unwrap_or(1) };
+    let first = first.unwrap_or(7);
+    let operations = number("HISTORY_OPERATIONS").unwrap_or(5_000) as usize;
+    let faults = env::var("HISTORY_FAULTS").map_or(true, |faults| faults != "none");
+    for seed in first..first + runs {
+        Run { seed, operations, faults, guarded: true }.assert_clean().await;
+    }
 }

@@ -130,20 +130,21 @@ async fn login(session: Session, Path(user): Path<String>) -> Result<Json<Value>
 }
 
 async fn login_again(session: Session, user: Path<String>) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     login(session, user).await
 }
 
-fn of_somebody(session: &Session) -> Result<(), Response> {
-    match session.user() {
-        Ok(Some(_)) => Ok(()),
-        _ => Err(refused()),
-    }
+fn is_somebodys(session: &Session) -> bool {
+    matches!(session.user(), Ok(Some(_)))
 }
 
 /// Says what there was when it looked.
 async fn write(session: Session, Path((key, value, pause)): Path<(String, u64, u64)>) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     let was: Option<u64> = session.get(&*key).map_err(IntoResponse::into_response)?;
     sleep(Duration::from_millis(pause)).await;
     session.insert(&*key, &value).map_err(IntoResponse::into_response)?;
@@ -152,20 +153,26 @@ async fn write(session: Session, Path((key, value, pause)): Path<(String, u64, u
 }
 
 async fn read(session: Session) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     let mut values: Value = session.typed().get().map_err(IntoResponse::into_response)?;
     values.as_object_mut().map(|values| values.remove("visited"));
     Ok(Json(json!({"id": session.id().map_err(IntoResponse::into_response)?, "values": values})))
 }
 
 async fn rotate(session: Session) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     session.rotate().map_err(IntoResponse::into_response)?;
     saved(&session).await
 }
 
 async fn logout(session: Session) -> Result<Json<Value>, Response> {
-    of_somebody(&session)?;
+    if !is_somebodys(&session) {
+        return Err(refused());
+    }
     session.logout().map_err(IntoResponse::into_response)?;
     session.save().await.map_err(IntoResponse::into_response)?;
     Ok(Json(json!({})))

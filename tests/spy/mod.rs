@@ -178,8 +178,17 @@ impl SessionStore for Spy {
         self.ask("touch", move || self.memory.touch(id, entry))
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.ask("end", move || self.memory.end(id, expected, reason))
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.ask("end", move || self.memory.end(id, reason))
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        self.ask("replace", move || self.memory.replace(id, expected, successor))
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {

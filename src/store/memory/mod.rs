@@ -14,7 +14,7 @@ use std::{
 use self::shard::{Room, Shard};
 use super::{Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreFuture, Version};
 use crate::{
-    ended::EndReason,
+    ended::{EndReason, Ended},
     limits::Limits,
     time::{Clock, SystemClock, Timestamp},
     token::{SessionId, Tag},
@@ -243,8 +243,8 @@ impl MemoryStore {
         }
     }
 
-    fn end_now(&self, id: &SessionId, expected: Option<Version>, reason: EndReason) -> Outcome {
-        let now = self.clock.now();
+    fn end_now(&self, id: &SessionId, expected: Option<Version>, ended: Ended) -> Outcome {
+        let now = ended.at;
         let mut shard = self.shard_of(id, now);
         let alive = match (expected, shard.live(id, now)) {
             (Some(expected), Some(kept)) if kept.record.version() != expected => {
@@ -253,7 +253,7 @@ impl MemoryStore {
             (Some(_), None) => return Outcome::Gone,
             (_, kept) => kept.is_some(),
         };
-        self.give_back(shard.end(id, reason, None, now).into());
+        self.give_back(shard.end(id, ended, None, now).into());
         if alive { Outcome::Done } else { Outcome::Gone }
     }
 
@@ -262,7 +262,9 @@ impl MemoryStore {
         let mut shard = self.shard_of(id, now);
         match shard.live(id, now).map(|kept| kept.loaded(now)) {
             Some(loaded) => {
-                self.give_back(shard.end(id, EndReason::Used, Some((claim, loaded.clone())), now).into());
+                self.give_back(
+                    shard.end(id, Ended::new(EndReason::Used, now), Some((claim, loaded.clone())), now).into(),
+                );
                 Found::Live(loaded)
             }
             None => match shard.claimed(id, claim) {
@@ -285,7 +287,7 @@ impl MemoryStore {
         let mut ids: Vec<_> = shard.of_user(tag, user, now).into_iter().map(|(id, _)| id).collect();
         ids.retain(|id| Some(id) != except);
         for id in &ids {
-            self.give_back(shard.end(id, reason, None, now).into());
+            self.give_back(shard.end(id, Ended::new(reason, now), None, now).into());
         }
         ids
     }
@@ -328,8 +330,17 @@ impl SessionStore for MemoryStore {
         ready(())
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        ready(self.end_now(id, expected, reason))
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        ready(self.end_now(id, None, Ended::new(reason, self.clock.now())))
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        ready(self.end_now(id, expected, Ended::replaced(*successor, self.clock.now())))
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {

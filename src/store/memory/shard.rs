@@ -136,7 +136,7 @@ impl Shard {
         ranked.sort_unstable();
         let evicted: Vec<_> = ranked.into_iter().take(over).map(|(_, id)| id).collect();
         for id in &evicted {
-            self.end(id, EndReason::Evicted, None, now);
+            self.end(id, Ended::new(EndReason::Evicted, now), None, now);
         }
         Room::Made(evicted)
     }
@@ -169,7 +169,7 @@ impl Shard {
     pub(super) fn end(
         &mut self,
         id: &SessionId,
-        reason: EndReason,
+        ended: Ended,
         claim: Option<(Version, Loaded)>,
         now: Timestamp,
     ) -> bool {
@@ -178,8 +178,9 @@ impl Shard {
         }
         let removed = self.remove(id);
         // Time has ended it before.
-        let reason = if removed.as_ref().is_some_and(|kept| !kept.is_live(now)) { EndReason::Expired } else { reason };
-        self.remember(*id, End { ended: Ended::new(reason, now), claim: claim.map(Box::new) });
+        let expired = removed.as_ref().is_some_and(|kept| !kept.is_live(now));
+        let ended = if expired { Ended::new(EndReason::Expired, now) } else { ended };
+        self.remember(*id, End { ended, claim: claim.map(Box::new) });
         removed.is_some()
     }
 
@@ -238,7 +239,7 @@ impl Shard {
 
     pub(super) fn evict_oldest(&mut self, now: Timestamp) -> bool {
         match self.by_use.first(&mut self.sessions, used_at) {
-            Some((_, id)) => self.end(&id, EndReason::Evicted, None, now),
+            Some((_, id)) => self.end(&id, Ended::new(EndReason::Evicted, now), None, now),
             None => false,
         }
     }

@@ -251,10 +251,17 @@ impl Inner {
         Ok(())
     }
 
-    async fn end(&self, id: &SessionId, expected: Option<Version>, reason: EndReason) -> Result<Outcome, Failure> {
+    async fn end(
+        &self,
+        id: &SessionId,
+        expected: Option<Version>,
+        reason: EndReason,
+        successor: Option<&SessionId>,
+    ) -> Result<Outcome, Failure> {
         let keys = self.prefix().keys(id);
         let expected = expected.map(text).unwrap_or_default();
-        let args = vec![expected, reason.as_str().into(), keys.member.clone().into(), text(self.memory())];
+        let successor = successor.map(text).unwrap_or_default();
+        let args = vec![expected, reason.as_str().into(), keys.member.clone().into(), text(self.memory()), successor];
         let outcome = outcome(&self.run(&self.scripts.end, &keys.all, args).await?)?;
         if let Outcome::Done = outcome {
             self.release(&[*id]).await;
@@ -418,8 +425,17 @@ impl SessionStore for RedisStore {
         StoreFuture::boxed(async move { Ok(self.inner.touch(id, entry).await?) })
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move { Ok(self.inner.end(id, expected, reason).await?) })
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(async move { Ok(self.inner.end(id, None, reason, None).await?) })
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(async move { Ok(self.inner.end(id, expected, EndReason::Replaced, Some(successor)).await?) })
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {

@@ -50,7 +50,11 @@ fn ended(stored: &[u8]) -> Option<Ended> {
     let at = std::str::from_utf8(&digits[..len]).ok()?.parse().ok()?;
     // A reason that only a newer version knows is a revocation to this one.
     let reason = std::str::from_utf8(reason).ok().and_then(EndReason::from_name).unwrap_or(EndReason::Revoked);
-    Some(Ended::new(reason, Timestamp::from_millis(at)))
+    let to = digits[len..]
+        .strip_prefix(br#","to":""#)
+        .and_then(|rest| std::str::from_utf8(rest.strip_suffix(br#""}"#)?).ok());
+    let (at, successor) = (Timestamp::from_millis(at), to.and_then(|to| to.parse().ok()));
+    Some(successor.map_or(Ended::new(reason, at), |successor| Ended::replaced(successor, at)))
 }
 
 /// A record as Redis returned it, with the reply to `PTTL`.

@@ -8,6 +8,7 @@
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[…                  a record
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","e":1763679600000,"t":[… a record that began after its user's sessions were all ended
 //! {"end":"revoked","at":1763679600000}                    what is remembered of one that ended
+//! {"end":"replaced",…,"to":"AAAAAAAAAAAAHHHH…"}           the same, and which session carries it on
 //! {"end":"used",…,"by":"AAAAARbk0fTjK8pw"}{"v":2,…        the same, and what it was, for who consumed it
 //! ```
 
@@ -189,7 +190,7 @@ return 1
 /// 1 when the session has ended by this, 0 when it had before, and what is there when that is another version.
 /// Where memory is too short to remember the end, the session ends all the same.
 const END: &str = r#"
-local expected, reason, member, memory = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local expected, reason, member, memory, successor = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
 if found and string.sub(found, 1, 7) == '{"end":' then return 0 end
 if not found and redis.call('ZSCORE', KEYS[2], member) then return 0 end -- it has expired
@@ -199,7 +200,9 @@ if expected ~= '' then
   if not alive then return 0 end
   if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
 end
-if not guarded or redis.pcall('SET', KEYS[1], ended(reason), 'PX', memory).err then redis.call('UNLINK', KEYS[1]) end
+local text = ended(reason)
+if successor ~= '' then text = string.sub(text, 1, -2) .. ',"to":"' .. successor .. '"}' end
+if not guarded or redis.pcall('SET', KEYS[1], text, 'PX', memory).err then redis.call('UNLINK', KEYS[1]) end
 redis.call('ZREM', KEYS[2], member)
 return alive and 1 or 0
 "#;

@@ -14,7 +14,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     Whatever,
-    OfItsVersion,
+    Replaced,
     BeforeItBegan,
     Consumed,
     AllOfItsUser,
@@ -23,7 +23,7 @@ enum Ending {
 
 const ENDINGS: [Ending; 6] = [
     Ending::Whatever,
-    Ending::OfItsVersion,
+    Ending::Replaced,
     Ending::BeforeItBegan,
     Ending::Consumed,
     Ending::AllOfItsUser,
@@ -38,11 +38,19 @@ enum Attempt {
     Update,
     Touch,
     End,
+    Replace,
     Consume,
 }
 
-const ATTEMPTS: [Attempt; 6] =
-    [Attempt::CreateLate, Attempt::CreateAnother, Attempt::Update, Attempt::Touch, Attempt::End, Attempt::Consume];
+const ATTEMPTS: [Attempt; 7] = [
+    Attempt::CreateLate,
+    Attempt::CreateAnother,
+    Attempt::Update,
+    Attempt::Touch,
+    Attempt::End,
+    Attempt::Replace,
+    Attempt::Consume,
+];
 
 /// Every sequence of three attempts.
 fn sequences() -> impl Iterator<Item = [Attempt; 3]> {
@@ -104,8 +112,9 @@ impl Dead<'_> {
             Attempt::End => {
                 let other =
                     if self.reason == Some(EndReason::Revoked) { EndReason::LoggedOut } else { EndReason::Revoked };
-                self.gone(store.end(id, None, other).await, attempt)?;
+                self.gone(store.end(id, other).await, attempt)?;
             }
+            Attempt::Replace => self.gone(store.replace(id, None, &new_id(None)?).await, attempt)?,
             Attempt::Consume => self.check(&answered(store.consume(id, new_version()?).await)?)?,
         }
         Ok(())
@@ -156,12 +165,12 @@ async fn attempted(
     }
     let reason = match ending {
         Ending::Whatever | Ending::BeforeItBegan => {
-            answered(store.end(&id, None, reason).await)?;
+            answered(store.end(&id, reason).await)?;
             reason
         }
-        Ending::OfItsVersion => {
-            answered(store.end(&id, Some(entry.record.version()), reason).await)?;
-            reason
+        Ending::Replaced => {
+            answered(store.replace(&id, Some(entry.record.version()), &new_id(user)?).await)?;
+            EndReason::Replaced
         }
         Ending::Consumed => {
             answered(store.consume(&id, new_version()?).await)?;
@@ -219,7 +228,9 @@ async fn expired_stays(
         Found::Unknown => None,
     };
     // An id that is unknown may be created, and ended before that.
-    let begins = |attempt: &&Attempt| matches!(attempt, Attempt::CreateLate | Attempt::CreateAnother | Attempt::End);
+    let begins = |attempt: &&Attempt| {
+        matches!(attempt, Attempt::CreateLate | Attempt::CreateAnother | Attempt::End | Attempt::Replace)
+    };
     let attempts: Vec<_> = attempts.iter().filter(|attempt| reason.is_some() || !begins(attempt)).copied().collect();
     Dead { store, id, entry: Entry { record, ttl: HOUR }, reason }.stays(&attempts).await
 }

@@ -35,9 +35,9 @@ pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duratio
     for callers in [2, 16, 100] {
         let case = |what: &str| format!("{callers} at once: {what}");
         report.case(case("one creates the id"), one_creates(store, callers).await);
-        report.case(case("one replaces the version"), one_replaces(store, callers).await);
+        report.case(case("one updates the version"), one_updates(store, callers).await);
         report.case(case("one consumes"), one_consumes(store, callers).await);
-        report.case(case("one ends the version"), one_ends(store, callers).await);
+        report.case(case("one replaces the version"), one_replaces(store, callers).await);
         report.case(case("none survives an end of all"), none_survives(store, callers).await);
         report.case(case("none brings an ended session back"), none_brings_back(store, callers).await);
     }
@@ -229,7 +229,7 @@ async fn ended_makes_room(store: &dyn SessionStore, limit: usize) -> Result<(), 
     for (n, id) in ids.iter().enumerate() {
         check!(create(store, &user, limits).await?.1 == Created::Full, "there is room before");
         if n % 2 == 0 {
-            answered(store.end(id, None, EndReason::LoggedOut).await)?;
+            answered(store.end(id, EndReason::LoggedOut).await)?;
         } else {
             answered(store.consume(id, new_version()?).await)?;
         }
@@ -261,7 +261,7 @@ async fn one_creates(store: &dyn SessionStore, callers: usize) -> Result<(), Str
     Ok(())
 }
 
-async fn one_replaces(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+async fn one_updates(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
     let (id, first) = (new_id(None)?, new_entry(None)?);
     answered(store.create(&id, first.clone(), Limits::none()).await)?;
     let entries: Vec<_> = (0..callers).map(|_| new_entry(None)).collect::<Result<_, _>>()?;
@@ -299,19 +299,27 @@ async fn one_consumes(store: &dyn SessionStore, callers: usize) -> Result<(), St
     Ok(())
 }
 
-async fn one_ends(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
+async fn one_replaces(store: &dyn SessionStore, callers: usize) -> Result<(), String> {
     let (id, first) = (new_id(None)?, new_entry(None)?);
     answered(store.create(&id, first.clone(), Limits::none()).await)?;
     let version = Some(first.record.version());
-    let mut done = 0;
-    for outcome in all((0..callers).map(|_| store.end(&id, version, EndReason::Replaced))).await {
+    let successors = (0..callers).map(|_| new_id(None)).collect::<Result<Vec<_>, _>>()?;
+    let mut winner = None;
+    for (successor, outcome) in
+        successors.iter().zip(all(successors.iter().map(|successor| store.replace(&id, version, successor))).await)
+    {
         match answered(outcome)? {
-            Outcome::Done => done += 1,
+            Outcome::Done => {
+                check!(winner.is_none(), "two have replaced it");
+                winner = Some(*successor);
+            }
             Outcome::Gone => {}
             Outcome::Conflict(_) => return Err("a conflict, and nobody wrote".into()),
         }
     }
-    check!(done == 1, "{done} have ended it");
+    let found = answered(store.load(&id).await)?;
+    let Found::Ended(ended) = found else { return Err(format!("{found:?}")) };
+    check!(winner.is_some() && ended.successor == winner, "{winner:?} was told, and {:?} is known", ended.successor);
     Ok(())
 }
 
@@ -344,7 +352,7 @@ async fn none_brings_back(store: &dyn SessionStore, callers: usize) -> Result<()
         let (id, first, user) = (&id, first.clone(), &user);
         async move {
             if n == callers / 2 {
-                return answered(store.end(id, None, EndReason::LoggedOut).await).map(|_| ());
+                return answered(store.end(id, EndReason::LoggedOut).await).map(|_| ());
             }
             match n % 3 {
                 0 => answered(store.update(id, version, new_entry(Some(user))?).await).map(|_| ()),
@@ -429,7 +437,7 @@ async fn scanned(store: &dyn SessionStore, size: usize) -> Result<(), String> {
     }
     let dead: HashSet<_> = live.iter().copied().take(20).collect();
     for id in &dead {
-        answered(store.end(id, None, EndReason::LoggedOut).await)?;
+        answered(store.end(id, EndReason::LoggedOut).await)?;
         live.remove(id);
     }
     let mut from = Cursor::start();
@@ -461,7 +469,7 @@ async fn scanned_amid_writes(store: &dyn SessionStore, size: usize) -> Result<()
         if page < 60 {
             created(store, &user, 5).await?;
             if let Some(id) = ending.pop() {
-                answered(store.end(&id, None, EndReason::LoggedOut).await)?;
+                answered(store.end(&id, EndReason::LoggedOut).await)?;
             }
             let id = &written[page % written.len()];
             let loaded = answered(store.load(id).await)?.live().ok_or("it is gone")?;
@@ -509,7 +517,7 @@ async fn counted(store: &dyn SessionStore) -> Result<(), String> {
     let ids = created(store, &user, 30).await?;
     let count = answered(store.count().await)?;
     check!(count == before + 30, "{count}, and not {before} + 30");
-    answered(store.end(&ids[0], None, EndReason::LoggedOut).await)?;
+    answered(store.end(&ids[0], EndReason::LoggedOut).await)?;
     answered(store.consume(&ids[1], new_version()?).await)?;
     let count = answered(store.count().await)?;
     check!(count == before + 28, "{count}, and not {before} + 28");
@@ -550,7 +558,7 @@ async fn expired(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> 
         check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
         let consumed = answered(store.consume(id, new_version()?).await)?;
         check!(consumed.live().is_none(), "consumed when its time was over");
-        let outcome = answered(store.end(id, Some(entry.record.version()), EndReason::LoggedOut).await)?;
+        let outcome = answered(store.end(id, EndReason::LoggedOut).await)?;
         check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
     }
     alive(store, &user, &[], &of_user).await?;

@@ -6,6 +6,7 @@ use super::{HOUR, check};
 use crate::{
     ended::EndReason,
     store::{Created, Entry, Found, Outcome, Record, Version},
+    token::SessionId,
 };
 
 /// An operation on one session, complete.
@@ -17,9 +18,10 @@ pub(super) enum Op {
         new: Entry,
     },
     Touch(Entry),
-    End {
+    End(EndReason),
+    Replace {
         expected: Option<Version>,
-        reason: EndReason,
+        successor: SessionId,
     },
     Consume(Version),
     /// Of the session's user, or of somebody else if it has none.
@@ -31,7 +33,7 @@ pub(super) enum Op {
 pub(super) enum Session {
     Unknown,
     Live(Entry),
-    Ended { reason: EndReason, claim: Option<(Version, Arc<Record>)> },
+    Ended { reason: EndReason, successor: Option<SessionId>, claim: Option<(Version, Arc<Record>)> },
 }
 
 /// What an operation must be answered.
@@ -47,6 +49,14 @@ pub(super) enum Answer {
 }
 
 impl Session {
+    pub(super) fn ended(reason: EndReason) -> Self {
+        Self::Ended { reason, successor: None, claim: None }
+    }
+
+    fn replaced(successor: SessionId) -> Self {
+        Self::Ended { reason: EndReason::Replaced, successor: Some(successor), claim: None }
+    }
+
     /// Does what the contract says, and says what it says.
     pub(super) fn apply(&mut self, op: &Op) -> Answer {
         match (op, &*self) {
@@ -77,22 +87,33 @@ impl Session {
             }
             (Op::Touch(_), _) => Answer::Nothing,
 
-            (Op::End { expected: Some(expected), .. }, Self::Live(live)) if *expected != live.record.version() => {
-                Answer::Conflict(live.record.clone())
-            }
-            (Op::End { reason, .. }, Self::Live(_)) => {
-                *self = Self::Ended { reason: *reason, claim: None };
+            (Op::End(reason), Self::Live(_)) => {
+                *self = Self::ended(*reason);
                 Answer::Done
             }
-            (Op::End { expected: None, reason }, Self::Unknown) => {
-                *self = Self::Ended { reason: *reason, claim: None };
+            (Op::End(reason), Self::Unknown) => {
+                *self = Self::ended(*reason);
                 Answer::Gone
             }
-            (Op::End { .. }, _) => Answer::Gone,
+            (Op::End(_), _) => Answer::Gone,
+
+            (Op::Replace { expected: Some(expected), .. }, Self::Live(live)) if *expected != live.record.version() => {
+                Answer::Conflict(live.record.clone())
+            }
+            (Op::Replace { successor, .. }, Self::Live(_)) => {
+                *self = Self::replaced(*successor);
+                Answer::Done
+            }
+            (Op::Replace { expected: None, successor }, Self::Unknown) => {
+                *self = Self::replaced(*successor);
+                Answer::Gone
+            }
+            (Op::Replace { .. }, _) => Answer::Gone,
 
             (Op::Consume(claim), Self::Live(live)) => {
                 let was = Self::Live(live.clone());
-                *self = Self::Ended { reason: EndReason::Used, claim: Some((*claim, live.record.clone())) };
+                let claim = Some((*claim, live.record.clone()));
+                *self = Self::Ended { reason: EndReason::Used, successor: None, claim };
                 Answer::Found(was)
             }
             (Op::Consume(claim), Self::Ended { claim: Some((first, record)), .. }) if first == claim => {
@@ -102,7 +123,7 @@ impl Session {
 
             (Op::EndUser, Self::Live(live)) => {
                 if live.record.user().is_some() {
-                    *self = Self::Ended { reason: EndReason::Revoked, claim: None };
+                    *self = Self::ended(EndReason::Revoked);
                 }
                 Answer::Nothing
             }
@@ -124,8 +145,9 @@ impl Session {
                 );
                 Ok(())
             }
-            (Self::Ended { reason, .. }, Found::Ended(ended)) => {
+            (Self::Ended { reason, successor, .. }, Found::Ended(ended)) => {
                 check!(ended.reason == *reason, "it ended for {:?}, and not for {reason:?}", ended.reason);
+                check!(ended.successor == *successor, "{:?} carries it on, and not {successor:?}", ended.successor);
                 Ok(())
             }
             _ => Err(format!("it is {}, and must be {}", name(found), self.name())),

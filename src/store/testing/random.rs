@@ -102,9 +102,9 @@ impl World<'_> {
             5..=6 => Op::Update { expected, new: Entry { ttl: 2 * HOUR, ..self.new_entry(place)? } },
             7 => Op::Update { expected: new_version()?, new: self.new_entry(place)? },
             8 => Op::Touch(Entry { ttl: current.ttl + HOUR, ..current }),
-            9 => Op::End { expected: None, reason },
-            10 => Op::End { expected: Some(expected), reason },
-            11 => Op::End { expected: Some(new_version()?), reason },
+            9 => Op::End(reason),
+            10 => Op::Replace { expected: Some(expected), successor: new_id(None)? },
+            11 => Op::Replace { expected: Some(new_version()?), successor: new_id(None)? },
             12 => Op::Consume(self.claims[self.random.below(2)]),
             13 => {
                 let spared = self.random.below(SESSIONS + 1);
@@ -187,7 +187,7 @@ impl World<'_> {
         for id in &evicted {
             let gone = self.place_of(id)?;
             check!(matches!(self.sessions[gone].1, Session::Live(_)), "what made room was not alive");
-            self.sessions[gone].1 = Session::Ended { reason: EndReason::Evicted, claim: None };
+            self.sessions[gone].1 = Session::ended(EndReason::Evicted);
         }
         self.sessions[place].1.apply(&Op::Create(new.clone()));
         for id in &evicted {
@@ -205,8 +205,9 @@ impl World<'_> {
                 expected.is_outcome(&answered(store.update(&id, *version, new.clone()).await)?)
             }
             Op::Touch(entry) => answered(store.touch(&id, entry.clone()).await),
-            Op::End { expected: version, reason } => {
-                expected.is_outcome(&answered(store.end(&id, *version, *reason).await)?)
+            Op::End(reason) => expected.is_outcome(&answered(store.end(&id, *reason).await)?),
+            Op::Replace { expected: version, successor } => {
+                expected.is_outcome(&answered(store.replace(&id, *version, successor).await)?)
             }
             Op::Consume(claim) => {
                 let mut found = answered(store.consume(&id, *claim).await)?;
@@ -231,7 +232,7 @@ impl World<'_> {
             "others have ended than were alive"
         );
         for place in expected {
-            self.sessions[place].1 = Session::Ended { reason, claim: None };
+            self.sessions[place].1 = Session::ended(reason);
         }
         Ok(())
     }

@@ -22,8 +22,9 @@ enum Step {
     Touch,
     TouchStale,
     End(EndReason),
-    EndVersion,
-    EndStale,
+    Replace,
+    ReplaceStale,
+    ReplaceAny,
     Consume,
     /// By somebody else.
     ConsumeToo,
@@ -34,7 +35,7 @@ enum Step {
     Late,
 }
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     Step::Create,
     Step::Update,
     Step::UpdateStale,
@@ -42,8 +43,9 @@ const STEPS: [Step; 14] = [
     Step::TouchStale,
     Step::End(EndReason::LoggedOut),
     Step::End(EndReason::Revoked),
-    Step::EndVersion,
-    Step::EndStale,
+    Step::Replace,
+    Step::ReplaceStale,
+    Step::ReplaceAny,
     Step::Consume,
     Step::ConsumeToo,
     Step::EndUser,
@@ -120,9 +122,10 @@ impl Story<'_> {
             Step::UpdateStale => Op::Update { expected: new_version()?, new: new()? },
             Step::Touch => Op::Touch(Entry { ttl: current.ttl + HOUR, ..current }),
             Step::TouchStale => Op::Touch(Entry { ttl: 9 * HOUR, ..new_entry(user)? }),
-            Step::End(reason) => Op::End { expected: None, reason },
-            Step::EndVersion => Op::End { expected: Some(expected), reason: EndReason::Replaced },
-            Step::EndStale => Op::End { expected: Some(new_version()?), reason: EndReason::Replaced },
+            Step::End(reason) => Op::End(reason),
+            Step::Replace => Op::Replace { expected: Some(expected), successor: new_id(user)? },
+            Step::ReplaceStale => Op::Replace { expected: Some(new_version()?), successor: new_id(user)? },
+            Step::ReplaceAny => Op::Replace { expected: None, successor: new_id(None)? },
             Step::Consume => Op::Consume(self.claims[0]),
             Step::ConsumeToo => Op::Consume(self.claims[1]),
             Step::EndUser => Op::EndUser,
@@ -142,8 +145,9 @@ impl Story<'_> {
                 expected.is_outcome(&answered(store.update(id, *version, new.clone()).await)?)?;
             }
             Op::Touch(entry) => answered(store.touch(id, entry.clone()).await)?,
-            Op::End { expected: version, reason } => {
-                expected.is_outcome(&answered(store.end(id, *version, *reason).await)?)?;
+            Op::End(reason) => expected.is_outcome(&answered(store.end(id, *reason).await)?)?,
+            Op::Replace { expected: version, successor } => {
+                expected.is_outcome(&answered(store.replace(id, *version, successor).await)?)?;
             }
             Op::Consume(claim) => {
                 let mut found = answered(store.consume(id, *claim).await)?;

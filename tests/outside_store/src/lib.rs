@@ -65,8 +65,8 @@ fn of_user(sessions: &Sessions, user: &str, now: Timestamp) -> Vec<(SessionId, L
     live(sessions, now, |record| record.user() == Some(user))
 }
 
-fn end(sessions: &mut Sessions, id: &SessionId, reason: EndReason, now: Timestamp) {
-    sessions.insert(*id, State::Ended { ended: Ended::new(reason, now), claim: None });
+fn end(sessions: &mut Sessions, id: &SessionId, ended: Ended) {
+    sessions.insert(*id, State::Ended { ended, claim: None });
 }
 
 impl<C: Clock> SessionStore for SimpleStore<C> {
@@ -95,7 +95,7 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
                     _ => (loaded.record.last_used(now, loaded.ttl.unwrap_or_default()), *id),
                 });
                 for (id, _) in mine.into_iter().take(over) {
-                    end(sessions, &id, EndReason::Evicted, now);
+                    end(sessions, &id, Ended::new(EndReason::Evicted, now));
                     evicted.push(id);
                 }
             }
@@ -127,17 +127,36 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
         })
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, expected: Option<Version>, reason: EndReason) -> StoreFuture<'a, Outcome> {
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.now(|sessions, now| match found(sessions, id, now) {
+            Found::Live(_) => {
+                end(sessions, id, Ended::new(reason, now));
+                Outcome::Done
+            }
+            Found::Unknown => {
+                end(sessions, id, Ended::new(reason, now));
+                Outcome::Gone
+            }
+            Found::Ended(_) => Outcome::Gone,
+        })
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
         self.now(|sessions, now| match found(sessions, id, now) {
             Found::Live(there) if expected.is_some_and(|expected| expected != there.record.version()) => {
                 Outcome::Conflict(there)
             }
             Found::Live(_) => {
-                end(sessions, id, reason, now);
+                end(sessions, id, Ended::replaced(*successor, now));
                 Outcome::Done
             }
             Found::Unknown if expected.is_none() => {
-                end(sessions, id, reason, now);
+                end(sessions, id, Ended::replaced(*successor, now));
                 Outcome::Gone
             }
             Found::Ended(_) | Found::Unknown => Outcome::Gone,
@@ -174,7 +193,7 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
             let mut ids: Vec<_> = of_user(sessions, user, now).into_iter().map(|(id, _)| id).collect();
             ids.retain(|id| Some(id) != except);
             for id in &ids {
-                end(sessions, id, reason, now);
+                end(sessions, id, Ended::new(reason, now));
             }
             ids
         })
