@@ -38,7 +38,7 @@ pub(crate) type Data = BTreeMap<Arc<str>, Json>;
 /// `v` format · `n` version (every write has a new one) · `t` milliseconds: created at (since the Unix epoch), last written
 /// (since created), idle timeout, absolute timeout (since created) · `data` the values. Present where they mean something:
 /// `g` the rotation: which token is the current one, which was before, since when, and how long that is served still ·
-/// `replaces` the session that must have ended before this one begins · `persistent`
+/// `replaces` the session that must have ended in favour of this one before it begins · `persistent`
 /// `true` when the cookie outlives the browser · `user` who is logged in · `meta` metadata.
 ///
 /// Another form is [`Codec::MessagePack`]. [`decode`](Self::decode) reads both, and every format that was ever written.

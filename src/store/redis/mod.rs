@@ -18,8 +18,8 @@
 //! redis-cli PTTL 'sess:{AAAAAAAAAAAA}:HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH'
 //! redis-cli --scan --pattern 'sess:{*}:*'
 //! ```
-//! A session that ended leaves `{"end":"revoked","at":1763679600000}` in its place for a while: why it ended, and a guard against
-//! whatever would bring it back.
+//! A session that ended leaves `{"end":"revoked","at":1763679600000}` in its place for a while: why it ended, which session
+//! carries it on if one does (`"to"`), and a guard against whatever would bring it back.
 //!
 //! All sessions of a user have the same slot tag, and beside them, in the same slot, there are
 //! * `sess:{AAAAAAAAAAAA}`, the index: a sorted set of their ids, by when they expire. For listing and limits; it is pruned with
@@ -34,7 +34,7 @@
 //! |---|---|---|
 //! | load | `GET`, `PTTL`, `GET` of the epoch; of an unknown id also `ZSCORE` of the index | 1; 2 |
 //! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
-//! | update, touch, end, consume, list, end all of a user | `EVALSHA` | 1 |
+//! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
 //! | scan | `SCAN`, and a load of each | 2 a page |
 //!
 //! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
