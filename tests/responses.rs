@@ -458,7 +458,7 @@ async fn a_cancelled_request_changes_nothing_and_is_counted() {
 async fn a_request_cancelled_while_it_is_saved_is_counted() {
     let (_app, layer, store) = watched().await;
     let token = anonymous(&layer).await;
-    let _hold = store.hold_next("end");
+    let _hold = store.hold_next("replace");
     let mut answer = Box::pin(call(&layer, Some(&token), async |session: Session| {
         session.login("bob").unwrap();
         ok()
@@ -795,8 +795,8 @@ async fn a_failed_save_is_repeated_when_the_handler_returns() {
         assert_eq!(told(&response), None);
         assert_eq!(content(&layer, &token).await.1, Some(5), "applied: {applied}");
 
-        // A login creates the user's session, and ends the other.
-        for (operation, sessions) in [("create", 2), ("end", 3)] {
+        // A login creates the user's session, ends the other, and has the new one begin.
+        for (operation, sessions) in [("create", 2), ("replace", 3), ("update", 4)] {
             let token = anonymous_with(&layer, 5).await;
             let failing = (operation, applied);
             let response = after_failed_save(&layer, &store, Some(&token), failing, login_ana, nothing).await;
