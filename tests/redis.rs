@@ -689,7 +689,7 @@ mod variables {
     #[test]
     fn a_wrong_one_is_named_and_its_value_is_not_shown() {
         let password = ("REDIS_PASSWORD", "hunter2");
-        let cases: [(&str, &str); 32] = [
+        let cases: [(&str, &str); 33] = [
             ("REDIS_URL", "http://:hunter2@redis.example"),
             ("REDIS_URL", "redis.example:6379"),
             ("REDIS_URL", "redis://:hunter2@redis.example:nonsense"),
@@ -699,7 +699,7 @@ mod variables {
             ("REDIS_URL", "redis://:hunter2/@redis.example"),
             ("REDIS_URL", "redis://"),
             ("REDIS_URL", " redis://:hunter2@redis.example"),
-            ("REDIS_URL", "rediss://:hunter2@redis.example"),
+            ("REDIS_URL", "rediss://:hunter2@redis.example/#insecure"),
             ("REDIS_HOST", "redis://redis.example"),
             ("REDIS_HOST", "redis example"),
             ("REDIS_HOST", "user:hunter2@redis.example"),
@@ -711,12 +711,13 @@ mod variables {
             ("REDIS_DB", "-1"),
             ("REDIS_DB", "x"),
             ("REDIS_DB", "1.5"),
-            ("REDIS_TLS", "true"),
             ("REDIS_TLS", "perhaps"),
             ("REDIS_CA_CERT", "/etc/ca.pem"),
             ("REDIS_CLIENT_CERT", "/etc/cert.pem"),
             ("REDIS_CLIENT_KEY", "/etc/key.pem"),
-            ("REDIS_CLUSTER_NODES", "one:7000,two:7000"),
+            ("REDIS_CLUSTER_NODES", "one:7000,two"),
+            ("REDIS_CLUSTER_NODES", "one:7000,,two:7000"),
+            ("REDIS_CLUSTER_NODES", "hunter2@one:7000"),
             ("REDIS_SENTINELS", "one:26379"),
             ("REDIS_SENTINEL_MASTER", "mymaster"),
             ("USE_REDIS", "maybe"),

@@ -179,6 +179,12 @@ impl Record {
     }
 
     /// Makes another token the one that counts; that of now is served for `grace` still.
+    /// Whether it was written with a new token.
+    #[cfg(feature = "redis")]
+    pub(crate) fn rotates(&self) -> bool {
+        self.rotation.is_some_and(|rotation| rotation.at == self.written_at)
+    }
+
     pub(crate) fn rotate(&mut self, now: Timestamp, grace: Duration) -> Result<(), getrandom::Error> {
         let (current, previous) = (Generation::new()?, self.generation());
         self.rotation = Some(Rotation { current, previous, at: now, grace });

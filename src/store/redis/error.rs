@@ -4,6 +4,8 @@ use std::{error::Error, fmt, sync::Arc};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+#[cfg(feature = "redis-cluster")]
+use super::config::Address;
 use crate::store::{Health, InvalidRecord, StoreError};
 
 /// A failed operation.
@@ -14,6 +16,21 @@ pub(super) struct Failure {
     pub(super) verdict: Verdict,
     /// What it says about the server.
     pub(super) health: Health,
+    /// What a node of a cluster advises to do.
+    #[cfg(feature = "redis-cluster")]
+    pub(super) advice: Option<Advice>,
+}
+
+/// Where else to ask.
+#[cfg(feature = "redis-cluster")]
+#[derive(Clone, Debug)]
+pub(super) enum Advice {
+    /// That server, from now on.
+    Moved(Address),
+    /// That server, this once.
+    Ask(Address),
+    /// The same, a little later.
+    TryAgain,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +47,44 @@ pub(super) enum Verdict {
 
 impl Failure {
     pub(super) fn new(error: StoreError, verdict: Verdict) -> Self {
-        Self { error, verdict, health: Health::Down }
+        Self {
+            error,
+            verdict,
+            health: Health::Down,
+            #[cfg(feature = "redis-cluster")]
+            advice: None,
+        }
+    }
+
+    /// Whether it did not reach a server that serves.
+    #[cfg(feature = "redis-cluster")]
+    pub(super) fn is_away(&self) -> bool {
+        self.health == Health::Down && !matches!(self.error, StoreError::Corrupt(_))
+    }
+
+    /// Whether the server has not seen the script yet.
+    pub(super) fn is_unknown_script(&self) -> bool {
+        match &self.error {
+            StoreError::Configuration(source) => {
+                source.downcast_ref::<RedisError>().is_some_and(|error| error.code() == Some("NOSCRIPT"))
+            }
+            _ => false,
+        }
+    }
+
+    /// No server calls itself the master, or has the slot.
+    #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
+    pub(super) fn no_master() -> Self {
+        Self::outage(Cause::NoMaster, Verdict::Lost)
+    }
+
+    #[cfg(feature = "redis-sentinel")]
+    pub(super) fn unknown_master() -> Self {
+        Self::new(StoreError::Configuration(Cause::UnknownMaster.into()), Verdict::Lost)
+    }
+
+    pub(super) fn too_few_replicas() -> Self {
+        Self { health: Health::Degraded, ..Self::outage(Cause::TooFewReplicas, Verdict::Sound) }
     }
 
     pub(super) fn timeout() -> Self {
@@ -80,8 +134,27 @@ impl From<RedisError> for Failure {
             // The client's text would show the reply.
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::outage(Cause::Garbage, Verdict::Lost),
             ErrorKind::Io if error.is_timeout() => Self::timeout(),
+            #[cfg(feature = "redis-tls")]
+            ErrorKind::Io if is_about_tls(&error) => Self::configuration(error, Verdict::Lost),
             ErrorKind::Io => Self::outage(error, Verdict::Lost),
-            ErrorKind::Server(Server::BusyLoading | Server::TryAgain | Server::ClusterDown | Server::MasterDown) => {
+            #[cfg(feature = "redis-cluster")]
+            ErrorKind::Server(Server::Moved | Server::Ask | Server::TryAgain) => {
+                let address = error.redirect_node().and_then(|(address, _)| address.parse().ok());
+                let advice = match (error.kind(), address) {
+                    (ErrorKind::Server(Server::Moved), Some(address)) => Some(Advice::Moved(address)),
+                    (ErrorKind::Server(Server::Ask), Some(address)) => Some(Advice::Ask(address)),
+                    (ErrorKind::Server(Server::TryAgain), _) => Some(Advice::TryAgain),
+                    _ => None,
+                };
+                let failure = match advice {
+                    Some(Advice::TryAgain) => Self::outage(error, Verdict::Sound),
+                    _ => Self::configuration(error, Verdict::Sound),
+                };
+                Self { advice, ..failure }
+            }
+            #[cfg(not(feature = "redis-cluster"))]
+            ErrorKind::Server(Server::TryAgain) => Self::outage(error, Verdict::Sound),
+            ErrorKind::Server(Server::BusyLoading | Server::ClusterDown | Server::MasterDown) => {
                 Self::outage(error, Verdict::Sound)
             }
             ErrorKind::Server(Server::ReadOnly) => {
@@ -109,6 +182,24 @@ impl From<RedisError> for Failure {
     }
 }
 
+/// Whether it is the certificate of one side that the other does not accept.
+#[cfg(feature = "redis-tls")]
+fn is_about_tls(error: &RedisError) -> bool {
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        let io = error
+            .downcast_ref::<std::io::Error>()
+            .or_else(|| error.downcast_ref::<Arc<std::io::Error>>().map(|error| &**error));
+        if error.is::<rustls::Error>()
+            || io.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
+        {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// What the last attempt to connect met, shared by all that fail because of it.
 #[derive(Debug)]
 struct Known(Arc<StoreError>);
@@ -132,6 +223,11 @@ enum Cause {
     NoRuntime,
     Garbage,
     UnexpectedReply,
+    #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
+    NoMaster,
+    #[cfg(feature = "redis-sentinel")]
+    UnknownMaster,
+    TooFewReplicas,
 }
 
 impl fmt::Display for Cause {
@@ -141,6 +237,11 @@ impl fmt::Display for Cause {
             Self::NoRuntime => "there is no tokio runtime to connect to Redis on",
             Self::Garbage => "what Redis answered is not of its protocol",
             Self::UnexpectedReply => "Redis answered what the command never answers",
+            #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
+            Self::NoMaster => "there is no master right now",
+            #[cfg(feature = "redis-sentinel")]
+            Self::UnknownMaster => "no Sentinel knows a master of this name",
+            Self::TooFewReplicas => "too few replicas have confirmed it in time",
         })
     }
 }

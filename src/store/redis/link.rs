@@ -1,4 +1,4 @@
-//! The one connection that all requests share, and the task that keeps it.
+//! A connection that all requests share, and the task that keeps it.
 //!
 //! ```text
 //!              ┌──────── first attempt failed ────────┐
@@ -20,22 +20,22 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, Pipeline, ProtocolVersion, PushKind, RedisError, Value,
+    PushInfo, PushKind, RedisError, Value,
     aio::{MultiplexedConnection, SendError},
     cmd,
-    io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use tokio::{
     runtime::Handle,
-    sync::watch,
-    task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    sync::{Notify, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
     RedisConfig,
+    connect::Target,
     error::{Failure, Verdict},
-    script::Call,
+    request::Request,
 };
 use crate::{
     observe::Causes,
@@ -50,13 +50,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SILENCE: u32 = 2;
 /// How long a connection lasts at least that answers, but is of no use.
 const RENEWAL: Duration = Duration::from_secs(1);
-/// How often the kernel asks an idle connection whether its peer is there, so that what lies between does not forget it.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-
 pub(super) struct Link {
     state: Arc<watch::Sender<State>>,
     /// The last write was refused by a server that serves reads.
     refuses_writes: AtomicBool,
+    target: Target,
     config: RedisConfig,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -73,6 +71,8 @@ enum State {
 struct Line {
     connection: MultiplexedConnection,
     since: Instant,
+    /// How long it lasts at least if it answers, but is of no use.
+    renewal: Duration,
     /// How many operations in a row went unanswered. Shared by all that use the connection, and by nobody else.
     silence: Silence,
 }
@@ -85,62 +85,35 @@ impl State {
     }
 }
 
-/// What goes to Redis in one round trip.
-pub(super) enum Request<'a> {
-    Ping,
-    /// So many commands; their replies come as an array.
-    Read(&'a Pipeline, usize),
-    Write(&'a Cmd),
-    Script(&'a Call<'a>),
-}
-
-impl Request<'_> {
-    async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, RedisError> {
-        match self {
-            Self::Ping => reply(connection.send_packed_command(&cmd("PING")).await?),
-            Self::Write(command) => reply(connection.send_packed_command(command).await?),
-            Self::Read(commands, count) => {
-                let replies = connection.send_packed_commands(commands, 0, *count).await?;
-                Ok(Value::Array(replies.into_iter().map(reply).collect::<Result<_, _>>()?))
-            }
-            Self::Script(call) => match reply(connection.send_packed_command(&call.by_sha()).await?) {
-                Err(error) if error.code() == Some("NOSCRIPT") => {
-                    reply(connection.send_packed_command(&call.by_text()).await?)
-                }
-                answer => answer,
-            },
-        }
-    }
-}
-
 impl Link {
-    pub(super) fn new(config: RedisConfig) -> Self {
+    pub(super) fn new(target: Target, config: RedisConfig) -> Self {
         Self {
             state: Arc::new(watch::Sender::new(State::Connecting)),
             refuses_writes: AtomicBool::new(false),
+            target,
             config,
             task: Mutex::new(None),
         }
     }
 
     /// Whether Redis answers, and serves writes: as far as the last one told, for a ping tells nothing of that.
-    pub(super) async fn health(&self) -> Health {
-        match self.call(&Request::Ping).await {
+    pub(super) async fn health(&self, deadline: Instant) -> Health {
+        match self.call(&Request::ping(), deadline).await {
             Ok(_) if self.refuses_writes.load(Ordering::Relaxed) => Health::Degraded,
             Ok(_) => Health::Up,
             Err(failure) => failure.health,
         }
     }
 
-    /// Makes `request` within the timeout. Every request can be repeated: one whose connection was lost is, on the next.
-    pub(super) async fn call(&self, request: &Request<'_>) -> Result<Value, Failure> {
+    /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
+    pub(super) async fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         self.keep_task()?;
         let mut used = None;
-        let answer = timeout(self.config.timeout, async {
+        let answer = timeout_at(deadline, async {
             let mut again = true;
             loop {
                 let (line, _) = used.insert((self.line().await?, Instant::now()));
-                match request.send(&mut line.connection).await.map_err(Failure::from) {
+                match request.send(&mut line.connection).await {
                     Err(failure) if again && failure.verdict == Verdict::Lost => report(&self.state, line, &failure),
                     answer => return answer,
                 }
@@ -149,7 +122,7 @@ impl Link {
         })
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()));
-        if let Request::Write(_) | Request::Script(_) = request {
+        if request.writes() {
             match &answer {
                 Ok(_) => self.refuses_writes.store(false, Ordering::Relaxed),
                 Err(failure) if failure.health == Health::Degraded => {
@@ -193,21 +166,24 @@ impl Link {
         }
         let runtime = Handle::try_current().map_err(|_| Failure::no_runtime())?;
         self.state.send_replace(State::Connecting);
-        *task = Some(runtime.spawn(keep(self.state.clone(), self.config.clone())));
+        *task = Some(runtime.spawn(keep(self.state.clone(), self.target.clone(), self.config.clone())));
         Ok(())
     }
 }
 
 /// The task: connects, watches, connects again.
-async fn keep(state: Arc<watch::Sender<State>>, config: RedisConfig) {
+async fn keep(state: Arc<watch::Sender<State>>, target: Target, config: RedisConfig) {
     let mut backoff = BACKOFF.0;
+    let switched = Arc::new(Notify::new());
+    let mut listeners = JoinSet::new(); // gone with this task
+    let renewal = listen(&target, &config, &state, &switched, &mut listeners);
     loop {
         let silence = Silence::default();
-        let connected = timeout(config.connect_timeout, connect(&state, &config, silence.clone())).await;
+        let connected = timeout(config.connect_timeout, connect(&state, &target, &config, silence.clone())).await;
         let pause = match connected.map_err(|_| Failure::timeout()).and_then(|connected| connected) {
             Ok(connection) => {
-                tracing::info!(server = %config.info.addr(), "connected to Redis");
-                let line = Line { connection, since: Instant::now(), silence };
+                tracing::info!(server = %target, "connected to Redis");
+                let line = Line { connection, since: Instant::now(), renewal, silence };
                 let since = line.since;
                 state.send_replace(State::Up(line.clone()));
                 watch_over(&state, line, config.timeout).await;
@@ -222,41 +198,66 @@ async fn keep(state: Arc<watch::Sender<State>>, config: RedisConfig) {
             Err(failure) => {
                 let known = matches!(&*state.borrow(), State::Down(_));
                 if !known {
-                    tracing::warn!(server = %config.info.addr(), error = %Causes(&failure.error), "no connection to Redis");
+                    tracing::warn!(server = %target, error = %Causes(&failure.error), "no connection to Redis");
                 }
                 state.send_replace(State::Down(Arc::new(failure.error)));
                 backoff
             }
         };
-        sleep(jittered(pause)).await;
+        let _ = timeout(jittered(pause), switched.notified()).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
 
 async fn connect(
     state: &Arc<watch::Sender<State>>,
+    target: &Target,
     config: &RedisConfig,
     silence: Silence,
 ) -> Result<MultiplexedConnection, Failure> {
-    let settings = config.info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    // Without NODELAY a request waits for the acknowledgement of the one before: with a network between, twice the latency.
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
-    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    let info = config.info.clone().set_redis_settings(settings).set_tcp_settings(tcp);
     // The closure lives in the connection, and the connection in the state: it must not keep the state alive.
     let listener = Arc::downgrade(state);
-    let on_push = move |push: redis::PushInfo| {
+    let on_push = move |push: PushInfo| {
         if push.kind == PushKind::Disconnection {
             disconnected(&listener, &silence);
         }
         Ok::<_, SendError>(())
     };
-    // The operation's timeout is ours: it covers the wait for a connection as well.
-    let options = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(config.connect_timeout))
-        .set_response_timeout(None)
-        .set_push_sender(on_push);
-    Ok(Client::open(info)?.get_multiplexed_async_connection_with_config(&options).await?)
+    target.connect(config, on_push).await
+}
+
+/// Has whoever knows of a change of servers tell of it. Returns how long a useless connection lasts at least: none, where
+/// the next is sure to lead to another server.
+#[cfg_attr(not(feature = "redis-sentinel"), allow(unused_variables))]
+fn listen(
+    target: &Target,
+    config: &RedisConfig,
+    state: &Arc<watch::Sender<State>>,
+    switched: &Arc<Notify>,
+    listeners: &mut JoinSet<()>,
+) -> Duration {
+    match target {
+        Target::Server(_) => RENEWAL,
+        #[cfg(feature = "redis-sentinel")]
+        Target::Master(sentinels) => {
+            let (state, switched) = (Arc::downgrade(state), switched.clone());
+            sentinels.listen(config, listeners, move || {
+                if let Some(state) = state.upgrade() {
+                    let mut ended = None;
+                    state.send_if_modified(|state| {
+                        let is_up = matches!(state, State::Up(_));
+                        if is_up {
+                            ended = Some(mem::replace(state, State::Connecting));
+                        }
+                        is_up
+                    });
+                    drop(ended); // not under the lock of the channel
+                }
+                switched.notify_one();
+            });
+            Duration::ZERO
+        }
+    }
 }
 
 fn disconnected(state: &Weak<watch::Sender<State>>, line: &Silence) {
@@ -291,7 +292,7 @@ fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
     let ended = match failure.verdict {
         Verdict::Lost => change(state, &line.silence, || State::Connecting),
         // Another may lead to another server. If it does not, the reads that this one serves must not suffer from it.
-        Verdict::Useless if line.since.elapsed() > RENEWAL => change(state, &line.silence, || State::Connecting),
+        Verdict::Useless if line.since.elapsed() >= line.renewal => change(state, &line.silence, || State::Connecting),
         Verdict::Silent if hung() => change(state, &line.silence, || State::Down(Arc::new(Failure::timeout().error))),
         Verdict::Silent => false,
         Verdict::Sound | Verdict::Useless => {
@@ -318,7 +319,7 @@ fn change(state: &watch::Sender<State>, line: &Silence, to: impl FnOnce() -> Sta
     changed
 }
 
-fn reply(value: Value) -> Result<Value, RedisError> {
+pub(super) fn reply(value: Value) -> Result<Value, RedisError> {
     match value {
         Value::ServerError(error) => Err(error.into()),
         value => Ok(value),
@@ -326,7 +327,7 @@ fn reply(value: Value) -> Result<Value, RedisError> {
 }
 
 /// Somewhere between half of `delay` and all of it, so that instances do not all come back at once.
-fn jittered(delay: Duration) -> Duration {
+pub(super) fn jittered(delay: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX);
     delay / 2 + delay.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
@@ -346,6 +347,9 @@ impl fmt::Debug for Link {
             State::Up(_) => "up",
             State::Down(_) => "down",
         };
-        f.debug_struct("Link").field("server", &self.config.info.addr()).field("state", &state).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("server", &format_args!("{}", self.target))
+            .field("state", &state)
+            .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,10 @@
 //! Sessions in Redis.
 //!
 //! * `config.rs` — where Redis is, and how long to wait for it;
-//! * `link.rs` — the one connection that all requests share, and who keeps it alive;
+//! * `route.rs` — who gets a request: `link.rs`, a connection that all requests share, and who keeps it alive; `cluster.rs`, one for each
+//!   node; `pool.rs`, those of somebody else;
+//! * `connect.rs` — how a connection is made; `sentinel.rs`, to whom, where that changes;
+//! * `request.rs` — what goes to Redis in one round trip;
 //! * `script.rs` — the operations that Redis must check before it makes them;
 //! * `keys.rs`, `reply.rs` — what things are called there, and what it answers;
 //! * `shared.rs` — what concerns all sessions at once: their number, and events;
@@ -40,24 +43,37 @@
 //! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
 //! more. All keys of a call share a cluster slot, but for the page of a scan.
 
+#[cfg(feature = "redis-cluster")]
+mod cluster;
 mod config;
+mod connect;
+mod ended_here;
 mod error;
 mod keys;
 mod link;
+#[cfg(feature = "redis-bb8")]
+mod pool;
 mod reply;
+mod request;
+mod route;
 mod script;
+#[cfg(feature = "redis-sentinel")]
+mod sentinel;
 mod shared;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use redis::{Pipeline, Value, cmd, pipe};
+use redis::{Cmd, Pipeline, Value, cmd, pipe};
+use tokio::time::Instant;
 
 pub use self::config::{InvalidRedisConfig, RedisConfig};
 use self::{
+    ended_here::EndedHere,
     error::Failure,
     keys::{Keys, Prefix},
-    link::{Link, Request},
     reply::{found, id, ids, is_before, is_record, loaded, number, outcome},
+    request::Request,
+    route::Route,
     script::{Call, Script, Scripts},
 };
 use super::{
@@ -69,7 +85,7 @@ use crate::{
     lifetime::LONGEST,
     limits::{Limits, WhenFull},
     record::HEAD_LEN,
-    time::{Timestamp, millis},
+    time::{Clock, SystemClock, Timestamp, millis},
     token::SessionId,
 };
 
@@ -97,15 +113,40 @@ pub struct RedisStore {
 }
 
 struct Inner {
-    link: Link,
+    route: Route,
+    /// Where a request may wait for replicas, and hold up those behind it.
+    patient: Option<Route>,
     config: RedisConfig,
     scripts: Scripts,
+    ended_here: EndedHere,
 }
 
 impl RedisStore {
     /// A store in the Redis that `config` names. Does not connect yet.
     pub fn new(config: RedisConfig) -> Self {
         Self::with_scripts(config, Scripts::new(true))
+    }
+
+    /// A store on a pool of connections that the application has already, with the settings that
+    /// [`RedisConfig`] has by default. For others, see [`RedisConfig::from_pool`].
+    ///
+    /// A connection of its own, which [`new`](Self::new) makes, is faster, and notices sooner when Redis is away.
+    ///
+    /// ```
+    /// use tower_keep::store::redis::RedisStore;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let manager = bb8_redis::RedisConnectionManager::new("redis://127.0.0.1:6379/0")?;
+    /// let pool = bb8::Pool::builder().build_unchecked(manager);
+    /// let store = RedisStore::from_pool(pool);
+    /// # let _ = store;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "redis-bb8")]
+    pub fn from_pool(pool: bb8::Pool<bb8_redis::RedisConnectionManager>) -> Self {
+        Self::new(RedisConfig::from_pool(pool))
     }
 
     /// A store whose scripts check nothing: for tests that must show that they would notice.
@@ -116,7 +157,10 @@ impl RedisStore {
     }
 
     fn with_scripts(config: RedisConfig, scripts: Scripts) -> Self {
-        Self { inner: Arc::new(Inner { link: Link::new(config.clone()), config, scripts }) }
+        let route = Route::new(&config);
+        let patient = config.replicas.map(|_| Route::new(&config));
+        let ended_here = EndedHere::new(config.remember_ended);
+        Self { inner: Arc::new(Inner { route, patient, config, scripts, ended_here }) }
     }
 }
 
@@ -130,30 +174,59 @@ impl Inner {
         millis(self.config.remember_ended)
     }
 
-    async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
-        match self.link.call(&Request::Read(commands, commands.len())).await? {
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.config.timeout
+    }
+
+    /// Reads, all of them what is in the slot of `key`, or on the server that has it.
+    async fn read(&self, key: &str, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
+        match self.route.call(key, Request::read(commands), self.deadline()).await? {
             Value::Array(replies) if replies.len() == commands.len() => Ok(replies),
             _ => Err(Failure::unexpected_reply()),
         }
     }
 
+    async fn write(&self, key: &str, command: &Cmd) -> Result<Value, Failure> {
+        self.route.call(key, Request::write(command), self.deadline()).await
+    }
+
     async fn run(&self, script: &Script, keys: &[String], args: Vec<Vec<u8>>) -> Result<Value, Failure> {
-        self.link.call(&Request::Script(&Call { script, keys, args })).await
+        let call = Call { script, keys, args };
+        self.route.call(&keys[0], Request::script(&call), self.deadline()).await
+    }
+
+    /// The same, of what must not come undone.
+    async fn run_safely(&self, script: &Script, keys: &[String], args: Vec<Vec<u8>>) -> Result<Value, Failure> {
+        let (Some(route), Some(replicas)) = (&self.patient, self.config.replicas) else {
+            return self.run(script, keys, args).await;
+        };
+        let call = Call { script, keys, args };
+        let request = Request::script(&call).confirmed_by(replicas, millis(self.config.timeout / 2).max(1));
+        route.call(&keys[0], request, self.deadline()).await
     }
 
     async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
         let keys = self.prefix().keys(id);
         let [session, _, epoch] = &keys.all;
-        match &*self.read(pipe().get(session).pttl(session).get(epoch)).await? {
-            [Value::Nil, _, _] => self.expired(&keys).await,
-            [Value::BulkString(stored), Value::Int(ttl), epoch] => found(stored, *ttl, number(epoch)),
-            _ => Err(Failure::unexpected_reply()),
+        let found = match &*self.read(session, pipe().get(session).pttl(session).get(epoch)).await? {
+            [Value::Nil, _, _] => self.expired(&keys).await?,
+            [Value::BulkString(stored), Value::Int(ttl), epoch] => found(stored, *ttl, number(epoch))?,
+            _ => return Err(Failure::unexpected_reply()),
+        };
+        match (found, self.ended_here.get(id)) {
+            (Found::Live(_), Some(ended)) => {
+                tracing::warn!(session = %id, "a session that has ended is back: Redis has lost its end");
+                // Best effort: the next request sees to it.
+                let _ = self.end(id, None, ended.reason, ended.successor.as_ref()).await;
+                Ok(Found::Ended(ended))
+            }
+            (found, _) => Ok(found),
         }
     }
 
     /// Whether the session of a key that is not there has expired: the index remembers.
     async fn expired(&self, keys: &Keys) -> Result<Found, Failure> {
-        let score = self.read(pipe().cmd("ZSCORE").arg(&keys.all[1]).arg(&keys.member)).await?;
+        let score = self.read(&keys.all[1], pipe().cmd("ZSCORE").arg(&keys.all[1]).arg(&keys.member)).await?;
         let at = match score.first() {
             Some(Value::Double(score)) => *score,
             Some(Value::BulkString(score)) => {
@@ -166,6 +239,9 @@ impl Inner {
 
     async fn create(&self, id: &SessionId, new: Entry, limits: Limits) -> Result<Created, Failure> {
         let keys = self.prefix().keys(id);
+        if self.ended_here.get(id).is_some() {
+            return Ok(Created::Taken);
+        }
         if !self.reserve(id, new.ttl, false).await? {
             return Ok(Created::Full);
         }
@@ -178,6 +254,7 @@ impl Inner {
             self.release(&[*id]).await;
         }
         if let Created::Done { evicted } = &created {
+            self.ended_here.add(evicted, EndReason::Evicted);
             self.release(evicted).await;
         }
         Ok(created)
@@ -214,10 +291,10 @@ impl Inner {
     async fn create_of_nobody(&self, keys: &Keys, new: &Entry) -> Result<(Created, bool), Failure> {
         let mut create = cmd("SET");
         create.arg(keys.session()).arg(self.encode(&new.record)).arg("NX").arg("PX").arg(ttl_of(new.ttl));
-        match self.link.call(&Request::Write(&create)).await? {
+        match self.write(keys.session(), &create).await? {
             Value::Okay => Ok((Created::Done { evicted: Vec::new() }, true)),
             // Taken: perhaps by this very write, whose reply was lost.
-            Value::Nil => match &*self.read(pipe().get(keys.session())).await? {
+            Value::Nil => match &*self.read(keys.session(), pipe().get(keys.session())).await? {
                 [Value::BulkString(stored)] if Version::of(stored) == Some(new.record.version()) => {
                     Ok((Created::Done { evicted: Vec::new() }, true))
                 }
@@ -230,10 +307,18 @@ impl Inner {
 
     async fn update(&self, id: &SessionId, expected: Version, new: Entry) -> Result<Outcome, Failure> {
         let keys = self.prefix().keys(id);
+        if self.ended_here.get(id).is_some() {
+            return Ok(Outcome::Gone);
+        }
         self.reserve(id, new.ttl, true).await?;
         let mut args = self.written(keys.member_of(&new.record), &new);
         args.push(text(expected));
-        let outcome = outcome(&self.run(&self.scripts.update, &keys.all, args).await?)?;
+        let update = &self.scripts.update;
+        let outcome = outcome(&if new.record.rotates() {
+            self.run_safely(update, &keys.all, args).await?
+        } else {
+            self.run(update, &keys.all, args).await?
+        })?;
         if let Outcome::Gone = outcome {
             self.release(&[*id]).await;
         }
@@ -242,6 +327,9 @@ impl Inner {
 
     async fn touch(&self, id: &SessionId, entry: Entry) -> Result<(), Failure> {
         let keys = self.prefix().keys(id);
+        if self.ended_here.get(id).is_some() {
+            return Ok(());
+        }
         self.reserve(id, entry.ttl, true).await?;
         let member = keys.member_of(&entry.record);
         let args = vec![text(entry.record.version()), text(ttl_of(entry.ttl)), member.into(), text(self.memory())];
@@ -259,10 +347,19 @@ impl Inner {
         successor: Option<&SessionId>,
     ) -> Result<Outcome, Failure> {
         let keys = self.prefix().keys(id);
-        let expected = expected.map(text).unwrap_or_default();
-        let successor = successor.map(text).unwrap_or_default();
-        let args = vec![expected, reason.as_str().into(), keys.member.clone().into(), text(self.memory()), successor];
-        let outcome = outcome(&self.run(&self.scripts.end, &keys.all, args).await?)?;
+        let args = vec![
+            expected.map(text).unwrap_or_default(),
+            reason.as_str().into(),
+            keys.member.clone().into(),
+            text(self.memory()),
+            successor.map(text).unwrap_or_default(),
+        ];
+        let outcome = outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)?;
+        // Of a version that is not there nothing is remembered; else it has ended now, or had before.
+        if expected.is_none() || matches!(outcome, Outcome::Done) {
+            let ended = Ended { successor: successor.copied(), ..Ended::new(reason, SystemClock.now()) };
+            self.ended_here.add_one(id, ended, None);
+        }
         if let Outcome::Done = outcome {
             self.release(&[*id]).await;
         }
@@ -272,8 +369,12 @@ impl Inner {
     async fn consume(&self, id: &SessionId, claim: Version) -> Result<Found, Failure> {
         let keys = self.prefix().keys(id);
         let args = vec![text(claim), keys.member.clone().into(), text(self.memory())];
-        match self.run(&self.scripts.consume, &keys.all, args).await? {
+        match self.run_safely(&self.scripts.consume, &keys.all, args).await? {
             Value::Array(was) => {
+                if let Some(ended) = self.ended_here.get_unless(id, claim) {
+                    return Ok(Found::Ended(ended)); // Redis had lost that
+                }
+                self.ended_here.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), Some(claim));
                 self.release(&[*id]).await;
                 match &*was {
                     [Value::BulkString(stored), Value::Int(ttl)] => Ok(Found::Live(loaded(stored, *ttl)?)),
@@ -295,7 +396,9 @@ impl Inner {
         for session in listed.chunks_exact(3) {
             if let ([_, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
                 match loaded(stored, *ttl) {
-                    Ok(loaded) if loaded.record.user() == Some(user) => sessions.push((id, loaded)),
+                    Ok(loaded) if loaded.record.user() == Some(user) && self.ended_here.get(&id).is_none() => {
+                        sessions.push((id, loaded));
+                    }
                     Ok(_) => {}
                     Err(_) => tracing::warn!(session = %id, "session record not readable"),
                 }
@@ -323,10 +426,11 @@ impl Inner {
             text(self.memory()),
             text(epochs),
         ];
-        let Value::Array(gone) = self.run(&self.scripts.end_user, &keys.all, args).await? else {
+        let Value::Array(gone) = self.run_safely(&self.scripts.end_user, &keys.all, args).await? else {
             return Err(Failure::unexpected_reply());
         };
         let gone = ids(&tag, &gone);
+        self.ended_here.add(&gone, reason);
         self.release(&gone).await;
         Ok(gone)
     }
@@ -338,12 +442,15 @@ impl Inner {
             let [session, _, epoch] = self.prefix().keys(id).all;
             loads.get(&session).pttl(&session).get(&epoch);
         }
-        let replies = if ids.is_empty() { Vec::new() } else { self.read(&loads).await? };
+        let replies = match ids.first() {
+            Some(first) => self.read(self.prefix().keys(first).session(), &loads).await?,
+            None => Vec::new(),
+        };
         let mut sessions = Vec::new();
         for (id, reply) in ids.into_iter().zip(replies.chunks_exact(3)) {
             if let [Value::BulkString(stored), Value::Int(ttl), epoch] = reply {
                 match found(stored, *ttl, number(epoch)) {
-                    Ok(Found::Live(loaded)) => sessions.push((id, loaded)),
+                    Ok(Found::Live(loaded)) if self.ended_here.get(&id).is_none() => sessions.push((id, loaded)),
                     Ok(_) => {}
                     Err(_) => tracing::warn!(session = %id, "session record not readable"),
                 }
@@ -361,7 +468,10 @@ impl Inner {
                 let [session, _, epoch] = self.prefix().keys(id).all;
                 beginnings.cmd("GETRANGE").arg(session).arg(0).arg(HEAD_LEN + 25).get(epoch);
             }
-            let replies = if ids.is_empty() { Vec::new() } else { self.read(&beginnings).await? };
+            let replies = match ids.first() {
+                Some(first) => self.read(self.prefix().keys(first).session(), &beginnings).await?,
+                None => Vec::new(),
+            };
             for reply in replies.chunks_exact(2) {
                 if let [Value::BulkString(beginning), epoch] = reply {
                     count += u64::from(is_record(beginning) && !is_before(beginning, number(epoch)));
@@ -375,16 +485,15 @@ impl Inner {
     }
 
     async fn scan_ids(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionId>, Option<Cursor>), Failure> {
-        let from = if from.as_str().is_empty() { "0" } else { from.as_str() };
         let pattern = self.prefix().pattern();
-        let mut scan = pipe();
-        scan.cmd("SCAN").arg(from).arg("MATCH").arg(pattern).arg("COUNT").arg(count.clamp(1, 1000));
-        let replies = self.read(&scan).await?;
-        let [Value::Array(page)] = &*replies else { return Err(Failure::unexpected_reply()) };
-        let [Value::BulkString(next), Value::Array(keys)] = &**page else { return Err(Failure::unexpected_reply()) };
+        let scan = |cursor: &str| {
+            let mut scan = pipe();
+            scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(count.clamp(1, 1000));
+            scan
+        };
+        let (keys, next) = self.route.scan(from.as_str(), scan, self.deadline()).await?;
         let ids = keys.iter().filter_map(|key| self.prefix().id_of(key)).collect();
-        let next = String::from_utf8_lossy(next).into_owned();
-        Ok((ids, (next != "0").then(|| next.into())))
+        Ok((ids, next.map(Into::into)))
     }
 
     /// What every script that writes a record is told.
@@ -464,7 +573,7 @@ impl SessionStore for RedisStore {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(async move { Ok(self.inner.link.health().await) })
+        StoreFuture::boxed(async move { Ok(self.inner.route.health(self.inner.deadline()).await) })
     }
 
     fn name(&self) -> &'static str {
@@ -482,7 +591,7 @@ impl SessionStore for RedisStore {
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (link, prefix) = (&self.inner.link, &self.inner.config.prefix);
-        f.debug_struct("RedisStore").field("link", link).field("prefix", prefix).finish()
+        let (route, prefix) = (&self.inner.route, &self.inner.config.prefix);
+        f.debug_struct("RedisStore").field("route", route).field("prefix", prefix).finish()
     }
 }

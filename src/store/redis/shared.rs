@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::{Value, cmd, pipe};
 
-use super::{Inner, error::Failure, link::Request, text, ttl_of};
+use super::{Inner, error::Failure, text, ttl_of};
 use crate::{
     event::Event,
     observe::Causes,
@@ -31,12 +31,13 @@ impl Inner {
         if self.config.max_sessions.is_none() || ids.is_empty() {
             return;
         }
+        let key = self.prefix().key("all");
         let mut release = cmd("ZREM");
-        release.arg(self.prefix().key("all"));
+        release.arg(&key);
         for id in ids {
             release.arg(id.to_string());
         }
-        if let Err(failure) = self.link.call(&Request::Write(&release)).await {
+        if let Err(failure) = self.write(&key, &release).await {
             tracing::debug!(error = %Causes(&failure.error), "places of ended sessions not given back");
         }
     }
@@ -46,8 +47,8 @@ impl Inner {
         let (key, event) = (self.prefix().key("events"), serde_json::to_vec(event).unwrap_or_default());
         let mut add = cmd("XADD");
         add.arg(&key).arg("MAXLEN").arg("~").arg(kept).arg("*").arg("e").arg(event);
-        self.link.call(&Request::Write(&add)).await?;
-        self.link.call(&Request::Write(cmd("PEXPIRE").arg(&key).arg(millis(EVENTS_LAST)))).await?;
+        self.write(&key, &add).await?;
+        self.write(&key, cmd("PEXPIRE").arg(&key).arg(millis(EVENTS_LAST))).await?;
         Ok(())
     }
 
@@ -58,13 +59,13 @@ impl Inner {
         let key = self.prefix().key("events");
         let mut read = pipe();
         match from {
-            None => read.cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1),
+            None => read.cmd("XREVRANGE").arg(&key).arg("+").arg("-").arg("COUNT").arg(1),
             Some(from) => {
                 let after = if from.as_str().is_empty() { "-".to_owned() } else { format!("({}", from.as_str()) };
-                read.cmd("XRANGE").arg(key).arg(after).arg("+").arg("COUNT").arg(1000)
+                read.cmd("XRANGE").arg(&key).arg(after).arg("+").arg("COUNT").arg(1000)
             }
         };
-        let replies = self.read(&read).await?;
+        let replies = self.read(&key, &read).await?;
         let [Value::Array(entries)] = &*replies else { return Err(Failure::unexpected_reply()) };
         let mut published = Published { events: Vec::new(), next: from.cloned().unwrap_or_default() };
         for entry in entries {

@@ -1,0 +1,358 @@
+//! Redis Cluster: which node has what, and what to do when it has it no more.
+//!
+//! Every operation of a store concerns one slot, so it is one call to the master of that slot, over a [`Link`] of its own
+//! for each master. Which master has which slot, the nodes tell: at first, when one of them says that a slot has moved, and when one of
+//! them cannot be reached. All of it happens within the operation's time.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use redis::{Pipeline, Value, pipe};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{
+    RedisConfig,
+    config::Address,
+    connect::Target,
+    error::{Advice, Failure},
+    link::Link,
+    request::Request,
+    route::page,
+};
+use crate::store::Health;
+
+const SLOTS: u16 = 16384;
+/// How often the nodes are asked at most who has what.
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long to wait when a slot is between two nodes.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How often an operation is sent elsewhere at most.
+const MAX_HOPS: usize = 64;
+
+pub(super) struct Cluster {
+    seeds: Vec<Address>,
+    config: RedisConfig,
+    known: Mutex<Known>,
+    /// Only one request asks the nodes; when it last did.
+    asked: AsyncMutex<Option<Instant>>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// By their first slots, without gaps where the cluster has none.
+    slots: Vec<Slots>,
+    links: HashMap<Address, Arc<Link>>,
+}
+
+/// The slots from `first` to `last`, and their master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Slots {
+    pub(super) first: u16,
+    pub(super) last: u16,
+    pub(super) master: Address,
+}
+
+impl Cluster {
+    pub(super) fn new(seeds: Vec<Address>, config: RedisConfig) -> Self {
+        Self { seeds, config, known: Mutex::default(), asked: AsyncMutex::new(None) }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self, address: &Address) -> Arc<Link> {
+        let mut known = self.known();
+        let link = known.links.entry(address.clone());
+        link.or_insert_with(|| Arc::new(Link::new(Target::Server(address.clone()), self.config.clone()))).clone()
+    }
+
+    fn master_of(&self, slot: u16) -> Option<Address> {
+        let known = self.known();
+        let place = known.slots.partition_point(|slots| slots.last < slot);
+        known.slots.get(place).filter(|slots| slots.first <= slot).map(|slots| slots.master.clone())
+    }
+
+    /// Makes `request` by `deadline`, where the slot of `key` is.
+    pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
+        match self.follow(slot_of(key), request, deadline).await {
+            // While a slot moves, its keys are on two nodes.
+            Err(Failure { advice: Some(_), .. }) if request.reads().is_some() => {
+                self.one_by_one(request.reads().into_iter().flat_map(Pipeline::cmd_iter), deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn one_by_one(
+        &self,
+        commands: impl Iterator<Item = &redis::Cmd>,
+        deadline: Instant,
+    ) -> Result<Value, Failure> {
+        let mut replies = Vec::new();
+        for command in commands {
+            let key = match command.args_iter().nth(1) {
+                Some(redis::Arg::Simple(key)) => String::from_utf8_lossy(key).into_owned(),
+                _ => return Err(Failure::unexpected_reply()),
+            };
+            let mut alone = pipe();
+            alone.add_command(command.clone());
+            match self.follow(slot_of(&key), Request::read(&alone), deadline).await? {
+                Value::Array(reply) => replies.extend(reply),
+                _ => return Err(Failure::unexpected_reply()),
+            }
+        }
+        Ok(Value::Array(replies))
+    }
+
+    /// Goes wherever the nodes send it.
+    async fn follow(&self, slot: u16, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
+        let mut asked = None;
+        for _ in 0..MAX_HOPS {
+            let (master, request) = match (asked.take(), self.master_of(slot)) {
+                (Some(address), _) => (address, request.asking()),
+                (None, Some(master)) => (master, request),
+                (None, None) => {
+                    self.ask(None, deadline).await?;
+                    (self.master_of(slot).ok_or_else(Failure::no_master)?, request)
+                }
+            };
+            let failure = match self.link(&master).call(&request, deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            match &failure.advice {
+                _ if Instant::now() >= deadline => return Err(failure),
+                Some(_) if request.reads().is_some() => return Err(failure),
+                Some(Advice::Moved(address)) => self.moved(slot, address.clone()),
+                Some(Advice::Ask(address)) => asked = Some(address.clone()),
+                Some(Advice::TryAgain) => sleep(PAUSE).await,
+                None if failure.is_away() => {
+                    // Perhaps another has taken its place.
+                    let _ = self.ask(Some(&master), deadline).await;
+                    if self.master_of(slot).is_none_or(|now| now == master) {
+                        return Err(failure);
+                    }
+                }
+                None => return Err(failure),
+            }
+        }
+        Err(Failure::no_master())
+    }
+
+    fn moved(&self, slot: u16, to: Address) {
+        let mut known = self.known();
+        let Some(place) = known.slots.iter().position(|slots| (slots.first..=slots.last).contains(&slot)) else {
+            return known.slots.push(Slots { first: slot, last: slot, master: to });
+        };
+        let Slots { first, last, master } = known.slots.swap_remove(place);
+        if first < slot {
+            known.slots.push(Slots { first, last: slot - 1, master: master.clone() });
+        }
+        if slot < last {
+            known.slots.push(Slots { first: slot + 1, last, master });
+        }
+        known.slots.push(Slots { first: slot, last: slot, master: to });
+        known.slots.sort_unstable_by_key(|slots| slots.first);
+    }
+
+    /// Asks the nodes who has what, unless somebody did just now: all but the one that is in doubt, at once.
+    async fn ask(&self, doubted: Option<&Address>, deadline: Instant) -> Result<(), Failure> {
+        let mut asked = timeout_at(deadline, self.asked.lock()).await.map_err(|_| Failure::timeout())?;
+        if asked.is_some_and(|asked| asked.elapsed() < ASK_INTERVAL) {
+            return Ok(());
+        }
+        let mut nodes: HashSet<_> = self.known().links.keys().chain(&self.seeds).cloned().collect();
+        if nodes.len() > 1 {
+            nodes.retain(|node| Some(node) != doubted);
+        }
+        let mut questions = JoinSet::new();
+        for node in nodes {
+            let link = self.link(&node);
+            questions.spawn(async move {
+                let mut question = pipe();
+                question.cmd("CLUSTER").arg("SLOTS");
+                let answer = link.call(&Request::read(&question), deadline).await?;
+                Ok::<_, Failure>((slots_of(&answer, &node), node))
+            });
+        }
+        let mut failure = None;
+        while let Some(answer) = questions.join_next().await {
+            match answer {
+                Ok(Ok((Some(slots), node))) if !slots.is_empty() => {
+                    tracing::debug!(%node, ranges = slots.len(), "the slots of the cluster");
+                    let mut known = self.known();
+                    let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
+                    known.links.retain(|address, _| masters.contains(address));
+                    known.slots = slots;
+                    *asked = Some(Instant::now());
+                    return Ok(());
+                }
+                Ok(Ok(_)) => failure = Some(Failure::no_master()),
+                Ok(Err(error)) => failure = failure.or(Some(error)),
+                Err(_) => {}
+            }
+        }
+        *asked = Some(Instant::now());
+        Err(failure.unwrap_or_else(Failure::no_master))
+    }
+
+    /// All slots and their masters, by the first.
+    pub(super) async fn slots(&self, deadline: Instant) -> Result<Vec<Slots>, Failure> {
+        if self.known().slots.is_empty() {
+            self.ask(None, deadline).await?;
+        }
+        Ok(self.known().slots.clone())
+    }
+
+    /// A page of all keys, and where to go on: slot after slot, on whichever master has them when it is their turn. If they
+    /// change masters meanwhile, they have their turn again.
+    pub(super) async fn scan(
+        &self,
+        from: &str,
+        scan: impl Fn(&str) -> Pipeline,
+        deadline: Instant,
+    ) -> Result<(Vec<Value>, Option<String>), Failure> {
+        let slots = self.slots(deadline).await?;
+        let Some(Place { slots, cursor }) = Place::parse(from, &slots) else {
+            return Ok((Vec::new(), None));
+        };
+        let answer = self.link(&slots.master).call(&Request::read(&scan(&cursor)), deadline).await;
+        if answer.as_ref().is_err_and(Failure::is_away) {
+            let _ = self.ask(Some(&slots.master), deadline).await;
+        }
+        let (next, keys) = page(answer?)?;
+        let turn = slots.first..=slots.last;
+        let keys = keys.into_iter().filter(|key| match key {
+            Value::BulkString(key) => turn.contains(&slot_of(&String::from_utf8_lossy(key))),
+            _ => false,
+        });
+        let next = match next {
+            Some(cursor) => Some(Place { slots, cursor }.to_string()),
+            None => (slots.last < SLOTS - 1).then(|| (slots.last + 1).to_string()),
+        };
+        Ok((keys.collect(), next))
+    }
+
+    /// Up if all masters are, down if none is, or a slot has none.
+    pub(super) async fn health(&self, deadline: Instant) -> Health {
+        let slots = match self.slots(deadline).await {
+            Ok(slots) => slots,
+            Err(failure) => return failure.health,
+        };
+        let covered: u32 = slots.iter().map(|slots| u32::from(slots.last - slots.first) + 1).sum();
+        let masters: HashSet<_> = slots.into_iter().map(|slots| slots.master).collect();
+        let mut pings = JoinSet::new();
+        for master in masters {
+            let link = self.link(&master);
+            pings.spawn(async move { link.health(deadline).await });
+        }
+        let answers = pings.join_all().await;
+        let count = |health| answers.iter().filter(|answer| **answer == health).count();
+        match (count(Health::Up), count(Health::Down)) {
+            (up, _) if up == answers.len() && covered == u32::from(SLOTS) => Health::Up,
+            (_, down) if down == answers.len() => Health::Down,
+            _ => Health::Degraded,
+        }
+    }
+}
+
+/// Where a scan is: in these slots of their master; or only the first slot of those that come next.
+struct Place {
+    slots: Slots,
+    cursor: String,
+}
+
+impl Place {
+    /// `first`, or `first/last/master/cursor`; `None` when nothing is left.
+    fn parse(text: &str, known: &[Slots]) -> Option<Self> {
+        let mut parts = text.splitn(4, '/');
+        let mut next = || parts.next();
+        let first: u16 = next().and_then(|first| first.parse().ok()).unwrap_or(0);
+        let now = known.iter().find(|slots| slots.last >= first)?;
+        let now = Slots { first: first.max(now.first), ..now.clone() };
+        let last = next().and_then(|last| last.parse().ok());
+        let (master, cursor) = (next(), next());
+        Some(match (last, cursor) {
+            // The master has more by now, or as much: go on. Else begin with these slots again.
+            (Some(last), Some(cursor)) if last <= now.last && master == Some(&*now.master.to_string()) => {
+                Self { slots: Slots { last, ..now }, cursor: cursor.to_owned() }
+            }
+            _ => Self { slots: now, cursor: "0".into() },
+        })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { slots: Slots { first, last, master }, cursor } = self;
+        write!(f, "{first}/{last}/{master}/{cursor}")
+    }
+}
+
+/// What `CLUSTER SLOTS` answers: first, last, master, replicas…; a node is host, port, ….
+fn slots_of(answer: &Value, node: &Address) -> Option<Vec<Slots>> {
+    let Value::Array(replies) = answer else { return None };
+    let [Value::Array(ranges)] = &**replies else { return None };
+    let mut all = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let Value::Array(range) = range else { return None };
+        let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = &**range else { return None };
+        let [host, Value::Int(port), ..] = &**master else { return None };
+        let host = match (host, node) {
+            (Value::BulkString(host), _) if !host.is_empty() && host != b"?" => std::str::from_utf8(host).ok()?,
+            // It does not know by what name we know it.
+            (_, Address::Tcp(host, _)) => host,
+            _ => return None,
+        };
+        all.push(Slots {
+            first: u16::try_from(*first).ok()?,
+            last: u16::try_from(*last).ok()?,
+            master: Address::tcp(host, u16::try_from(*port).ok()?).ok()?,
+        });
+    }
+    all.sort_unstable_by_key(|slots| slots.first);
+    Some(all)
+}
+
+/// The slot of a key: of what is in its first braces, if anything is.
+pub(super) fn slot_of(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    // CRC-16/XMODEM
+    let crc = hashed.bytes().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| (crc << 1) ^ (0x1021 * (crc >> 15)))
+    });
+    crc % SLOTS
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = self.known();
+        f.debug_struct("Cluster").field("seeds", &self.seeds).field("links", &known.links).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_that_redis_computes() {
+        // `CLUSTER KEYSLOT`
+        for (key, slot) in
+            [("123456789", 12739), ("foo", 12182), ("sess:{AAAA}:x", slot_of("AAAA")), ("{}x", slot_of("{}x"))]
+        {
+            assert_eq!(slot_of(key), slot, "{key}");
+        }
+        assert_eq!(slot_of("a{foo}b{bar}"), 12182);
+    }
+}

@@ -1,0 +1,289 @@
+//! A configuration in parts, as the environment or a file has it.
+
+use std::{env, fs, path::PathBuf, time::Duration};
+
+use redis::RedisConnectionInfo;
+use serde::Deserialize;
+
+use super::{
+    InvalidRedisConfig, RedisConfig,
+    error::{Place, Problem},
+    place::{Address, Servers, of_url},
+    tls::Tls,
+};
+
+/// Every setting, if there is one.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Parts {
+    url: Option<String>,
+    host: Option<String>,
+    port: Option<u16>,
+    database: Option<i64>,
+    username: Option<String>,
+    password: Option<String>,
+    tls: Option<bool>,
+    ca_cert: Option<PathBuf>,
+    client_cert: Option<PathBuf>,
+    client_key: Option<PathBuf>,
+    cluster_nodes: Option<Vec<String>>,
+    sentinels: Option<Vec<String>>,
+    sentinel_master: Option<String>,
+    prefix: Option<String>,
+    timeout_ms: Option<u64>,
+    connect_timeout_ms: Option<u64>,
+    remember_ended_secs: Option<u64>,
+    max_sessions: Option<usize>,
+    share_events: Option<usize>,
+    wait_for_replicas: Option<usize>,
+}
+
+/// What a setting is called: in the environment, and in a file.
+#[derive(Clone, Copy)]
+enum Names {
+    Environment,
+    File,
+}
+
+impl Names {
+    fn wrong(self, variable: &'static str, field: &'static str, problem: Problem) -> InvalidRedisConfig {
+        let place = match self {
+            Self::Environment => Place::Variable(variable),
+            Self::File => Place::Field(field),
+        };
+        InvalidRedisConfig { place, problem }
+    }
+}
+
+impl TryFrom<Parts> for RedisConfig {
+    type Error = InvalidRedisConfig;
+
+    fn try_from(parts: Parts) -> Result<Self, InvalidRedisConfig> {
+        parts.config(Names::File)
+    }
+}
+
+/// The configuration of variables, if they ask for Redis.
+pub(super) fn of_vars(var: impl Fn(&str) -> Option<String>) -> Result<Option<RedisConfig>, InvalidRedisConfig> {
+    let var = |name: &'static str| var(name).filter(|value| !value.is_empty()).map(|value| Var { name, value });
+
+    if let Some(secret) = var("SESSION_SECRET")
+        && secret.value.split(',').any(|key| key.len() < 32)
+    {
+        return Err(secret.wrong(Problem::Secret));
+    }
+    let switches = [var("USE_REDIS"), var("REDIS_ENABLED")];
+    let switches: Vec<bool> = switches.iter().flatten().map(Var::boolean).collect::<Result<_, _>>()?;
+    if switches.contains(&false) {
+        return Ok(None);
+    }
+    let text = |name| var(name).map(|var| var.value);
+    let list = |name| var(name).map(|var| var.value.split(',').map(|node| node.trim().to_owned()).collect());
+    let mut parts = Parts {
+        url: text("REDIS_URL"),
+        ca_cert: text("REDIS_CA_CERT").map(PathBuf::from),
+        client_cert: text("REDIS_CLIENT_CERT").map(PathBuf::from),
+        client_key: text("REDIS_CLIENT_KEY").map(PathBuf::from),
+        cluster_nodes: list("REDIS_CLUSTER_NODES"),
+        sentinels: list("REDIS_SENTINELS"),
+        sentinel_master: text("REDIS_SENTINEL_MASTER"),
+        ..Parts::default()
+    };
+    if parts.url.is_none() {
+        parts.host = text("REDIS_HOST");
+        parts.port = var("REDIS_PORT").map(|port| port.parse(Problem::Port)).transpose()?;
+        parts.database = var("REDIS_DB").map(|database| database.parse(Problem::Database)).transpose()?;
+        parts.username = text("REDIS_USERNAME");
+        parts.password = text("REDIS_PASSWORD");
+        parts.tls = var("REDIS_TLS").map(|tls| tls.boolean()).transpose()?;
+    }
+    if switches.is_empty() && !parts.name_redis() {
+        return Ok(None);
+    }
+    parts.config(Names::Environment).map(Some)
+}
+
+/// The variables of this process.
+pub(super) fn of_process(name: &str) -> Option<String> {
+    match env::var(name) {
+        Ok(value) => Some(value),
+        Err(env::VarError::NotPresent) => None,
+        // Not text: let it fail like every other nonsense.
+        Err(env::VarError::NotUnicode(_)) => Some("\u{fffd}".into()),
+    }
+}
+
+impl Parts {
+    /// Whether anything says that there is a Redis. That there is no TLS does not.
+    fn name_redis(&self) -> bool {
+        let texts = [&self.url, &self.host, &self.username, &self.password, &self.sentinel_master];
+        let files = [&self.ca_cert, &self.client_cert, &self.client_key];
+        texts.into_iter().any(Option::is_some)
+            || files.into_iter().any(Option::is_some)
+            || self.port.is_some()
+            || self.database.is_some()
+            || self.cluster_nodes.is_some()
+            || self.sentinels.is_some()
+            || self.tls == Some(true)
+    }
+
+    fn config(self, names: Names) -> Result<RedisConfig, InvalidRedisConfig> {
+        let wrong = |variable, field, problem| names.wrong(variable, field, problem);
+        let (servers, login, tls) = self.servers(names)?;
+        let tls = self.tls(tls, names)?;
+        let mut config = RedisConfig::of(servers, login);
+        if let Some(tls) = tls {
+            let name = if self.url.is_some() { ("REDIS_URL", "url") } else { ("REDIS_TLS", "tls") };
+            config = config.secured(tls).map_err(|problem| wrong(name.0, name.1, problem))?;
+        }
+        if let Some(prefix) = self.prefix {
+            config = config.prefix(prefix).map_err(|error| wrong("", "prefix", error.problem))?;
+        }
+        if let Some(timeout) = self.timeout_ms {
+            config = config.timeout(Duration::from_millis(timeout));
+        }
+        if let Some(timeout) = self.connect_timeout_ms {
+            config = config.connect_timeout(Duration::from_millis(timeout));
+        }
+        if let Some(time) = self.remember_ended_secs {
+            config = config.remember_ended(Duration::from_secs(time));
+        }
+        if let Some(sessions) = self.max_sessions {
+            config = config.max_sessions(sessions);
+        }
+        if let Some(kept) = self.share_events {
+            config = config.share_events(kept);
+        }
+        if let Some(replicas) = self.wait_for_replicas {
+            config = config.wait_for_replicas(replicas);
+        }
+        Ok(config)
+    }
+
+    /// Where Redis is, how to log in, and whether a URL says that it is with TLS.
+    fn servers(&self, names: Names) -> Result<(Servers, RedisConnectionInfo, bool), InvalidRedisConfig> {
+        let wrong = |variable, field, problem| names.wrong(variable, field, problem);
+        let database = self.database.unwrap_or(0);
+        if database < 0 {
+            return Err(wrong("REDIS_DB", "database", Problem::Database));
+        }
+        let several = match (&self.cluster_nodes, &self.sentinels, &self.sentinel_master) {
+            (Some(_), Some(_), _) => return Err(wrong("REDIS_SENTINELS", "sentinels", Problem::TwoPlaces)),
+            (Some(_), _, Some(_)) => return Err(wrong("REDIS_SENTINEL_MASTER", "sentinel_master", Problem::TwoPlaces)),
+            (None, Some(_), None) => return Err(wrong("REDIS_SENTINELS", "sentinels", Problem::NoMaster)),
+            (None, None, Some(_)) => {
+                return Err(wrong("REDIS_SENTINEL_MASTER", "sentinel_master", Problem::NoSentinels));
+            }
+            (Some(nodes), None, None) => {
+                let name = ("REDIS_CLUSTER_NODES", "cluster_nodes");
+                if database != 0 {
+                    return Err(wrong("REDIS_DB", "database", Problem::DatabaseInCluster));
+                }
+                Some((name, RedisConfig::nodes(nodes).and_then(RedisConfig::cluster_of)))
+            }
+            (None, Some(sentinels), Some(master)) => {
+                let name = ("REDIS_SENTINELS", "sentinels");
+                Some((name, RedisConfig::nodes(sentinels).and_then(|nodes| RedisConfig::sentinel_of(nodes, master))))
+            }
+            (None, None, None) => None,
+        };
+        if let Some((name, servers)) = several {
+            let servers = servers.map_err(|problem| wrong(name.0, name.1, problem))?;
+            if self.url.is_some() || self.host.is_some() {
+                return Err(wrong(name.0, name.1, Problem::TwoPlaces));
+            }
+            return Ok((servers, self.login(database, names)?, false));
+        }
+        if let Some(url) = &self.url {
+            let (address, login, tls) = of_url(url).map_err(|problem| wrong("REDIS_URL", "url", problem))?;
+            return Ok((Servers::One(address), login, tls));
+        }
+        let port = match self.port {
+            Some(0) => return Err(wrong("REDIS_PORT", "port", Problem::Port)),
+            port => port.unwrap_or(6379),
+        };
+        let host = self.host.as_deref().unwrap_or("127.0.0.1");
+        let address = Address::tcp(host, port).map_err(|problem| wrong("REDIS_HOST", "host", problem))?;
+        Ok((Servers::One(address), self.login(database, names)?, false))
+    }
+
+    fn login(&self, database: i64, names: Names) -> Result<RedisConnectionInfo, InvalidRedisConfig> {
+        let mut login = RedisConnectionInfo::default().set_db(database);
+        if let Some(username) = &self.username {
+            if self.password.is_none() {
+                return Err(names.wrong("REDIS_USERNAME", "username", Problem::NoPassword));
+            }
+            login = login.set_username(username);
+        }
+        if let Some(password) = &self.password {
+            login = login.set_password(password);
+        }
+        Ok(login)
+    }
+
+    /// `of_url`: a URL asks for it.
+    fn tls(&self, of_url: bool, names: Names) -> Result<Option<Tls>, InvalidRedisConfig> {
+        let wrong = |variable, field, problem| names.wrong(variable, field, problem);
+        let read = |path: &Option<PathBuf>, variable, field| {
+            let read =
+                |path: &PathBuf| fs::read(path).map_err(|error| wrong(variable, field, Problem::File(error.kind())));
+            path.as_ref().map(read).transpose()
+        };
+        // A URL says whether there is TLS; without one, the switch does.
+        if !(of_url || self.url.is_none() && self.tls == Some(true)) {
+            for (file, variable, field) in [
+                (&self.ca_cert, "REDIS_CA_CERT", "ca_cert"),
+                (&self.client_cert, "REDIS_CLIENT_CERT", "client_cert"),
+                (&self.client_key, "REDIS_CLIENT_KEY", "client_key"),
+            ] {
+                if file.is_some() {
+                    return Err(wrong(variable, field, Problem::NoTls));
+                }
+            }
+            return Ok(None);
+        }
+        let mut tls = Tls { ca_cert: read(&self.ca_cert, "REDIS_CA_CERT", "ca_cert")?, client: None };
+        tls.check().map_err(|problem| match problem {
+            Problem::Certificate => wrong("REDIS_CA_CERT", "ca_cert", problem),
+            problem if of_url => wrong("REDIS_URL", "url", problem),
+            problem => wrong("REDIS_TLS", "tls", problem),
+        })?;
+        let certificate = read(&self.client_cert, "REDIS_CLIENT_CERT", "client_cert")?;
+        let key = read(&self.client_key, "REDIS_CLIENT_KEY", "client_key")?;
+        tls.client = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (Some(_), None) => return Err(wrong("REDIS_CLIENT_CERT", "client_cert", Problem::NoKey)),
+            (None, Some(_)) => return Err(wrong("REDIS_CLIENT_KEY", "client_key", Problem::NoCertificate)),
+            (None, None) => None,
+        };
+        tls.check().map_err(|problem| match problem {
+            Problem::Key => wrong("REDIS_CLIENT_KEY", "client_key", problem),
+            problem => wrong("REDIS_CLIENT_CERT", "client_cert", problem),
+        })?;
+        Ok(Some(tls))
+    }
+}
+
+/// A variable of the environment.
+struct Var {
+    name: &'static str,
+    value: String,
+}
+
+impl Var {
+    fn wrong(&self, problem: Problem) -> InvalidRedisConfig {
+        InvalidRedisConfig { place: Place::Variable(self.name), problem }
+    }
+
+    fn boolean(&self) -> Result<bool, InvalidRedisConfig> {
+        match self.value.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" => Ok(false),
+            _ => Err(self.wrong(Problem::Boolean)),
+        }
+    }
+
+    fn parse<T: std::str::FromStr>(&self, problem: Problem) -> Result<T, InvalidRedisConfig> {
+        self.value.parse().map_err(|_| self.wrong(problem))
+    }
+}

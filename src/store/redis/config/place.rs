@@ -1,0 +1,132 @@
+//! Where Redis is.
+
+use std::{fmt, net::Ipv6Addr, path::PathBuf, str::FromStr};
+
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+
+use super::error::Problem;
+
+/// Where Redis is, one server or several.
+#[derive(Clone)]
+pub(in crate::store::redis) enum Servers {
+    One(Address),
+    #[cfg(feature = "redis-sentinel")]
+    Sentinel {
+        sentinels: Vec<Address>,
+        master: String,
+        /// To the Sentinels.
+        login: RedisConnectionInfo,
+    },
+    #[cfg(feature = "redis-cluster")]
+    Cluster(Vec<Address>),
+    #[cfg(feature = "redis-bb8")]
+    Pool(bb8::Pool<bb8_redis::RedisConnectionManager>),
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::store::redis) enum Address {
+    Tcp(String, u16),
+    Unix(PathBuf),
+}
+
+impl Address {
+    pub(in crate::store::redis) fn tcp(host: &str, port: u16) -> Result<Self, Problem> {
+        if is_host(host) { Ok(Self::Tcp(unbracketed(host).to_owned(), port)) } else { Err(Problem::Host) }
+    }
+}
+
+/// `host:port`
+impl FromStr for Address {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let (host, port) = text.rsplit_once(':').ok_or(Problem::Nodes)?;
+        let port = port.parse().ok().filter(|port| *port > 0).ok_or(Problem::Nodes)?;
+        // An IPv6 address without brackets has colons of its own.
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(Problem::Nodes);
+        }
+        Self::tcp(host, port).map_err(|_| Problem::Nodes)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(address) => write!(f, "{address}"),
+            #[cfg(feature = "redis-sentinel")]
+            Self::Sentinel { sentinels, master, .. } => write!(f, "{master} of {}", List(sentinels)),
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(nodes) => write!(f, "{}", List(nodes)),
+            #[cfg(feature = "redis-bb8")]
+            Self::Pool(_) => f.write_str("a pool"),
+        }
+    }
+}
+
+#[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
+struct List<'a>(&'a [Address]);
+
+#[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, address) in self.0.iter().enumerate() {
+            write!(f, "{}{address}", if place > 0 { "," } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// What a URL says: where, how to log in, and whether with TLS.
+pub(super) fn of_url(url: &str) -> Result<(Address, RedisConnectionInfo, bool), Problem> {
+    let (plain, tls) = match url.split_once("://") {
+        Some(("redis" | "redis+unix" | "unix", _)) => (url.to_owned(), false),
+        Some(("rediss", rest)) => (format!("redis://{rest}"), true),
+        _ => return Err(Problem::Url),
+    };
+    // What is behind it (`#insecure`) would be dropped, or do harm.
+    if url.contains('#') {
+        return Err(Problem::Url);
+    }
+    // The client's error is dropped: it may quote the URL.
+    let info: ConnectionInfo = plain.into_connection_info().map_err(|_| Problem::Url)?;
+    let login = info.redis_settings().clone();
+    if login.db() < 0 {
+        return Err(Problem::Url);
+    }
+    // The client would log in as the default user.
+    if login.username().is_some() && login.password().is_none_or(str::is_empty) {
+        return Err(Problem::NoPassword);
+    }
+    let address = match info.addr() {
+        ConnectionAddr::Tcp(host, port) => Address::tcp(host, *port).map_err(|_| Problem::Url)?,
+        ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
+        _ => return Err(Problem::Url),
+    };
+    Ok((address, login, tls))
+}
+
+/// A name, or an address: IPv6 with or without brackets.
+fn is_host(host: &str) -> bool {
+    let address = unbracketed(host);
+    if address.contains(':') {
+        return address.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    }
+    !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'))
+}
+
+/// An IPv6 address as sockets take it, of one as URLs write it.
+fn unbracketed(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}

@@ -1,0 +1,85 @@
+//! TLS: whom to trust, and who we are.
+
+#[cfg(feature = "redis-tls")]
+use std::sync::Arc;
+
+use super::error::Problem;
+
+/// TLS to Redis.
+#[cfg_attr(not(feature = "redis-tls"), allow(dead_code))]
+#[derive(Clone, Default)]
+pub(in crate::store::redis) struct Tls {
+    /// In PEM; none: the system's.
+    pub(in crate::store::redis) ca_cert: Option<Vec<u8>>,
+    /// Our certificate and its key, in PEM.
+    pub(in crate::store::redis) client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Tls {
+    /// Whether connections can be made with it: the client would find out with the first.
+    pub(super) fn check(&self) -> Result<(), Problem> {
+        check(self)
+    }
+}
+
+#[cfg(not(feature = "redis-tls"))]
+fn check(_: &Tls) -> Result<(), Problem> {
+    Err(Problem::Feature("redis-tls"))
+}
+
+#[cfg(feature = "redis-tls")]
+fn check(tls: &Tls) -> Result<(), Problem> {
+    if let Some(pem) = &tls.ca_cert {
+        roots(pem)?;
+    }
+    if let Some((certificate, key)) = &tls.client {
+        client(certificate, key)?;
+    }
+    Ok(())
+}
+
+#[cfg(feature = "redis-tls")]
+fn certificates(pem: &[u8]) -> Result<Vec<rustls::pki_types::CertificateDer<'static>>, Problem> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    certificates.ok().filter(|certificates| !certificates.is_empty()).ok_or(Problem::Certificate)
+}
+
+#[cfg(feature = "redis-tls")]
+fn roots(pem: &[u8]) -> Result<rustls::RootCertStore, Problem> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate).map_err(|_| Problem::Certificate)?;
+    }
+    Ok(roots)
+}
+
+#[cfg(feature = "redis-tls")]
+fn client(certificate: &[u8], key: &[u8]) -> Result<(), Problem> {
+    use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+
+    let chain = certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Problem::Key)?;
+    rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|_| Problem::Key)?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_client_auth_cert(chain, key)
+        .map_err(|_| Problem::Key)?;
+    Ok(())
+}
+
+/// The cryptography of the process, if it has chosen one, else ring: the client panics where nobody has chosen.
+#[cfg(feature = "redis-tls")]
+pub(in crate::store::redis) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    use rustls::crypto::{CryptoProvider, ring};
+
+    loop {
+        if let Some(provider) = CryptoProvider::get_default() {
+            return provider.clone();
+        }
+        // Whoever comes at the same moment may win.
+        let _ = ring::default_provider().install_default();
+    }
+}

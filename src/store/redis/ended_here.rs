@@ -1,0 +1,82 @@
+//! What this process has ended, in case Redis forgets.
+//!
+//! A server that fails takes with it what its replicas do not have yet, though it has confirmed it. A session that was ended
+//! through this process stays ended here all the same, and is ended again when it shows up.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    ended::{EndReason, Ended},
+    record::Version,
+    time::{Clock, SystemClock},
+    token::SessionId,
+};
+
+/// How many are remembered: some ten megabytes.
+const MOST: usize = 50_000;
+
+/// What this process has ended, not so long ago.
+pub(super) struct EndedHere {
+    memory: Duration,
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    ended: HashMap<SessionId, (Ended, Option<Version>)>,
+    /// The same, by age.
+    by_age: VecDeque<(Instant, SessionId)>,
+}
+
+impl EndedHere {
+    pub(super) fn new(memory: Duration) -> Self {
+        Self { memory, all: Mutex::default() }
+    }
+
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self, id: &SessionId) -> Option<Ended> {
+        self.all().ended.get(id).map(|(ended, _)| *ended)
+    }
+
+    /// Unless it was by this claim, which may be repeated.
+    pub(super) fn get_unless(&self, id: &SessionId, claim: Version) -> Option<Ended> {
+        self.all().ended.get(id).filter(|(_, by)| *by != Some(claim)).map(|(ended, _)| *ended)
+    }
+
+    pub(super) fn add(&self, ids: &[SessionId], reason: EndReason) {
+        let ended = Ended::new(reason, SystemClock.now());
+        for id in ids {
+            self.add_one(id, ended, None);
+        }
+    }
+
+    pub(super) fn add_one(&self, id: &SessionId, ended: Ended, claim: Option<Version>) {
+        let now = Instant::now();
+        let mut all = self.all();
+        let All { ended: known, by_age } = &mut *all;
+        if known.insert(*id, (ended, claim)).is_none() {
+            by_age.push_back((now, *id));
+        }
+        while by_age.len() > MOST || by_age.front().is_some_and(|(since, _)| now - *since > self.memory) {
+            if let Some((_, id)) = by_age.pop_front() {
+                known.remove(&id);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for EndedHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndedHere").field("sessions", &self.all().by_age.len()).finish()
+    }
+}

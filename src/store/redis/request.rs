@@ -1,0 +1,122 @@
+//! What goes to Redis in one round trip.
+
+use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, cmd, pipe};
+
+use super::{error::Failure, link::reply, script::Call};
+
+/// What goes to Redis in one round trip.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    what: What<'a>,
+    /// So many replicas must confirm what was written, within so many milliseconds.
+    replicas: Option<(usize, u64)>,
+    /// To a server that another one names while it hands a slot over.
+    asking: bool,
+}
+
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Ping,
+    Read(&'a Pipeline),
+    Write(&'a Cmd),
+    Script(&'a Call<'a>),
+}
+
+impl<'a> Request<'a> {
+    fn new(what: What<'a>) -> Self {
+        Self { what, replicas: None, asking: false }
+    }
+
+    pub(super) fn ping() -> Self {
+        Self::new(What::Ping)
+    }
+
+    /// Commands that change nothing; their replies come as an array.
+    pub(super) fn read(commands: &'a Pipeline) -> Self {
+        Self::new(What::Read(commands))
+    }
+
+    pub(super) fn write(command: &'a Cmd) -> Self {
+        Self::new(What::Write(command))
+    }
+
+    pub(super) fn script(call: &'a Call<'a>) -> Self {
+        Self::new(What::Script(call))
+    }
+
+    /// The same, and so many replicas must confirm it within so many milliseconds. It blocks its connection that long.
+    pub(super) fn confirmed_by(self, replicas: usize, within: u64) -> Self {
+        Self { replicas: Some((replicas, within)), ..self }
+    }
+
+    #[cfg(feature = "redis-cluster")]
+    pub(super) fn asking(self) -> Self {
+        Self { asking: true, ..self }
+    }
+
+    /// The commands, if they are several that change nothing.
+    #[cfg(feature = "redis-cluster")]
+    pub(super) fn reads(&self) -> Option<&'a Pipeline> {
+        match self.what {
+            What::Read(commands) if commands.len() > 1 => Some(commands),
+            _ => None,
+        }
+    }
+
+    pub(super) fn writes(&self) -> bool {
+        matches!(self.what, What::Write(_) | What::Script(_))
+    }
+
+    pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, Failure> {
+        match self.what {
+            What::Ping => self.send_one(&cmd("PING"), connection).await,
+            What::Write(command) => self.send_one(command, connection).await,
+            What::Script(call) => match self.send_one(&call.by_sha(), connection).await {
+                Err(failure) if failure.is_unknown_script() => self.send_one(&call.by_text(), connection).await,
+                answer => answer,
+            },
+            What::Read(commands) => Ok(Value::Array(self.send_all(commands, connection).await?)),
+        }
+    }
+
+    async fn send_one(&self, command: &Cmd, connection: &mut MultiplexedConnection) -> Result<Value, Failure> {
+        if !self.asking && self.replicas.is_none() {
+            return Ok(reply(connection.send_packed_command(command).await?)?);
+        }
+        let mut commands = pipe();
+        commands.add_command(command.clone());
+        if let Some((replicas, within)) = self.replicas {
+            commands.cmd("WAIT").arg(replicas).arg(within);
+        }
+        let mut replies = self.send_all(&commands, connection).await?.into_iter();
+        let answer = replies.next().ok_or_else(Failure::unexpected_reply)?;
+        match (self.replicas, replies.next()) {
+            (Some((wanted, _)), Some(Value::Int(confirmed))) if confirmed < wanted as i64 => {
+                Err(Failure::too_few_replicas())
+            }
+            (Some(_), None) => Err(Failure::unexpected_reply()),
+            _ => Ok(answer),
+        }
+    }
+
+    async fn send_all(
+        &self,
+        commands: &Pipeline,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Vec<Value>, Failure> {
+        let replies = if self.asking {
+            let mut asking = pipe();
+            for command in commands.cmd_iter() {
+                asking.cmd("ASKING").add_command(command.clone());
+            }
+            let replies = connection.send_packed_commands(&asking, 0, asking.len()).await?;
+            replies.into_iter().skip(1).step_by(2).collect()
+        } else {
+            connection.send_packed_commands(commands, 0, commands.len()).await?
+        };
+        if replies.len() != commands.len() {
+            return Err(Failure::unexpected_reply());
+        }
+        Ok(replies.into_iter().map(reply).collect::<Result<_, _>>()?)
+    }
+}

@@ -1,0 +1,105 @@
+//! Who gets a request: the only server, the master, the node that has the slot, or whoever a pool leads to.
+
+use std::fmt;
+#[cfg(feature = "redis-sentinel")]
+use std::sync::Arc;
+
+use redis::{Pipeline, Value};
+use tokio::time::Instant;
+
+#[cfg(feature = "redis-cluster")]
+use super::cluster::Cluster;
+#[cfg(feature = "redis-bb8")]
+use super::pool::Pooled;
+#[cfg(feature = "redis-sentinel")]
+use super::sentinel::Sentinels;
+use super::{RedisConfig, config::Servers, connect::Target, error::Failure, link::Link, request::Request};
+use crate::store::Health;
+
+/// Where the requests of a store go.
+pub(super) enum Route {
+    One(Link),
+    #[cfg(feature = "redis-cluster")]
+    Cluster(Cluster),
+    #[cfg(feature = "redis-bb8")]
+    Pool(Pooled),
+}
+
+impl Route {
+    pub(super) fn new(config: &RedisConfig) -> Self {
+        let config = config.clone();
+        match config.servers.clone() {
+            Servers::One(address) => Self::One(Link::new(Target::Server(address), config)),
+            #[cfg(feature = "redis-sentinel")]
+            Servers::Sentinel { sentinels, master, login } => {
+                let sentinels = Arc::new(Sentinels::new(sentinels, master, login));
+                Self::One(Link::new(Target::Master(sentinels), config))
+            }
+            #[cfg(feature = "redis-cluster")]
+            Servers::Cluster(nodes) => Self::Cluster(Cluster::new(nodes, config)),
+            #[cfg(feature = "redis-bb8")]
+            Servers::Pool(pool) => Self::Pool(Pooled(pool)),
+        }
+    }
+
+    /// Makes `request`, which concerns the slot of `key`, by `deadline`.
+    #[cfg_attr(not(feature = "redis-cluster"), allow(unused_variables))]
+    pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
+        match self {
+            Self::One(link) => link.call(&request, deadline).await,
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(cluster) => cluster.call(key, request, deadline).await,
+            #[cfg(feature = "redis-bb8")]
+            Self::Pool(pool) => pool.call(request, deadline).await,
+        }
+    }
+
+    /// A page of keys, and where to go on. `scan` makes the command for a server's cursor.
+    pub(super) async fn scan(
+        &self,
+        from: &str,
+        scan: impl Fn(&str) -> Pipeline,
+        deadline: Instant,
+    ) -> Result<(Vec<Value>, Option<String>), Failure> {
+        #[cfg(feature = "redis-cluster")]
+        if let Self::Cluster(cluster) = self {
+            return cluster.scan(from, scan, deadline).await;
+        }
+        let from = if from.is_empty() { "0" } else { from };
+        let (next, keys) = page(self.call("", Request::read(&scan(from)), deadline).await?)?;
+        Ok((keys, next))
+    }
+
+    pub(super) async fn health(&self, deadline: Instant) -> Health {
+        match self {
+            Self::One(link) => link.health(deadline).await,
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(cluster) => cluster.health(deadline).await,
+            #[cfg(feature = "redis-bb8")]
+            Self::Pool(pool) => pool.health(deadline).await,
+        }
+    }
+}
+
+/// What `SCAN` answered: the cursor unless it is through, and the keys.
+pub(super) fn page(answer: Value) -> Result<(Option<String>, Vec<Value>), Failure> {
+    let Value::Array(replies) = answer else { return Err(Failure::unexpected_reply()) };
+    let Ok([Value::Array(page)]) = <[Value; 1]>::try_from(replies) else { return Err(Failure::unexpected_reply()) };
+    let Ok([Value::BulkString(next), Value::Array(keys)]) = <[Value; 2]>::try_from(page) else {
+        return Err(Failure::unexpected_reply());
+    };
+    let next = String::from_utf8_lossy(&next).into_owned();
+    Ok(((next != "0").then_some(next), keys))
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(link) => link.fmt(f),
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(cluster) => cluster.fmt(f),
+            #[cfg(feature = "redis-bb8")]
+            Self::Pool(pool) => pool.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Redis Sentinel: who the master is, and when another takes its place.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use redis::{AsyncConnectionConfig, RedisConnectionInfo, Value, aio::MultiplexedConnection, cmd};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{
+    RedisConfig,
+    config::Address,
+    connect::client,
+    error::Failure,
+    link::{jittered, reply},
+};
+
+/// How long to wait before a Sentinel that was lost is asked again to tell of changes.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The Sentinels that watch a master.
+pub(super) struct Sentinels {
+    addresses: Vec<Address>,
+    master: String,
+    login: RedisConnectionInfo,
+    /// Whom the latest message of a Sentinel called the master: others may not know it yet.
+    named: Mutex<Option<Address>>,
+}
+
+impl Sentinels {
+    pub(super) fn new(addresses: Vec<Address>, master: String, login: RedisConnectionInfo) -> Self {
+        Self { addresses, master, login, named: Mutex::new(None) }
+    }
+
+    /// A connection to a server that is called the master, and says itself that it is.
+    pub(super) async fn connect_to_master(
+        &self,
+        config: &RedisConfig,
+        options: &AsyncConnectionConfig,
+    ) -> Result<MultiplexedConnection, Failure> {
+        // Only the first attempt goes by the message: what it says may be old by now.
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let master = match named {
+            Some(address) => address,
+            None => self.ask(config).await?,
+        };
+        let client = client(config, &master, &config.login)?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(options).await?;
+        let role = reply(connection.send_packed_command(&cmd("ROLE")).await?);
+        match role {
+            Ok(Value::Array(role)) if role.first().is_some_and(|role| text(role) == Some("master")) => {
+                tracing::debug!(server = %master, master = %self.master, "connected to the master");
+                Ok(connection)
+            }
+            Ok(_) => Err(Failure::no_master()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks all Sentinels at once; the first that knows the master is believed.
+    async fn ask(&self, config: &RedisConfig) -> Result<Address, Failure> {
+        let mut questions = JoinSet::new();
+        for address in &self.addresses {
+            let client = client(config, address, &self.login)?;
+            let (master, patience) = (self.master.clone(), config.connect_timeout);
+            questions.spawn(async move {
+                let options = AsyncConnectionConfig::new()
+                    .set_connection_timeout(Some(patience))
+                    .set_response_timeout(Some(patience));
+                let mut connection = client.get_multiplexed_async_connection_with_config(&options).await?;
+                let mut question = cmd("SENTINEL");
+                question.arg("GET-MASTER-ADDR-BY-NAME").arg(&master);
+                Ok(address_of(reply(connection.send_packed_command(&question).await?)?))
+            });
+        }
+        let mut failure = None;
+        while let Some(answer) = questions.join_next().await {
+            match answer {
+                Ok(Ok(Some(address))) => return Ok(address),
+                Ok(Ok(None)) => failure = Some(Failure::unknown_master()),
+                Ok(Err(error)) => failure = failure.or(Some(error)),
+                Err(_) => {}
+            }
+        }
+        Err(failure.unwrap_or_else(Failure::unknown_master))
+    }
+
+    /// Listens to every Sentinel, as tasks of `tasks`, and calls `switched` when one of them says that there is another master.
+    pub(super) fn listen(
+        self: &Arc<Self>,
+        config: &RedisConfig,
+        tasks: &mut JoinSet<()>,
+        switched: impl Fn() + Clone + Send + Sync + 'static,
+    ) {
+        for address in &self.addresses {
+            let (sentinels, address, config, switched) =
+                (self.clone(), address.clone(), config.clone(), switched.clone());
+            tasks.spawn(async move {
+                loop {
+                    if let Err(failure) = sentinels.listen_to(&address, &config, &switched).await {
+                        tracing::debug!(sentinel = %address, error = %failure.error, "cannot listen to this Sentinel");
+                    }
+                    sleep(jittered(PAUSE)).await;
+                }
+            });
+        }
+    }
+
+    async fn listen_to(&self, address: &Address, config: &RedisConfig, switched: &impl Fn()) -> Result<(), Failure> {
+        let client = client(config, address, &self.login)?;
+        let subscribed = async {
+            let mut messages = client.get_async_pubsub().await?;
+            messages.subscribe("+switch-master").await?;
+            Ok::<_, Failure>(messages)
+        };
+        let mut messages = timeout(config.connect_timeout, subscribed).await.map_err(|_| Failure::timeout())??;
+        let mut messages = pin!(messages.on_message());
+        while let Some(message) = poll_fn(|cx| messages.as_mut().poll_next(cx)).await {
+            // The name, and where the master was and is: host port host port.
+            let text = String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
+            if let [name, _, _, host, port] = *text.split(' ').collect::<Vec<_>>()
+                && name == self.master
+                && let Some(address) = port.parse().ok().and_then(|port| Address::tcp(host, port).ok())
+            {
+                tracing::warn!(master = %name, server = %address, "there is another master");
+                *self.named.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+                switched();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the master {}", self.master)
+    }
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn address_of(answer: Value) -> Option<Address> {
+    let Value::Array(parts) = answer else { return None };
+    let [host, port] = &*parts else { return None };
+    Address::tcp(text(host)?, text(port)?.parse().ok()?).ok()
+}
