@@ -64,9 +64,10 @@ impl EndedHere {
         let now = Instant::now();
         let mut all = self.all();
         let All { ended: known, by_age } = &mut *all;
-        if known.insert(*id, (ended, claim)).is_none() {
+        known.entry(*id).or_insert_with(|| {
             by_age.push_back((now, *id));
-        }
+            (ended, claim)
+        });
         while by_age.len() > MOST || by_age.front().is_some_and(|(since, _)| now - *since > self.memory) {
             if let Some((_, id)) = by_age.pop_front() {
                 known.remove(&id);

@@ -355,12 +355,9 @@ impl Inner {
             successor.map(text).unwrap_or_default(),
         ];
         let outcome = outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)?;
-        // Of a version that is not there nothing is remembered; else it has ended now, or had before.
-        if expected.is_none() || matches!(outcome, Outcome::Done) {
+        if let Outcome::Done = outcome {
             let ended = Ended { successor: successor.copied(), ..Ended::new(reason, SystemClock.now()) };
             self.ended_here.add_one(id, ended, None);
-        }
-        if let Outcome::Done = outcome {
             self.release(&[*id]).await;
         }
         Ok(outcome)
