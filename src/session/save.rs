@@ -25,7 +25,7 @@ use crate::{
     shared::Shared,
     store::{Created, Entry, Outcome, SessionStore, StoreError},
     time::Timestamp,
-    token::{SessionId, Tag, Token},
+    token::{Generation, SessionId, Tag, Token},
 };
 
 /// How often a save merges with others before it gives up. Each failure is another request's success, so only
@@ -113,6 +113,11 @@ impl Write {
             Self::Update { token, begins, .. } => token.is_some() || *begins,
             Self::End { .. } => false,
         }
+    }
+
+    /// Whether it makes the token of this generation the one that counts.
+    pub(super) fn rotates_to(&self, generation: Option<Generation>) -> bool {
+        matches!(self, Self::Update { entry, token: Some(_), .. } if entry.record.generation() == generation)
     }
 
     /// The session that it must be the first to write, if somebody was before.

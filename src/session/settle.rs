@@ -50,7 +50,7 @@ impl Inner {
             }
             (_, Answer::Written(Outcome::Conflict(loaded))) => {
                 self.shared.counters.conflicts.count();
-                self.rebase(state, loaded);
+                self.rebase(state, &attempt.write, loaded);
             }
             (Write::Update { id, .. }, Answer::Written(Outcome::Gone)) => {
                 self.shared.counters.ended_meanwhile.count();
@@ -64,7 +64,7 @@ impl Inner {
     }
 
     /// Somebody else saved first: from here on their session is the one to change.
-    fn rebase(&self, state: &mut State, loaded: Loaded) {
+    fn rebase(&self, state: &mut State, write: &Write, loaded: Loaded) {
         let Known::Live(live) = &mut state.known else { return };
         let token = self.held(live);
         // In a login, the old session is the one that others write.
@@ -85,13 +85,15 @@ impl Inner {
                 None => self.shared.counters.overwrites.count(),
             }
         }
-        let rotated = loaded.record.generation() != base.record.generation();
+        let generation = loaded.record.generation();
+        let rotated = generation != base.record.generation();
         base.record = loaded.record;
         if rotated && let Some(token) = token.filter(|_| live.moved.is_none()) {
             // The token that this request came with does not count any more, which is all a rotation is for.
             let at_once = live.record.rotated_without_grace();
             live.token = Held::Minted(Box::new(live.record.current_token(&token)));
-            live.disowned |= at_once && state.changes.login().is_none();
+            let by_us = write.rotates_to(generation); // and the answer was lost
+            live.disowned |= at_once && !by_us && state.fate != Fate::Rotate;
             if state.fate == Fate::Renew || (state.fate == Fate::Rotate && at_once) {
                 state.fate = Fate::Keep;
                 state.untold = Some(Untold::Token(cookie_until(&live.record)));

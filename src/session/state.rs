@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{lookup::Looked, save::Attempt};
+use super::{lookup::Looked, save::Attempt, settle::cookie_until};
 use crate::{
     ended::EndReason,
     event::Happened,
@@ -59,8 +59,8 @@ pub(super) struct Live {
     pub(super) expires_at: Timestamp,
     /// Created by this request.
     pub(super) is_new: bool,
-    /// Another request has made the token that this one came with count no more, at once. Whoever it was
-    /// may want just that, so this request is not told the new one. Only a login earns it.
+    /// Another request has made the token that this one came with count no more, at once: perhaps because somebody else has
+    /// it too. So this one is not told the new token, unless it is to have one itself, by a login or a rotation.
     pub(super) disowned: bool,
     /// It is in the store, and begins when another has ended.
     pub(super) moved: Option<Box<Move>>,
@@ -375,19 +375,24 @@ impl State {
             let lifetime = self.changes.lifetime.take().map(|made| Box::new(Made { at, ..*made }));
             self.changes = Changes { afresh, lifetime, ..Changes::default() };
         }
-        match &mut self.known {
-            Known::Ended => self.known = Known::Absent,
-            Known::Live(live) => live.disowned = false,
-            _ => {}
+        if let Known::Ended = self.known {
+            self.known = Known::Absent;
         }
         self.rotate();
         self.changes.login = Some(Made { what: user, at: self.generation });
     }
 
     pub(super) fn rotate(&mut self) {
-        let was_rotated = matches!(&self.known, Known::Live(live) if live.disowned);
-        if self.may_be_stored() && self.fate != Fate::Destroy && !was_rotated {
-            self.fated(Fate::Rotate);
+        if !self.may_be_stored() || self.fate == Fate::Destroy {
+            return;
+        }
+        match &mut self.known {
+            // Its token is dead already.
+            Known::Live(live) if live.disowned => {
+                live.disowned = false;
+                self.untold = Some(Untold::Token(cookie_until(&live.record)));
+            }
+            _ => self.fated(Fate::Rotate),
         }
     }
 
