@@ -3,7 +3,8 @@
 /// How many live sessions a user may have, and what happens to one more.
 ///
 /// The default is 100, of which the least recently used makes room: more than anybody has devices, and few enough that what is
-/// kept of a user is bounded. A store counts and creates in one step, so parallel logins never exceed it.
+/// kept of a user is bounded. A store counts and creates in one step, so parallel logins never exceed it. A login over another session
+/// that was cut off in the middle, by an outage for example, may hold its place for half a minute.
 ///
 /// ```
 /// use tower_keep::{Limits, MemoryStore, SessionLayer, WhenFull};

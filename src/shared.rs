@@ -86,17 +86,29 @@ impl Shared {
         })
     }
 
-    /// Counts and tells what happened. What cannot be told to other processes is logged: it has happened all the same.
     pub(crate) async fn announce(&self, session: SessionId, user: Option<Arc<str>>, happened: Happened) {
-        self.counters.happened(happened);
+        self.announce_all([(session, user, happened)]).await;
+    }
+
+    /// Counts and tells what happened. In this process at once, whatever becomes of the request; to others as far as the store takes it.
+    /// What cannot be told to them is logged: it has happened all the same.
+    pub(crate) async fn announce_all(&self, all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
         let Announcer { origin, here } = &self.announcer;
-        let event = Event::new(session, user, happened, *origin);
-        tracing::debug!(%session, user = event.user(), ?happened, "session event");
-        if let Err(error) = self.store.publish(&event).await {
-            tracing::warn!(%session, ?happened, error = %Causes(&error), "session event not published");
-        }
-        if let Some(here) = here.get() {
-            let _ = here.send(event); // perhaps nobody listens any more
+        let tell = |(session, user, happened)| {
+            self.counters.happened(happened);
+            let event = Event::new(session, user, happened, *origin);
+            tracing::debug!(%session, user = event.user(), ?happened, "session event");
+            if let Some(here) = here.get() {
+                let _ = here.send(event.clone()); // perhaps nobody listens any more
+            }
+            event
+        };
+        let events: Vec<_> = all.into_iter().map(tell).collect();
+        for event in events {
+            if let Err(error) = self.store.publish(&event).await {
+                let (session, happened) = (event.session(), event.happened());
+                tracing::warn!(%session, ?happened, error = %Causes(&error), "session event not published");
+            }
         }
     }
 }

@@ -5,15 +5,23 @@
 
 mod spy;
 
-use std::{convert::Infallible, future::Future, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response, StatusCode, header};
 use spy::Spy;
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
-    Consumed, Key, Lifetime, Limits, ManualClock, NewSession, Session, SessionCookie, SessionError, SessionInfo,
-    SessionLayer, Token, WhenFull,
+    Consumed, EndReason, Happened, Key, Lifetime, Limits, ManualClock, NewSession, Session, SessionCookie,
+    SessionError, SessionInfo, SessionLayer, Token, WhenFull,
 };
 
 const VOUCHER: Key<u64> = Key::new("voucher");
@@ -134,6 +142,26 @@ async fn a_login_carries_nothing_on_of_a_session_that_was_consumed_meanwhile() {
     assert_eq!(session.value::<bool>("own").unwrap(), Some(true), "what the request did itself is its own");
     assert_eq!(world.layer.stats().ended_meanwhile, 1);
     assert_eq!(world.spy.len(), 1);
+}
+
+#[tokio::test]
+async fn what_somebody_else_used_up_is_not_shown_by_a_login_that_fails_either() {
+    let world = World::new();
+    let visitor = world.visitor().await;
+    let consume = async {
+        let used = world.layer.sessions().consume(&Token::parse(visitor.as_str()).unwrap()).await.unwrap();
+        assert!(matches!(used, Consumed::Now(_)));
+        world.spy.fail_next("update");
+    };
+    let handler = async |session: Session| {
+        log_in(session.clone()).await?;
+        session.save().await.unwrap_err();
+        assert_eq!(session.get(VOUCHER)?, None);
+        assert_eq!(session.get::<bool>("own")?, Some(true));
+        Ok(())
+    };
+    let reply = world.request_while("replace", &visitor, handler, consume).await;
+    assert_eq!(world.voucher(reply.token()).await, None);
 }
 
 #[tokio::test]
@@ -263,13 +291,48 @@ async fn a_save_says_that_time_has_ended_the_session() {
                 Ok(())
             })
             .await;
-        assert_eq!(reply.told.as_deref(), Some(""), "its cookie is removed");
+        assert_eq!(reply.told, None);
         assert_eq!(world.layer.stats().ended_meanwhile, 1);
         assert_eq!(world.layer.stats().unsaved, 0);
     }
 }
 
 type Act = fn(&Session) -> Result<(), SessionError>;
+
+#[tokio::test]
+async fn a_session_that_another_request_extended_is_not_over() {
+    let world = World::new();
+    let token = world.create(NewSession::of("ana").lifetime(Lifetime::new(MINUTE, MINUTE).unwrap())).await;
+    let other = OnceLock::new();
+    let reply = world
+        .request(&token, async |session: Session| {
+            world.clock.advance(MINUTE / 2);
+            // Logged in again, it lives for a minute from now on.
+            other.set(world.request(&token, async |other: Session| other.login("ana")).await).unwrap();
+            world.clock.advance(MINUTE / 2);
+            session.insert("late", &1)
+        })
+        .await;
+    assert_eq!(reply.told, None);
+    let session = world.open(other.get().unwrap().token()).await.expect("half a minute is left");
+    assert_eq!(session.value::<u64>("late").unwrap(), Some(1));
+}
+
+#[tokio::test]
+async fn a_lifetime_that_is_over_already_ends_the_session() {
+    let world = World::new();
+    let token = world.create(NewSession::of("ana")).await;
+    world.clock.advance(2 * MINUTE);
+    let reply = world
+        .request(&token, async |session: Session| {
+            session.set_lifetime(Lifetime::new(MINUTE, MINUTE).unwrap())?;
+            assert!(matches!(session.save().await, Err(SessionError::Ended)));
+            Ok(())
+        })
+        .await;
+    assert_eq!(reply.told.as_deref(), Some(""), "its cookie is removed");
+    assert!(world.open(&token).await.is_none());
+}
 
 /// It may be anybody who had a copy of the token that the rotation has made worthless.
 #[tokio::test]
@@ -307,6 +370,181 @@ async fn who_was_rotated_away_is_not_given_the_new_token() {
         );
         assert!(world.open(&token).await.is_none());
     }
+}
+
+#[tokio::test]
+async fn who_was_rotated_away_before_the_last_renewal_is_not_given_the_new_token_either() {
+    let world = World::with(|layer| layer.rotate_every(10 * MINUTE));
+    let token = world.create(NewSession::of("ana")).await;
+    let owner = OnceLock::new();
+    let reply = world
+        .request(&token, async |session: Session| {
+            let rotated = world.request(&token, async |owner: Session| owner.rotate()).await;
+            world.clock.advance(11 * MINUTE);
+            owner.set(world.request(rotated.token(), async |_| Ok(())).await).unwrap();
+            session.set_lifetime(Lifetime::aal1())
+        })
+        .await;
+    assert_eq!(reply.told, None);
+    assert!(world.open(owner.get().unwrap().token()).await.is_some());
+}
+
+#[tokio::test]
+async fn a_login_that_fails_gives_no_token_away() {
+    // Its token was about to be told, when it was rotated away: and then the login failed.
+    let world = World::with(|layer| layer.rotate_every(10 * MINUTE));
+    let visitor = world.visitor().await;
+    world.clock.advance(11 * MINUTE);
+    let renewed = world.request(&visitor, async |_| Ok(())).await;
+    let (mut owner, spy) = (None, world.spy.clone());
+    let reply = world
+        .request_while("replace", &visitor, log_in, async {
+            owner = Some(world.request(renewed.token(), async |owner: Session| owner.rotate()).await);
+            spy.fail_next("update"); // that carries on what the owner has written
+        })
+        .await;
+    assert_eq!((reply.status, reply.told), (StatusCode::SERVICE_UNAVAILABLE, None));
+    assert!(world.open(owner.unwrap().token()).await.is_some());
+
+    // Nor does a login as somebody else, for whom there is no place.
+    let world = World::with(|layer| layer.limits(Limits::per_user(1, WhenFull::Reject)));
+    world.create(NewSession::of("ben")).await;
+    let token = world.create(NewSession::of("ana")).await;
+    let mut owner = None;
+    let reply = world
+        .request_while(
+            "update",
+            &token,
+            async |session: Session| {
+                session.insert("k", &1)?;
+                session.save().await?;
+                session.login("ben")
+            },
+            async { owner = Some(world.request(&token, async |owner: Session| owner.rotate()).await) },
+        )
+        .await;
+    assert_eq!((reply.status, reply.told), (StatusCode::TOO_MANY_REQUESTS, None));
+    assert!(world.open(owner.unwrap().token()).await.is_some());
+}
+
+#[tokio::test]
+async fn a_renewal_that_cannot_be_made_is_no_error() {
+    let world = World::with(|layer| layer.rotate_every(10 * MINUTE));
+    let visitor = world.visitor().await;
+    world.clock.advance(11 * MINUTE);
+    world.spy.fail("update");
+    let reply = world.request(&visitor, async |session: Session| session.get(VOUCHER).map(drop)).await;
+    assert_eq!((reply.status, reply.told), (StatusCode::OK, None));
+    let reply = world.request(&visitor, async |session: Session| session.insert("k", &1)).await;
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "a change is lost");
+    world.spy.recover();
+    assert_eq!(world.voucher(world.request(&visitor, async |_| Ok(())).await.token()).await, Some(50));
+}
+
+#[tokio::test]
+async fn a_login_that_cannot_be_finished_is_told_all_the_same() {
+    let world = World::new();
+    let visitor = world.visitor().await;
+    world.spy.fail("update");
+    let reply = world.request(&visitor, log_in).await;
+    world.spy.recover();
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(world.open(&visitor).await.is_none());
+    let told = reply.told.expect("the only token that opens it");
+    assert_eq!(world.voucher(&told).await, Some(50));
+    // The next request finishes it.
+    world.request(&told, async |session: Session| session.get(VOUCHER).map(drop)).await;
+    world.clock.advance(2 * MINUTE);
+    assert_eq!(world.open(&told).await.unwrap().user(), Some("ana"));
+}
+
+#[tokio::test]
+async fn what_was_logged_in_to_is_consumed_once() {
+    for begun in [false, true] {
+        let world = World::new();
+        let visitor = world.visitor().await;
+        let used = AtomicU32::new(0);
+        world
+            .request(&visitor, async |session: Session| {
+                session.login("ana")?;
+                world.spy.fail_next(if begun { "update" } else { "replace" });
+                session.save().await.unwrap_err();
+                let sessions = world.layer.sessions();
+                let other = sessions.consume(&Token::parse(visitor.as_str()).unwrap()).await.unwrap();
+                let both = [matches!(other, Consumed::Now(_)), session.consume().await?];
+                used.store(both.map(u32::from).iter().sum(), Ordering::SeqCst);
+                Ok(())
+            })
+            .await;
+        assert_eq!(used.load(Ordering::SeqCst), 1);
+        assert_eq!(world.layer.sessions().list("ana").await.unwrap().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn who_comes_too_late_to_consume_touches_no_cookie() {
+    let world = World::new();
+    let visitor = world.visitor().await;
+    let login = OnceLock::new();
+    let reply = world
+        .request(&visitor, async |session: Session| {
+            login.set(world.request(&visitor, log_in).await).unwrap();
+            assert!(!session.consume().await?);
+            Ok(())
+        })
+        .await;
+    assert_eq!((reply.status, reply.told), (StatusCode::OK, None));
+    assert_eq!(world.voucher(login.get().unwrap().token()).await, Some(50));
+}
+
+#[tokio::test]
+async fn an_end_whose_answer_was_lost_is_told_once() {
+    let world = World::new();
+    let token = world.create(NewSession::of("ana")).await;
+    let mut events = world.layer.sessions().events().await.unwrap();
+    world.spy.lose_next_answer("end");
+    world
+        .request(&token, async |session: Session| {
+            session.logout()?;
+            session.save().await.unwrap_err();
+            Ok(())
+        })
+        .await;
+    let event = events.next().await.unwrap();
+    assert_eq!((event.user(), event.happened()), (Some("ana"), Happened::Ended(EndReason::LoggedOut)));
+    // A thief ends a session once, however often he comes back.
+    let token = world.create(NewSession::of("ana")).await;
+    world.request(&token, async |session: Session| session.rotate()).await;
+    world.clock.advance(MINUTE);
+    for _ in 0..2 {
+        world.request(&token, async |_| Ok(())).await;
+    }
+    let revoked = Token::parse(world.create(NewSession::of("ben")).await).unwrap();
+    assert!(world.layer.sessions().revoke(&revoked.id()).await.unwrap());
+    let mut happened = Vec::new();
+    while happened.last() != Some(&(Some("ben".to_owned()), Happened::Ended(EndReason::Revoked))) {
+        let event = events.next().await.unwrap();
+        happened.push((event.user().map(str::to_owned), event.happened()));
+    }
+    let ends = |reason| happened.iter().filter(|(_, happened)| *happened == Happened::Ended(reason)).count();
+    assert_eq!((ends(EndReason::LoggedOut), ends(EndReason::TokenReused)), (0, 1));
+}
+
+/// A right that was to come with a new token does not come with the old one.
+#[tokio::test]
+async fn without_a_response_nothing_is_saved_under_the_old_token_of_a_rotation() {
+    let world = World::new();
+    let token = world.create(NewSession::of("ana")).await;
+    let service = world.layer.layer(service_fn(async |request: Request<()>| {
+        let session = request.extensions().get::<Session>().unwrap().clone();
+        session.load().await.unwrap();
+        session.rotate().unwrap();
+        session.insert("role", "admin").unwrap();
+        Err::<Response<()>, _>("no answer")
+    }));
+    let request = Request::builder().header(header::COOKIE, format!("session={token}")).body(()).unwrap();
+    assert_eq!(service.oneshot(request).await.unwrap_err(), "no answer");
+    assert_eq!(world.open(&token).await.unwrap().value::<String>("role").unwrap(), None);
 }
 
 /// Of two tabs, one response may never arrive.

@@ -173,11 +173,6 @@ impl Record {
         }
     }
 
-    /// Whether the token before the current one was dead at once.
-    pub(crate) fn rotated_without_grace(&self) -> bool {
-        self.rotation.is_none_or(|rotation| rotation.grace.is_zero())
-    }
-
     /// Whether it was written with a new token.
     #[cfg(feature = "redis")]
     pub(crate) fn rotates(&self) -> bool {

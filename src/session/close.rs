@@ -31,6 +31,10 @@ impl Session {
             Ok(()) | Err(SessionError::Ended) => Ok(()),
             Err(error) => {
                 let mut state = self.inner.state();
+                if !state.has_unsaved() {
+                    tracing::warn!(error = %Causes(&error), "session token not renewed: the next request will see to it");
+                    return Ok(());
+                }
                 state.reported = Some(state.generation);
                 let id = state.live().map(|live| live.id);
                 drop(state);

@@ -139,8 +139,10 @@ impl Inner {
 
     /// Ends a session that must not go on.
     async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
-        self.shared.store.end(&id, reason).await?;
-        self.shared.announce(id, record.and_then(|record| record.user.clone()), Happened::Ended(reason)).await;
+        let outcome = self.shared.store.end(&id, reason).await?;
+        if matches!(outcome, Outcome::Done) || reason == EndReason::Corrupt {
+            self.shared.announce(id, record.and_then(|record| record.user.clone()), Happened::Ended(reason)).await;
+        }
         Ok(Tried::Ended(reason))
     }
 

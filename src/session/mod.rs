@@ -691,7 +691,7 @@ impl Inner {
 
     async fn consume(&self) -> Result<bool, SessionError> {
         let _turn = self.turn().await;
-        let (id, user) = match self.state().live() {
+        let (id, user) = match self.state().begun() {
             Some(live) => (live.id, live.record.user.clone()),
             None => return Ok(false),
         };
@@ -699,11 +699,14 @@ impl Inner {
         let claim = self.state().claim()?;
         let found = shared.store.consume(&id, claim).await.inspect_err(|_| shared.counters.outages.count())?;
         let mine = matches!(found, Found::Live(_));
-        self.state().consumed(match found {
-            Found::Live(_) => Some(EndReason::Used),
-            Found::Ended(ended) => Some(ended.reason),
-            Found::Unknown => None,
-        });
+        self.state().consumed(
+            mine,
+            match found {
+                Found::Live(_) => Some(EndReason::Used),
+                Found::Ended(ended) => Some(ended.reason),
+                Found::Unknown => None,
+            },
+        );
         if mine {
             shared.announce(id, user, Happened::Ended(EndReason::Used)).await;
         }

@@ -136,19 +136,17 @@ impl Inner {
         let shared = &*self.shared;
         let mut place = None;
         for _ in 0..MAX_ATTEMPTS {
-            let Some(attempt) = self.next_attempt(delivery)? else {
+            let Some((attempt, again)) = self.next_attempt(delivery)? else {
                 return if let Known::Ended = self.state().known { Err(SessionError::Ended) } else { Ok(()) };
             };
             let answer = attempt.write.run(shared).await.inspect_err(|_| shared.counters.outages.count())?;
             let lost_to = attempt.write.lost_to(&answer);
             let happened = {
                 let mut state = self.state();
-                let settled = self.settle(&mut state, &attempt, answer);
+                let settled = self.settle(&mut state, &attempt, again, answer);
                 settled.map(|()| std::mem::take(&mut state.happened))
             }?;
-            for (id, user, happened) in happened {
-                shared.announce(id, user, happened).await;
-            }
+            shared.announce_all(happened).await;
             if let Some(id) = lost_to
                 && place.is_none()
             {
@@ -158,7 +156,8 @@ impl Inner {
         Err(SessionError::Conflict)
     }
 
-    fn next_attempt(&self, delivery: Delivery) -> Result<Option<Arc<Attempt>>, SessionError> {
+    /// And whether it was made before, and its answer lost.
+    fn next_attempt(&self, delivery: Delivery) -> Result<Option<(Arc<Attempt>, bool)>, SessionError> {
         let state = &mut *self.state();
         let delivery = if state.closed { Delivery::Late } else { delivery };
         let pending = state.attempt.take();
@@ -173,12 +172,12 @@ impl Inner {
             }
             Some(_) => {
                 state.attempt = pending;
-                return Ok(state.attempt.clone());
+                return Ok(state.attempt.clone().map(|attempt| (attempt, true)));
             }
             None => self.next_write(state, delivery)?,
         };
         state.attempt = write.map(|write| Arc::new(Attempt { generation: state.generation, write }));
-        Ok(state.attempt.clone())
+        Ok(state.attempt.clone().map(|attempt| (attempt, false)))
     }
 
     /// The write that brings the store nearer to where this session is to be.
@@ -203,8 +202,7 @@ impl Inner {
         let can_be_told = delivery == Delivery::Response;
         let rotates = match state.fate {
             Fate::Renew => can_be_told,
-            // Without a response, what was changed is kept, under the token that the client has.
-            Fate::Rotate => delivery != Delivery::None || state.changes.login().is_some(),
+            Fate::Rotate => true,
             Fate::Keep | Fate::Destroy => false,
         };
         if !rotates && state.changes.is_empty() {
@@ -217,18 +215,18 @@ impl Inner {
         let moves = afresh || state.changes.login().is_some_and(|user| id.tag() != Tag::of_user(user));
         let carried = (!afresh).then_some(&*live.record);
         let mut record = self.record(state, carried, moves.then_some(live))?;
-        let ttl = record.full_ttl(now);
-        if ttl.is_zero() {
-            // Its time is over.
-            return Ok(Some(Write::End { id, reason: EndReason::Expired }));
-        }
         if moves {
             return self.created(record, now, delivery).map(Some);
         }
+        // Nothing if its time is over: so it ends, unless somebody has given it more.
+        let ttl = record.full_ttl(now);
         let mut token = None;
         if rotates {
-            let grace = if let Fate::Renew = state.fate { self.shared.rotation.grace } else { Duration::ZERO };
-            record.rotate(now, grace)?;
+            // Another request has rotated it already: this one gets the same token.
+            if !live.disowned {
+                let grace = if let Fate::Renew = state.fate { self.shared.rotation.grace } else { Duration::ZERO };
+                record.rotate(now, grace)?;
+            }
             token = self.held(live).map(|token| record.current_token(&token));
         }
         Ok(Some(Write::Update { id, expected, entry: Entry { record: Arc::new(record), ttl }, token, begins: false }))
@@ -248,7 +246,10 @@ impl Inner {
             let id = if moved.stage.is_over() { live.id } else { old.id };
             return Ok(Write::End { id, reason: EndReason::LoggedOut });
         }
-        if delivery != Delivery::Response {
+        // That of one that is alive went out with the response.
+        let can_be_told =
+            delivery == Delivery::Response || (delivery == Delivery::Late && moved.stage == Stage::Replaced);
+        if !can_be_told {
             return Ok(Write::End { id: live.id, reason: EndReason::LoggedOut });
         }
         let record = match moved.stage {

@@ -10,15 +10,21 @@ use super::{
 use crate::{
     ended::EndReason,
     event::Happened,
-    record::Record,
+    record::{Record, Standing},
     store::{Created, Entry, Loaded, Outcome},
     time::Timestamp,
     token::{SessionId, Token},
 };
 
 impl Inner {
-    /// Takes in what the store said to an attempt.
-    pub(super) fn settle(&self, state: &mut State, attempt: &Attempt, answer: Answer) -> Result<(), SessionError> {
+    /// Takes in what the store said to an attempt, which may have been made before: `again`.
+    pub(super) fn settle(
+        &self,
+        state: &mut State,
+        attempt: &Attempt,
+        again: bool,
+        answer: Answer,
+    ) -> Result<(), SessionError> {
         state.attempt = None;
         match (&attempt.write, answer) {
             (Write::Create(new), Answer::Created(Created::Done { evicted })) => {
@@ -32,6 +38,10 @@ impl Inner {
             // The id is taken, which 264 random bits rule out: the next attempt has another.
             (Write::Create(_), Answer::Created(Created::Taken)) => {}
             (Write::Create(_), Answer::Created(Created::Full)) => return Err(SessionError::Full),
+            (Write::Update { id, entry, .. }, Answer::Written(Outcome::Done)) if entry.ttl.is_zero() => {
+                self.shared.counters.ended_meanwhile.count();
+                state.ended_by_us(id, EndReason::Expired, true);
+            }
             (Write::Update { entry, token, .. }, Answer::Written(Outcome::Done)) => {
                 state.written(attempt.generation, entry, token.as_ref());
             }
@@ -43,10 +53,8 @@ impl Inner {
                 state.replaced(by_us);
             }
             (Write::End { id, reason }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
-                if *reason == EndReason::Expired {
-                    self.shared.counters.ended_meanwhile.count();
-                }
-                state.ended_by_us(id, *reason, matches!(outcome, Outcome::Done));
+                // What was gone when the store was asked again, ended when it was asked first.
+                state.ended_by_us(id, *reason, again || matches!(outcome, Outcome::Done));
             }
             (_, Answer::Written(Outcome::Conflict(loaded))) => {
                 self.shared.counters.conflicts.count();
@@ -65,8 +73,9 @@ impl Inner {
 
     /// Somebody else saved first: from here on their session is the one to change.
     fn rebase(&self, state: &mut State, write: &Write, loaded: Loaded) {
+        let (now, race) = (self.shared.clock.now(), self.shared.rotation.grace);
         let Known::Live(live) = &mut state.known else { return };
-        let token = self.held(live);
+        let moves = live.moved.is_some();
         // In a login, the old session is the one that others write.
         let base = match &mut live.moved {
             Some(moved) => {
@@ -88,17 +97,17 @@ impl Inner {
         let generation = loaded.record.generation();
         let rotated = generation != base.record.generation();
         base.record = loaded.record;
-        if rotated && let Some(token) = token.filter(|_| live.moved.is_none()) {
+        if rotated && let Some(token) = self.held(base) {
             // The token that this request came with does not count any more, which is all a rotation is for.
-            let at_once = live.record.rotated_without_grace();
-            live.token = Held::Minted(Box::new(live.record.current_token(&token)));
             let by_us = write.rotates_to(generation); // and the answer was lost
-            live.disowned |= at_once && !by_us && state.fate != Fate::Rotate;
-            if state.fate == Fate::Renew || (state.fate == Fate::Rotate && at_once) {
+            let standing = base.record.standing(&token, now, race);
+            base.disowned |= !by_us && !matches!(standing, Standing::Current | Standing::Graced);
+            base.token = Held::Minted(Box::new(base.record.current_token(&token)));
+            if !moves && (state.fate == Fate::Renew || by_us) {
                 state.fate = Fate::Keep;
-                state.untold = Some(Untold::Token(cookie_until(&live.record)));
+                state.untold = Some(Untold::Token(cookie_until(&base.record)));
             }
-            state.untold.take_if(|_| live.disowned);
+            state.untold.take_if(|_| base.disowned);
         }
     }
 }
@@ -166,6 +175,7 @@ impl State {
         }
         if let Some(token) = token {
             live.token = Held::Minted(Box::new(token.clone()));
+            live.disowned = false;
             if self.changes.login().is_none() {
                 let (id, user) = (live.id, record.user.clone());
                 self.happened(id, user, Happened::Rotated);
@@ -183,7 +193,10 @@ impl State {
         moved.stage = if by_us { Stage::Replaced } else { Stage::Alone };
         let (id, user) = (moved.old.id, moved.old.record.user.clone());
         if by_us {
+            self.untold = Some(Untold::Token(cookie_until(&live.record)));
             self.happened(id, user, Happened::Ended(EndReason::Replaced));
+        } else {
+            Arc::make_mut(&mut live.record).data.clear();
         }
     }
 

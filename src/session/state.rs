@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{lookup::Looked, save::Attempt, settle::cookie_until};
+use super::{lookup::Looked, save::Attempt};
 use crate::{
     ended::EndReason,
     event::Happened,
@@ -60,7 +60,7 @@ pub(super) struct Live {
     /// Created by this request.
     pub(super) is_new: bool,
     /// Another request has made the token that this one came with count no more, at once: perhaps because somebody else has
-    /// it too. So this one is not told the new token, unless it is to have one itself, by a login or a rotation.
+    /// it too. So this one is not told the new token, unless it is to have one itself, by a login or a rotation, and that is saved.
     pub(super) disowned: bool,
     /// It is in the store, and begins when another has ended.
     pub(super) moved: Option<Box<Move>>,
@@ -242,13 +242,14 @@ impl State {
     }
 
     /// The session has been used, by this request or by another.
-    pub(super) fn consumed(&mut self, ended: Option<EndReason>) {
+    pub(super) fn consumed(&mut self, by_us: bool, ended: Option<EndReason>) {
         self.changes = Changes::default();
         self.attempt = None;
         self.fate = Fate::Keep;
         self.known = Known::Ended;
         self.ended = ended;
-        self.untold = Some(Untold::End);
+        // Whoever was faster tells the client what it has now.
+        self.untold = by_us.then_some(Untold::End);
     }
 
     /// The stored session, unless this request has ended it.
@@ -259,12 +260,13 @@ impl State {
         }
     }
 
-    /// The same; while a login is under way, the session before it.
+    /// The same, if it has begun; while a login is under way, the session before it.
     pub(super) fn begun(&self) -> Option<&Live> {
         let live = self.live()?;
-        match &live.moved {
-            None => Some(live),
-            Some(moved) => (!moved.stage.is_over()).then_some(&moved.old),
+        match live.moved.as_ref().map(|moved| (moved.stage, &moved.old)) {
+            None | Some((Stage::Replaced, _)) => Some(live),
+            Some((Stage::Waiting | Stage::Stale, old)) => Some(old),
+            Some((Stage::Lost | Stage::Alone, _)) => None,
         }
     }
 
@@ -280,7 +282,7 @@ impl State {
 
     /// Whether something is lost if it is not saved. A token that could have been renewed is renewed by the next request.
     pub(super) fn has_unsaved(&self) -> bool {
-        self.is_dirty() && (self.attempt.is_some() || self.fate != Fate::Renew || !self.changes.is_empty())
+        self.is_dirty() && (self.fate != Fate::Renew || !self.changes.is_empty())
     }
 
     /// The value of `key`, with this request's changes.
@@ -383,16 +385,8 @@ impl State {
     }
 
     pub(super) fn rotate(&mut self) {
-        if !self.may_be_stored() || self.fate == Fate::Destroy {
-            return;
-        }
-        match &mut self.known {
-            // Its token is dead already.
-            Known::Live(live) if live.disowned => {
-                live.disowned = false;
-                self.untold = Some(Untold::Token(cookie_until(&live.record)));
-            }
-            _ => self.fated(Fate::Rotate),
+        if self.may_be_stored() && self.fate != Fate::Destroy {
+            self.fated(Fate::Rotate);
         }
     }
 

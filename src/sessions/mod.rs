@@ -70,10 +70,8 @@ impl Sessions {
         let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
         match shared.store.create(&id, entry, limits).await? {
             Created::Done { evicted } => {
-                for id in evicted {
-                    shared.announce(id, user.clone(), Happened::Ended(EndReason::Evicted)).await;
-                }
-                shared.announce(id, user, Happened::Created).await;
+                let evicted = evicted.into_iter().map(|id| (id, user.clone(), Happened::Ended(EndReason::Evicted)));
+                shared.announce_all(evicted.chain([(id, user.clone(), Happened::Created)])).await;
                 Ok(token)
             }
             Created::Full => Err(SessionError::Full),
@@ -170,10 +168,15 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`] when the store does not answer: the session may or may not have ended.
     pub async fn revoke(&self, id: &SessionId) -> Result<bool, StoreError> {
+        // Whose it was is told to whoever watches, if that can be known.
+        let user = match self.shared.store.load(id).await {
+            Ok(Found::Live(loaded)) => loaded.record.user.clone(),
+            _ => None,
+        };
         let outcome = self.shared.store.end(id, EndReason::Revoked).await?;
         let ended = matches!(outcome, Outcome::Done);
         if ended {
-            self.shared.announce(*id, None, Happened::Ended(EndReason::Revoked)).await;
+            self.shared.announce(*id, user, Happened::Ended(EndReason::Revoked)).await;
         }
         Ok(ended)
     }
@@ -208,9 +211,9 @@ impl Sessions {
 
     async fn end_user(&self, user: &str, except: Option<&SessionId>) -> Result<usize, StoreError> {
         let ended = self.shared.store.end_user(user, except, EndReason::Revoked).await?;
-        for id in &ended {
-            self.shared.announce(*id, Some(user.into()), Happened::Ended(EndReason::Revoked)).await;
-        }
+        let user: Arc<str> = user.into();
+        let happened = ended.iter().map(|id| (*id, Some(user.clone()), Happened::Ended(EndReason::Revoked)));
+        self.shared.announce_all(happened).await;
         Ok(ended.len())
     }
 

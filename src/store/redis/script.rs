@@ -137,6 +137,7 @@ if limit > 0 then
       local found = redis.call('GET', key)
       if live(found, epoch) then
         local created, written, idle = string.match(found, '"t":%[(%d+),(%d+),(%d+),')
+        created, written, idle = created or 0, written or 0, idle or 0 -- what cannot be read goes first
         local used = math.max(created + written, time + redis.call('PTTL', key) - idle)
         table.insert(sessions, {other, policy == 'oldest' and tonumber(created) or used})
       end
