@@ -163,6 +163,7 @@ mod promised {
         ten_thousand_logins_leave_a_small_index
         all_keys_of_a_call_share_a_slot
         a_corrupt_record_is_an_outage_or_reset_as_told
+        a_corrupt_record_keeps_nobody_out
     }
     promises! { packed
         a_user_sees_own_sessions_and_ends_them
@@ -727,6 +728,19 @@ fn slot(key: &[u8]) -> u16 {
         }
     }
     crc % 16384
+}
+
+/// It goes first when another needs its place.
+async fn a_corrupt_record_keeps_nobody_out(w: World) {
+    let redis = w.redis.as_ref().unwrap();
+    let app = w.app().await;
+    for content in [r#"{"v":2}"#, r#"{"v":9,"n":"AAAAAxbk0fTjK8pw","t":"?"}"#, "{}"] {
+        let id = id(&logged_in(&app, "one").await).await.to_string();
+        redis.command(&format!("SET sess:{{{}}}:{} {content} KEEPTTL", &id[..12], &id[12..])).await;
+        assert_eq!(ids(&w.here(), "one").await, []);
+        logged_in(&app, "one").await;
+        assert_eq!(ids(&w.here(), "one").await.len(), 1);
+    }
 }
 
 async fn a_corrupt_record_is_an_outage_or_reset_as_told(w: World) {
