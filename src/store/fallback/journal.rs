@@ -1,0 +1,171 @@
+//! What the main store has to be told when it is back.
+
+use std::{
+    collections::{HashMap, hash_map::Entry as Place},
+    sync::Arc,
+};
+
+use crate::{ended::EndReason, limits::Limits, store::Version, token::SessionId};
+
+/// Ends have a room of their own, as large as that of the writes: however much begins, what has begun can end.
+pub(super) struct Journal {
+    ends: HashMap<EndOf, Numbered>,
+    writes: HashMap<SessionId, Pending>,
+    capacity: usize,
+    last: u64,
+}
+
+/// What ended. Ends can be told in any order, and together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum EndOf {
+    One(SessionId),
+    /// All sessions of a user, but one.
+    All(Arc<str>, Option<SessionId>),
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub(super) enum End {
+    For(EndReason),
+    /// By a login; if it is of this version, where one is named.
+    Replaced(Option<Version>, SessionId),
+    /// By this claim.
+    Used(Version),
+}
+
+/// The same end may come again while the first is being told: it is another then.
+#[derive(Clone)]
+struct Numbered {
+    end: End,
+    number: u64,
+}
+
+/// An end, as it was when it was taken out to be told.
+#[derive(Debug)]
+pub(super) struct Untold {
+    pub(super) of: EndOf,
+    pub(super) end: End,
+    number: u64,
+}
+
+/// A session that was written in memory. What is to be written is what memory holds of it when it is told.
+pub(super) struct Pending {
+    pub(super) base: Base,
+    /// The versions that the main store has been told, and may or may not have taken.
+    pub(super) sent: Vec<Version>,
+}
+
+/// What the main store is believed to have.
+#[derive(Clone, Copy)]
+pub(super) enum Base {
+    /// Nothing: it began here, within these limits.
+    Nothing(Limits),
+    Version(Version),
+}
+
+/// More interrupted attempts than this, and what one of them has left may be taken for another's.
+const SENT: usize = 8;
+
+impl Pending {
+    pub(super) fn send(&mut self, version: Version) {
+        if !self.sent.contains(&version) {
+            if self.sent.len() == SENT {
+                self.sent.remove(0);
+            }
+            self.sent.push(version);
+        }
+    }
+}
+
+impl Journal {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { ends: HashMap::new(), writes: HashMap::new(), capacity, last: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len() + self.writes.len()
+    }
+
+    pub(super) fn has_room_for_end(&self) -> bool {
+        self.ends.len() < self.capacity
+    }
+
+    pub(super) fn has_room_for_write(&self, id: &SessionId) -> bool {
+        self.writes.len() < self.capacity || self.writes.contains_key(id)
+    }
+
+    pub(super) fn is_written(&self, id: &SessionId) -> bool {
+        self.writes.contains_key(id)
+    }
+
+    /// A session was written, on top of `base`.
+    pub(super) fn written(&mut self, id: &SessionId, base: Base, sent: Option<Version>) {
+        let pending = self.writes.entry(*id).or_insert_with(|| Pending { base, sent: Vec::new() });
+        if let Some(version) = sent {
+            pending.send(version);
+        }
+    }
+
+    /// A session ended. The main store need not be told what it has never heard of.
+    pub(super) fn ended(&mut self, id: &SessionId, end: End) {
+        match self.writes.remove(id) {
+            Some(Pending { base: Base::Nothing(_), sent }) if sent.is_empty() => {}
+            _ => self.put(EndOf::One(*id), end),
+        }
+    }
+
+    /// All sessions of a user ended but one; these were known.
+    pub(super) fn all_ended(&mut self, user: &str, except: Option<&SessionId>, reason: EndReason, ids: &[SessionId]) {
+        for id in ids {
+            // Its creation may be on its way, and come later.
+            if let Some(Pending { base: Base::Nothing(_), sent }) = self.writes.remove(id)
+                && !sent.is_empty()
+            {
+                self.put(EndOf::One(*id), End::For(reason));
+            }
+        }
+        self.put(EndOf::All(user.into(), except.copied()), End::For(reason));
+    }
+
+    fn put(&mut self, of: EndOf, end: End) {
+        self.last += 1;
+        let numbered = Numbered { end, number: self.last };
+        match self.ends.entry(of) {
+            Place::Vacant(place) => drop(place.insert(numbered)),
+            // What ended stays as it ended.
+            Place::Occupied(mut known) => known.get_mut().number = numbered.number,
+        }
+    }
+
+    pub(super) fn some_ends(&self, count: usize) -> Vec<Untold> {
+        let ends = self.ends.iter().take(count);
+        ends.map(|(of, Numbered { end, number })| Untold { of: of.clone(), end: end.clone(), number: *number })
+            .collect()
+    }
+
+    pub(super) fn told(&mut self, end: &Untold) {
+        if self.ends.get(&end.of).is_some_and(|known| known.number == end.number) {
+            self.ends.remove(&end.of);
+        }
+    }
+
+    pub(super) fn some_writes(&self, count: usize) -> Vec<SessionId> {
+        self.writes.keys().take(count).copied().collect()
+    }
+
+    pub(super) fn write(&mut self, id: &SessionId) -> Option<&mut Pending> {
+        self.writes.get_mut(id)
+    }
+
+    /// Forgets a write: it was made, or must not be.
+    pub(super) fn forget(&mut self, id: &SessionId) -> bool {
+        self.writes.remove(id).is_some()
+    }
+
+    /// Forgets all writes, and says how many there were.
+    pub(super) fn drop_writes(&mut self) -> usize {
+        let dropped = self.writes.len();
+        self.writes = HashMap::new();
+        dropped
+    }
+}
