@@ -2,14 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Settings;
-use crate::{store::StoreError, time::Timestamp};
+use tokio::time::Instant;
+
+use crate::store::StoreError;
+
+/// When it opens, and for how long.
+pub(super) struct Settings {
+    pub(super) outages: u32,
+    pub(super) pause: Duration,
+    pub(super) longest_pause: Duration,
+}
 
 pub(super) enum Breaker {
     /// Everything passes. So many outages in a row, up to now.
     Closed { outages: u32 },
     /// Nothing passes until then.
-    Open { until: Timestamp, pause: Duration, cause: Arc<StoreError> },
+    Open { until: Instant, pause: Duration, cause: Arc<StoreError> },
     /// A probe is under way, and nothing else passes.
     HalfOpen { pause: Duration, cause: Arc<StoreError> },
 }
@@ -24,25 +32,15 @@ pub(super) enum Pass {
 
 impl Breaker {
     /// Lets an operation through, or says why not.
-    pub(super) fn enter(&mut self, settings: &Settings) -> Result<Pass, Arc<StoreError>> {
+    pub(super) fn enter(&mut self) -> Result<Pass, Arc<StoreError>> {
         match self {
             Self::Closed { .. } => Ok(Pass::Ordinary),
-            Self::Open { until, pause, cause } => {
-                let left = until.since(settings.clock.now());
-                // More than the whole pause: the clock was set back.
-                if !left.is_zero() && left <= *pause {
-                    return Err(cause.clone());
-                }
+            Self::Open { until, pause, cause } if *until <= Instant::now() => {
                 *self = Self::HalfOpen { pause: *pause, cause: cause.clone() };
                 Ok(Pass::Probe)
             }
-            Self::HalfOpen { cause, .. } => Err(cause.clone()),
+            Self::Open { cause, .. } | Self::HalfOpen { cause, .. } => Err(cause.clone()),
         }
-    }
-
-    /// Whether one more outage opens it.
-    pub(super) fn opens_with_next(&self, settings: &Settings) -> bool {
-        matches!(self, Self::Closed { outages } if outages + 1 >= settings.outages)
     }
 
     /// The store has answered; `true` if it did not before.
@@ -61,20 +59,19 @@ impl Breaker {
         }
     }
 
-    /// The store has not answered; `true` if that closes an era in which it did.
+    /// The store has not answered; `true` if that opens what was closed.
     pub(super) fn outage(&mut self, pass: Pass, cause: &Arc<StoreError>, settings: &Settings) -> bool {
         match (&mut *self, pass) {
             (Self::Closed { outages }, _) => {
                 *outages += 1;
                 let opens = *outages >= settings.outages;
                 if opens {
-                    *self = Self::open(settings.pause, cause, settings);
+                    *self = Self::open(settings.pause, cause);
                 }
                 opens
             }
             (Self::HalfOpen { pause, .. }, Pass::Probe) => {
-                let pause = pause.saturating_mul(2).min(settings.longest_pause);
-                *self = Self::open(pause, cause, settings);
+                *self = Self::open(pause.saturating_mul(2).min(settings.longest_pause), cause);
                 false
             }
             (Self::Open { .. } | Self::HalfOpen { .. }, _) => false,
@@ -82,14 +79,14 @@ impl Breaker {
     }
 
     /// Nobody waits for the answer any more: another probe must decide.
-    pub(super) fn given_up(&mut self, pass: Pass, settings: &Settings) {
+    pub(super) fn given_up(&mut self, pass: Pass) {
         if let (Self::HalfOpen { pause, cause }, Pass::Probe) = (&mut *self, pass) {
-            *self = Self::Open { until: settings.clock.now(), pause: *pause, cause: cause.clone() };
+            *self = Self::Open { until: Instant::now(), pause: *pause, cause: cause.clone() };
         }
     }
 
-    fn open(pause: Duration, cause: &Arc<StoreError>, settings: &Settings) -> Self {
-        Self::Open { until: settings.clock.now().plus(pause), pause, cause: cause.clone() }
+    fn open(pause: Duration, cause: &Arc<StoreError>) -> Self {
+        Self::Open { until: Instant::now() + pause, pause, cause: cause.clone() }
     }
 
     pub(super) fn name(&self) -> &'static str {

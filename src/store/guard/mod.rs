@@ -11,19 +11,12 @@ use std::{
 
 use tokio::{sync::Semaphore, time::timeout};
 
-use self::breaker::{Breaker, Pass};
+use self::breaker::{Breaker, Pass, Settings};
 use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
     Version,
 };
-use crate::{
-    ended::EndReason,
-    event::Event,
-    limits::Limits,
-    observe::Causes,
-    time::{Clock, SystemClock},
-    token::SessionId,
-};
+use crate::{ended::EndReason, event::Event, limits::Limits, observe::Causes, token::SessionId};
 
 /// How much longer counting may take: it looks at every session.
 const COUNT: u32 = 20;
@@ -71,14 +64,6 @@ pub struct Guard<S> {
     settings: Settings,
 }
 
-/// When the breaker opens, and for how long.
-struct Settings {
-    outages: u32,
-    pause: Duration,
-    longest_pause: Duration,
-    clock: Arc<dyn Clock>,
-}
-
 impl<S: SessionStore> Guard<S> {
     /// A guard around `store`.
     pub fn new(store: S) -> Self {
@@ -89,12 +74,7 @@ impl<S: SessionStore> Guard<S> {
             places: Semaphore::new(MAX_WAITING),
             max_waiting: MAX_WAITING,
             breaker: Mutex::new(Breaker::Closed { outages: 0 }),
-            settings: Settings {
-                outages: 5,
-                pause: Duration::from_secs(1),
-                longest_pause: Duration::from_secs(30),
-                clock: Arc::new(SystemClock),
-            },
+            settings: Settings { outages: 5, pause: Duration::from_secs(1), longest_pause: Duration::from_secs(30) },
         }
     }
 
@@ -142,18 +122,6 @@ impl<S: SessionStore> Guard<S> {
         self
     }
 
-    /// The clock that pauses go by. Default: the system's. The deadline goes by tokio's time.
-    ///
-    /// ```
-    /// # use tower_keep::{ManualClock, MemoryStore, store::Guard};
-    /// let store = Guard::new(MemoryStore::new()).clock(ManualClock::new());
-    /// ```
-    #[must_use]
-    pub fn clock(mut self, clock: impl Clock) -> Self {
-        self.settings.clock = Arc::new(clock);
-        self
-    }
-
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,12 +143,12 @@ impl<S: SessionStore> Guard<S> {
                 return Err(outage(Cause::Full(self.max_waiting)));
             };
             let passage = self.enter()?;
-            let answer = async {
+            let asked = async {
                 let answer = operation(&self.store).await;
-                let is_outage = matches!(answer, Err(StoreError::Outage(_))) && self.is_down(passage.pass).await;
+                let is_outage = matches!(answer, Err(StoreError::Outage(_))) && self.is_down().await;
                 (answer, is_outage)
             };
-            match timeout(deadline, answer).await {
+            match timeout(deadline, asked).await {
                 Ok((Err(error), true)) => Err(passage.outage(error)),
                 Ok((answer, _)) => {
                     passage.answered();
@@ -191,36 +159,29 @@ impl<S: SessionStore> Guard<S> {
         })
     }
 
-    /// Whether an outage that would open the breaker is one of the whole store: one that refuses writes may serve reads.
-    async fn is_down(&self, pass: Pass) -> bool {
-        let last_straw = match pass {
-            Pass::Probe => true,
-            Pass::Ordinary => self.breaker().opens_with_next(&self.settings),
-        };
-        !last_straw || matches!(self.store.health().await, Ok(Health::Down) | Err(_))
+    /// A store that refuses writes may serve reads: that is no reason to leave it alone.
+    async fn is_down(&self) -> bool {
+        matches!(self.store.health().await, Ok(Health::Down) | Err(_))
     }
 
     fn enter(&self) -> Result<Passage<'_, S>, StoreError> {
-        let pass = self.breaker().enter(&self.settings).map_err(|cause| outage(Cause::Open(cause)))?;
+        let pass = self.breaker().enter().map_err(|cause| outage(Cause::Open(cause)))?;
         Ok(Passage { guard: self, pass, decided: false })
     }
 
+    /// A store that says it is down has not answered.
     async fn ask_health(&self) -> Result<Health, StoreError> {
-        let asked = |deadline| timeout(deadline, self.store.health());
-        let is_closed = matches!(*self.breaker(), Breaker::Closed { .. });
-        if is_closed {
-            return asked(self.deadline).await.unwrap_or(Ok(Health::Down));
-        }
         let Ok(passage) = self.enter() else { return Ok(Health::Down) };
-        match asked(self.deadline).await {
-            Err(_) => drop(passage.outage(outage(Cause::Timeout(self.deadline)))),
-            Ok(Err(error)) => return Err(passage.outage(error)),
-            Ok(Ok(Health::Down)) => drop(passage.outage(outage(Cause::Unwell))),
+        let cause = match timeout(self.deadline, self.store.health()).await {
+            Ok(Ok(Health::Down)) => Cause::Unwell,
             Ok(Ok(health)) => {
                 passage.answered();
                 return Ok(health);
             }
-        }
+            Ok(Err(error)) => return Err(passage.outage(error)),
+            Err(_) => Cause::Timeout(self.deadline),
+        };
+        drop(passage.outage(outage(cause)));
         Ok(Health::Down)
     }
 }
@@ -254,7 +215,7 @@ impl<S: SessionStore> Passage<'_, S> {
 impl<S: SessionStore> Drop for Passage<'_, S> {
     fn drop(&mut self) {
         if !self.decided {
-            self.guard.breaker().given_up(self.pass, &self.guard.settings);
+            self.guard.breaker().given_up(self.pass);
         }
     }
 }
