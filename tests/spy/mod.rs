@@ -25,7 +25,7 @@ pub struct Spy {
 #[derive(Default)]
 struct State {
     calls: Vec<&'static str>,
-    down: bool,
+    down: Option<Fault>,
     faults: HashMap<&'static str, Fault>,
     next: HashMap<&'static str, Fault>,
     no_ttl: bool,
@@ -35,6 +35,8 @@ struct State {
 enum Fault {
     /// Nothing is done, and the store does not answer.
     Down,
+    /// Nothing is done, and nothing is ever said.
+    Hung,
     /// It is done, and the answer is lost.
     AnswerLost,
     /// It is done when the test says so.
@@ -76,9 +78,19 @@ impl Spy {
         self.memory.len()
     }
 
+    /// The sessions themselves, as another instance of the service sees them.
+    pub fn memory(&self) -> &MemoryStore {
+        &self.memory
+    }
+
     /// From now on nothing is answered.
     pub fn go_down(&self) {
-        self.state().down = true;
+        self.state().down = Some(Fault::Down);
+    }
+
+    /// From now on nothing is said, not even that it is down.
+    pub fn hang(&self) {
+        self.state().down = Some(Fault::Hung);
     }
 
     /// From now on `operation` is not answered.
@@ -88,7 +100,7 @@ impl Spy {
 
     pub fn recover(&self) {
         let mut state = self.state();
-        state.down = false;
+        state.down = None;
         state.faults.clear();
         state.next.clear();
     }
@@ -129,13 +141,13 @@ impl Spy {
             state.calls.push(operation);
             match state.next.remove(operation) {
                 Some(fault) => Some(fault),
-                None if state.down => Some(Fault::Down),
-                None => state.faults.get(operation).cloned(),
+                None => state.down.clone().or_else(|| state.faults.get(operation).cloned()),
             }
         };
         match fault {
             None => run(),
             Some(Fault::Down) => StoreFuture::ready(Err(outage())),
+            Some(Fault::Hung) => StoreFuture::boxed(std::future::pending()),
             Some(Fault::AnswerLost) => StoreFuture::boxed(async move {
                 run().await?;
                 Err(outage())
@@ -217,7 +229,7 @@ impl SessionStore for Spy {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        self.memory.health()
+        self.ask("health", || self.memory.health())
     }
 
     fn name(&self) -> &'static str {
