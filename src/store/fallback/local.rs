@@ -356,5 +356,5 @@ fn entry(Loaded { record, ttl }: Loaded, now: Timestamp) -> Entry {
 }
 
 fn full() -> StoreError {
-    StoreError::Outage(super::Cause::JournalFull.into())
+    super::error::Cause::Full.into()
 }

@@ -67,9 +67,9 @@ pub enum FallbackMode {
 /// What becomes of what happened in memory when the main store is back. What ended is told to it in any case.
 ///
 /// ```
-/// use tower_keep::{MemoryStore, store::{Fallback, OnReturn}};
+/// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnReturn}};
 ///
-/// let store = Fallback::memory(MemoryStore::new(), OnReturn::Merge);
+/// let store = Fallback::new(MemoryStore::new(), FallbackMode::Memory { on_return: OnReturn::Merge });
 /// # let _ = store;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,142 +1,139 @@
-//! An outage: when it began, why, and what is done meanwhile. And how one is told from an operation that was lost.
+//! An outage: since when, why, and what is done meanwhile. And how one is told from an operation that was lost.
 
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::Poll,
     time::Duration,
 };
 
 use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep, timeout},
 };
 
-use super::{Cause, local::Local};
+use super::{error::Cause, local::Local};
 use crate::{
     observe::Causes,
     store::{Health, SessionStore, StoreError, StoreFuture},
-    time::Timestamp,
 };
 
-/// An operation that takes longer makes one ask whether the main store is there at all, while it goes on.
-const SLOW: Duration = Duration::from_millis(100);
+/// How long the main store has to say how it is; and how long an operation takes before it is asked.
+const MOMENT: Duration = Duration::from_millis(100);
 
 pub(super) struct Outage {
-    pub(super) began: Timestamp,
+    pub(super) began: Instant,
     cause: Arc<StoreError>,
-    /// What was counted before.
-    pub(super) counts: [u64; 3],
-    /// What is done in memory; nothing is, when sessions are only read.
-    local: Option<Mutex<Local>>,
+    pub(super) meanwhile: Meanwhile,
     /// Whoever has it sees whether the main store is back.
-    pub(super) turn: Semaphore,
-    /// That it is back and takes not everything has been logged.
+    turn: Semaphore,
+    look_at: Mutex<Instant>,
+    /// That it is back and does not take everything has been logged.
     refused: AtomicBool,
-    /// When to look next, in milliseconds since the epoch.
-    look_at: AtomicU64,
+    /// What was replayed, dropped and refused before.
+    pub(super) counts: [u64; 3],
+}
+
+/// What is done in an outage.
+pub(super) enum Meanwhile {
+    Nothing,
+    /// What was seen lately is read.
+    Stale,
+    /// Everything.
+    Local(Mutex<Local>),
 }
 
 impl Outage {
-    pub(super) fn new(cause: Arc<StoreError>, local: Option<Local>, counts: [u64; 3], began: Timestamp) -> Self {
+    pub(super) fn new(cause: StoreError, meanwhile: Meanwhile, counts: [u64; 3], look_every: Duration) -> Self {
+        let now = Instant::now();
         Self {
-            began,
-            cause,
-            counts,
-            local: local.map(Mutex::new),
+            began: now,
+            cause: Arc::new(cause),
+            meanwhile,
             turn: Semaphore::new(1),
+            look_at: Mutex::new(now + look_every),
             refused: AtomicBool::new(false),
-            look_at: AtomicU64::new(0),
+            counts,
         }
     }
 
+    /// The sessions in memory, if there are any and the main store has not been told all of them.
     pub(super) fn local(&self) -> Option<MutexGuard<'_, Local>> {
-        Some(self.local.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+        match &self.meanwhile {
+            Meanwhile::Nothing | Meanwhile::Stale => None,
+            Meanwhile::Local(local) => Some(lock(local)).filter(|local| !local.is_over()),
+        }
     }
 
     /// What everybody is told for whom nothing can be done.
     pub(super) fn error(&self) -> StoreError {
-        StoreError::Outage(Cause::Away(self.cause.clone()).into())
+        Cause::Away(self.cause.clone()).into()
     }
 
-    /// Whether it is time to see whether the main store is back.
-    pub(super) fn is_due(&self, now: Timestamp, pause: Duration) -> bool {
-        let left = Timestamp::from_millis(self.look_at.load(Ordering::Relaxed)).since(now);
-        // More than the whole pause: the clock was set back.
-        left.is_zero() || left > pause
+    /// The turn to see whether the main store is back, if it is time, and nobody else is at it.
+    pub(super) fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let is_due = *lock(&self.look_at) <= Instant::now();
+        self.turn.try_acquire().ok().filter(|_| is_due)
     }
 
-    /// The store is back, and does not take what it has missed.
+    pub(super) fn look_in(&self, pause: Duration) {
+        *lock(&self.look_at) = Instant::now() + pause;
+    }
+
+    /// The main store is back, and does not take what it has missed.
     pub(super) fn refused(&self, store: &str, error: &StoreError) {
         if !self.refused.swap(true, Ordering::Relaxed) {
             tracing::warn!(store, error = %Causes(error), "the session store does not take all that it has missed yet");
         }
     }
-
-    pub(super) fn look_at(&self, time: Timestamp) {
-        self.look_at.store(time.as_millis(), Ordering::Relaxed);
-    }
 }
 
-/// Why the main store did not do what it was asked.
-pub(super) enum Failed {
-    /// Only this went wrong.
-    Once(StoreError),
-    /// It is away.
-    Away(StoreError),
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The main store is away, for this reason.
+pub(super) struct Away(pub(super) StoreError);
+
+/// What the main store says, unless it is away. How it is shows while a slow operation goes on: that takes no time of its own.
+pub(super) async fn ask<T>(
+    main: &impl SessionStore,
+    mut operation: StoreFuture<'_, T>,
+) -> Result<Result<T, StoreError>, Away> {
+    let mut watch = pin!(async {
+        sleep(MOMENT).await;
+        is_away(main).await
+    });
+    let mut watched = None;
+    let answer = poll_fn(|cx| {
+        let answer = Pin::new(&mut operation).poll(cx);
+        if answer.is_pending()
+            && watched.is_none()
+            && let Poll::Ready(away) = watch.as_mut().poll(cx)
+        {
+            watched = Some(away);
+        }
+        answer
+    })
+    .await;
+    match answer {
+        // Who may not log in can do nothing either.
+        Err(error @ (StoreError::Outage(_) | StoreError::Configuration(_))) => {
+            let away = match watched {
+                Some(away) => away,
+                None => is_away(main).await,
+            };
+            if away { Err(Away(error)) } else { Ok(Err(error)) }
+        }
+        answer => Ok(answer),
+    }
 }
 
 /// Whether nothing can be had from the store.
 pub(super) async fn is_away(store: &impl SessionStore) -> bool {
-    !matches!(store.health().await, Ok(health) if !matches!(health, Health::Down))
-}
-
-/// Waits for the answer; and sees, if there is none, whether the store is away. That takes no longer than the store takes for an
-/// operation, if it takes a fifth of a second or more before it gives up.
-pub(super) async fn ask<T>(store: &impl SessionStore, mut operation: StoreFuture<'_, T>) -> Result<T, Failed> {
-    let asked_at = match timeout(SLOW, &mut operation).await {
-        Ok(Ok(answer)) => return Ok(answer),
-        Ok(Err(error)) if !is_outage(&error) => return Err(Failed::Once(error)),
-        Ok(Err(error)) => {
-            return Err(if is_away(store).await { Failed::Away(error) } else { Failed::Once(error) });
-        }
-        Err(_) => Instant::now(),
-    };
-    let mut away = pin!(is_away(store));
-    let mut there = false;
-    let answer = poll_fn(|cx| {
-        if let Poll::Ready(answer) = Pin::new(&mut operation).poll(cx) {
-            return Poll::Ready(match answer {
-                Ok(answer) => Ok(answer),
-                Err(error) if is_outage(&error) => Err(Failed::Away(error)),
-                Err(error) => Err(Failed::Once(error)),
-            });
-        }
-        if !there && let Poll::Ready(away) = away.as_mut().poll(cx) {
-            if away {
-                return Poll::Ready(Err(Failed::Away(StoreError::Outage(Cause::Down.into()))));
-            }
-            there = true;
-        }
-        Poll::Pending
-    })
-    .await;
-    match answer {
-        Err(Failed::Away(error)) if there => Err(Failed::Once(error)),
-        // If it has not had the time to say so, it gets it.
-        Err(Failed::Away(error)) => match timeout_at(asked_at + SLOW, away).await {
-            Ok(false) => Err(Failed::Once(error)),
-            Ok(true) | Err(_) => Err(Failed::Away(error)),
-        },
-        answer => answer,
-    }
-}
-
-fn is_outage(error: &StoreError) -> bool {
-    // Who may not log in can do nothing either.
-    matches!(error, StoreError::Outage(_) | StoreError::Configuration(_))
+    !matches!(timeout(MOMENT, store.health()).await, Ok(Ok(Health::Up | Health::Degraded)))
 }

@@ -77,6 +77,12 @@ pub(super) enum Lesson<'a> {
     },
 }
 
+impl Lesson<'_> {
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self, Self::Ended(..) | Self::AllEnded { .. })
+    }
+}
+
 /// When something was asked for.
 #[derive(Clone, Copy)]
 pub(super) struct Asked(u64);
