@@ -165,6 +165,8 @@ impl Inner {
         let by_cookie = self.presented.transport() == Some(Transport::Cookie);
         let age = self.shared.clock.now().since(live.record.rotated_at());
         let due = by_cookie && untold.is_none() && self.shared.rotation.every.is_some_and(|every| age >= every);
+        // What a degraded store confirms may not last, and the client would be left with a token that nobody knows.
+        let due = due && !self.shared.store.is_degraded();
         let fate = if due { Fate::Renew } else { Fate::Keep };
         Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold, degraded: false }
     }

@@ -53,6 +53,8 @@ pub(super) struct Pending {
     pub(super) base: Base,
     /// The versions that the main store has been told, and may or may not have taken.
     pub(super) sent: Vec<Version>,
+    /// Its client has another token than the one that the main store knows.
+    pub(super) rotated: bool,
 }
 
 /// What the main store is believed to have.
@@ -67,6 +69,15 @@ pub(super) enum Base {
 const SENT: usize = 8;
 
 impl Pending {
+    pub(super) fn new(base: Base) -> Self {
+        Self { base, sent: Vec::new(), rotated: false }
+    }
+
+    /// Whether the main store has never heard of it.
+    fn is_unheard_of(&self) -> bool {
+        matches!(self.base, Base::Nothing(_)) && self.sent.is_empty()
+    }
+
     pub(super) fn send(&mut self, version: Version) {
         if !self.sent.contains(&version) {
             if self.sent.len() == SENT {
@@ -99,18 +110,18 @@ impl Journal {
     }
 
     /// A session was written, on top of `base`.
-    pub(super) fn written(&mut self, id: &SessionId, base: Base, sent: Option<Version>) {
-        let pending = self.writes.entry(*id).or_insert_with(|| Pending { base, sent: Vec::new() });
+    pub(super) fn written(&mut self, id: &SessionId, base: Base, sent: Option<Version>) -> &mut Pending {
+        let pending = self.writes.entry(*id).or_insert_with(|| Pending::new(base));
         if let Some(version) = sent {
             pending.send(version);
         }
+        pending
     }
 
     /// A session ended. The main store need not be told what it has never heard of.
     pub(super) fn ended(&mut self, id: &SessionId, end: End) {
-        match self.writes.remove(id) {
-            Some(Pending { base: Base::Nothing(_), sent }) if sent.is_empty() => {}
-            _ => self.put(EndOf::One(*id), end),
+        if !self.writes.remove(id).is_some_and(|pending| pending.is_unheard_of()) {
+            self.put(EndOf::One(*id), end);
         }
     }
 
@@ -118,7 +129,7 @@ impl Journal {
     pub(super) fn all_ended(&mut self, user: &str, except: Option<&SessionId>, reason: EndReason, ids: &[SessionId]) {
         for id in ids {
             // Its creation may be on its way, and come later.
-            if let Some(Pending { base: Base::Nothing(_), sent }) = self.writes.remove(id)
+            if let Some(Pending { base: Base::Nothing(_), sent, .. }) = self.writes.remove(id)
                 && !sent.is_empty()
             {
                 self.put(EndOf::One(*id), End::For(reason));
@@ -158,8 +169,18 @@ impl Journal {
     }
 
     /// Forgets a write: it was made, or must not be.
-    pub(super) fn forget(&mut self, id: &SessionId) -> bool {
-        self.writes.remove(id).is_some()
+    pub(super) fn forget(&mut self, id: &SessionId) -> Option<Pending> {
+        self.writes.remove(id)
+    }
+
+    /// Ends what has another token, and says how many: the main store would take the old one for good, and the new one for a thief's.
+    pub(super) fn end_rotated(&mut self) -> usize {
+        let rotated = self.writes.iter().filter(|(_, pending)| pending.rotated && !pending.is_unheard_of());
+        let rotated: Vec<_> = rotated.map(|(id, _)| *id).collect();
+        for id in &rotated {
+            self.ended(id, End::For(EndReason::Revoked));
+        }
+        rotated.len()
     }
 
     /// Forgets all writes, and says how many there were.

@@ -2,6 +2,8 @@
 //!
 //! Both change together, under one lock.
 
+use std::sync::Arc;
+
 use super::{
     journal::{Base, End, Journal, Pending},
     replay::{Task, Told, Writing},
@@ -10,7 +12,7 @@ use super::{
 use crate::{
     ended::{EndReason, Ended},
     limits::Limits,
-    store::{Created, Entry, Found, Loaded, MemoryStore, Outcome, StoreError, Version},
+    store::{Created, Entry, Found, Loaded, MemoryStore, Outcome, Record, StoreError, Version},
     time::{Clock, Timestamp},
     token::SessionId,
 };
@@ -21,6 +23,8 @@ pub(super) struct Local {
     /// Changes are told to the main store; else they are forgotten.
     merges: bool,
     capacity: usize,
+    /// Of how many sessions changes were given up on the way.
+    lost: usize,
     /// The main store has been told everything, and is asked again.
     over: bool,
 }
@@ -59,7 +63,7 @@ impl Local {
                 What::InDoubt => {}
             }
         }
-        Self { store, journal: Journal::new(capacity), merges, capacity: places, over: false }
+        Self { store, journal: Journal::new(capacity), merges, capacity: places, lost: 0, over: false }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -74,8 +78,12 @@ impl Local {
         self.journal.len()
     }
 
+    fn record_of(&self, id: &SessionId) -> Option<Arc<Record>> {
+        self.store.load_now(id).live().map(|loaded| loaded.record)
+    }
+
     fn version_of(&self, id: &SessionId) -> Option<Version> {
-        self.store.load_now(id).live().map(|loaded| loaded.record.version())
+        self.record_of(id).map(|record| record.version())
     }
 
     /// `sent`: the main store was told as well, and did not answer.
@@ -124,15 +132,18 @@ impl Local {
         sent: bool,
     ) -> Result<Outcome, StoreError> {
         let version = new.record.version();
-        let writes = version != expected && self.version_of(id) == Some(expected);
-        if writes && !self.journal.has_room_for_write(id) {
+        let before = self.record_of(id).filter(|before| before.version() == expected && version != expected);
+        if before.is_some() && !self.journal.has_room_for_write(id) {
             return Err(full());
         }
         let outcome = self.store.update_now(id, expected, new.clone());
-        match &outcome {
-            Outcome::Done if writes => self.journal.written(id, Base::Version(expected), sent.then_some(version)),
+        match (&outcome, before) {
+            (Outcome::Done, Some(before)) => {
+                let pending = self.journal.written(id, Base::Version(expected), sent.then_some(version));
+                pending.rotated |= before.generation() != new.record.generation();
+            }
             // The main store may have taken what is refused here: it is no newer than what was written instead.
-            Outcome::Conflict(ours) if sent => {
+            (Outcome::Conflict(ours), _) if sent => {
                 self.journal.written(id, Base::Version(ours.record.version()), Some(version));
             }
             _ => {}
@@ -263,8 +274,13 @@ impl Local {
         if !tasks.is_empty() {
             return Next::Tell(tasks);
         }
+        let ended = self.journal.end_rotated();
+        if ended > 0 {
+            self.lost += ended;
+            return self.next(count);
+        }
         self.over = true;
-        Next::Over(self.journal.drop_writes())
+        Next::Over(self.lost + self.journal.drop_writes())
     }
 
     /// What to write, and that it will be. What has expired needs no writing.
@@ -299,16 +315,20 @@ impl Local {
         let written = writing.entry().record.version();
         match told {
             Told::Done(evicted) => {
-                let asked = seen.asked();
-                if let Some(pending) = self.journal.write(id) {
-                    *pending = Pending { base: Base::Version(written), sent: Vec::new() };
+                if self.journal.is_written(id) {
+                    let Entry { record, ttl } = writing.entry().clone();
+                    let rotated = self.record_of(id).filter(|ours| ours.version() != written);
+                    let rotated = rotated.map(|ours| ours.generation() != record.generation());
                     // Of a touch it has not said whether it has the session at all.
                     if !matches!(writing, Writing::Touch(_)) {
-                        let Entry { record, ttl } = writing.entry().clone();
-                        seen.learn(&Lesson::Live(id, Loaded { record, ttl: Some(ttl) }), asked, now);
+                        seen.learn(&Lesson::Live(id, Loaded { record, ttl: Some(ttl) }), seen.asked(), now);
                     }
-                    if self.version_of(id) == Some(written) {
-                        self.journal.forget(id);
+                    match (self.journal.write(id), rotated) {
+                        // Written again meanwhile: that comes next.
+                        (Some(pending), Some(rotated)) => {
+                            *pending = Pending { rotated, ..Pending::new(Base::Version(written)) };
+                        }
+                        _ => drop(self.journal.forget(id)),
                     }
                 }
                 let lost = evicted.iter().map(|id| self.ended_there(id, EndReason::Evicted, seen, now));
@@ -322,13 +342,17 @@ impl Local {
                 0
             }
             Told::Other(theirs) => {
-                let lost = self.journal.forget(id);
-                if lost {
-                    tracing::debug!(session = %id, "session changed elsewhere in the outage: changes dropped");
+                let Some(lost) = self.journal.forget(id) else { return 0 };
+                tracing::debug!(session = %id, "session changed elsewhere in the outage: changes dropped");
+                if lost.rotated {
+                    // The old token must not come back, and the new one would be taken for a thief's.
+                    self.journal.ended(id, End::For(EndReason::Revoked));
+                    self.ended_there(id, EndReason::Revoked, seen, now);
+                } else {
                     self.have(id, &theirs, now);
                     seen.learn(&Lesson::Live(id, theirs), seen.asked(), now);
                 }
-                lost.into()
+                1
             }
             Told::Gone(reason) => self.ended_there(id, reason, seen, now),
         }
@@ -343,7 +367,7 @@ impl Local {
         let ended = Ended::new(reason, now);
         self.store.end_now(id, None, ended);
         seen.learn(&Lesson::Ended(id, ended, None), seen.asked(), now);
-        let lost = self.journal.forget(id);
+        let lost = self.journal.forget(id).is_some();
         if lost {
             tracing::debug!(session = %id, %reason, "session ended elsewhere in the outage: changes dropped");
         }

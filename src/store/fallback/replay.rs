@@ -115,7 +115,12 @@ async fn tell_write<S: SessionStore>(main: &S, id: &SessionId, writing: &Writing
             },
         },
         Writing::Touch(entry) => {
-            main.touch(id, entry.clone()).await?;
+            // Somebody may have used it elsewhere, and later.
+            if let Found::Live(theirs) = main.load(id).await?
+                && theirs.ttl.is_some_and(|ttl| ttl < entry.ttl)
+            {
+                main.touch(id, entry.clone()).await?;
+            }
             Told::Done(Vec::new())
         }
     })
