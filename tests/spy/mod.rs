@@ -29,6 +29,9 @@ struct State {
     faults: HashMap<&'static str, Fault>,
     next: HashMap<&'static str, Fault>,
     no_ttl: bool,
+    /// Goes away and comes back every so many calls.
+    shift: Option<usize>,
+    shifts: usize,
 }
 
 #[derive(Clone)]
@@ -41,6 +44,8 @@ enum Fault {
     AnswerLost,
     /// It is done when the test says so.
     Held(Arc<Hold>),
+    /// It is done, and answered when the test says so.
+    AnswerHeld(Arc<Hold>),
 }
 
 /// An operation that waits for the test.
@@ -88,6 +93,11 @@ impl Spy {
         self.state().down = Some(Fault::Down);
     }
 
+    /// From now on it is away for so many calls, and there for as many.
+    pub fn come_and_go(&self, calls: usize) {
+        self.state().shift = Some(calls);
+    }
+
     /// From now on nothing is said, not even that it is down.
     pub fn hang(&self) {
         self.state().down = Some(Fault::Hung);
@@ -122,6 +132,13 @@ impl Spy {
         hold
     }
 
+    /// The next `operation` is done, and its answer waits to be released.
+    pub fn hold_next_answer(&self, operation: &'static str) -> Arc<Hold> {
+        let hold = Arc::<Hold>::default();
+        self.state().next.insert(operation, Fault::AnswerHeld(hold.clone()));
+        hold
+    }
+
     /// From now on no session has a time to live, as if somebody had run `PERSIST` on all of them.
     pub fn lose_ttls(&self) {
         self.state().no_ttl = true;
@@ -139,6 +156,10 @@ impl Spy {
         let fault = {
             let mut state = self.state();
             state.calls.push(operation);
+            if let Some(shift) = state.shift {
+                state.shifts += 1;
+                state.down = (state.shifts / shift % 2 == 1).then_some(Fault::Down);
+            }
             match state.next.remove(operation) {
                 Some(fault) => Some(fault),
                 None => state.down.clone().or_else(|| state.faults.get(operation).cloned()),
@@ -151,6 +172,12 @@ impl Spy {
             Some(Fault::AnswerLost) => StoreFuture::boxed(async move {
                 run().await?;
                 Err(outage())
+            }),
+            Some(Fault::AnswerHeld(hold)) => StoreFuture::boxed(async move {
+                let answer = run().await;
+                hold.reached.notify_one();
+                hold.released.notified().await;
+                answer
             }),
             Some(Fault::Held(hold)) => StoreFuture::boxed(async move {
                 hold.reached.notify_one();

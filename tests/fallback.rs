@@ -1,0 +1,842 @@
+//! What becomes of sessions while their store is away, and when it is back.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
+
+mod spy;
+mod support;
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use spy::Spy;
+use support::{
+    eventually,
+    log::Log,
+    records::{entry, entry_of, id, id_of, version},
+    redis_server::RedisServer,
+};
+use tower_keep::{
+    EndReason, Ended, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, WhenFull,
+    store::{
+        Created, Cursor, Fallback, FallbackMode, Found, Health, OnReturn, Outcome, SessionStore, StoreError,
+        redis::{RedisConfig, RedisStore},
+        testing,
+    },
+};
+
+const REJECT: FallbackMode = FallbackMode::Reject;
+const STALE: FallbackMode = FallbackMode::ReadStale { max_age: MAX_AGE };
+const DROP: FallbackMode = FallbackMode::Memory { on_return: OnReturn::Drop };
+const MERGE: FallbackMode = FallbackMode::Memory { on_return: OnReturn::Merge };
+const ALL: [FallbackMode; 4] = [REJECT, STALE, DROP, MERGE];
+
+const MAX_AGE: Duration = Duration::from_secs(300);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A store that goes away when told to, and a fallback around it. Every request sees whether it is back.
+struct Test {
+    main: Spy,
+    store: Fallback<Spy>,
+    clock: ManualClock,
+}
+
+impl Test {
+    fn new(mode: FallbackMode) -> Self {
+        Self::with(mode, |store| store)
+    }
+
+    fn with(mode: FallbackMode, change: impl FnOnce(Fallback<Spy>) -> Fallback<Spy>) -> Self {
+        let clock = ManualClock::new();
+        let main = Spy::with_clock(clock.clone());
+        let store = Fallback::new(main.clone(), mode).look_every(Duration::ZERO).clock(clock.clone());
+        Self { main, store: change(store), clock }
+    }
+
+    /// With the first version of the session number 1, and the main store away.
+    async fn away(mode: FallbackMode) -> Self {
+        let test = Self::new(mode);
+        test.create(1).await;
+        test.go_away().await;
+        test
+    }
+
+    async fn create(&self, n: u64) {
+        assert_done(self.store.create(&id(n), entry(1), Limits::none()).await);
+    }
+
+    async fn go_away(&self) {
+        self.main.go_down();
+        let _ = self.store.load(&id(999)).await;
+        assert!(self.store.is_degraded());
+        self.main.calls();
+    }
+
+    async fn come_back(&self) {
+        self.main.recover();
+        self.store.health().await.unwrap();
+        assert!(!self.store.is_degraded());
+        assert!(!self.store.stats().using_fallback);
+    }
+
+    /// Which version of a session the fallback has.
+    async fn here(&self, id: &SessionId) -> Result<Option<u64>, Ended> {
+        numbered(self.store.load(id).await.unwrap())
+    }
+
+    /// Which version of a session the main store has.
+    async fn there(&self, id: &SessionId) -> Result<Option<u64>, Ended> {
+        numbered(self.main.memory().load(id).await.unwrap())
+    }
+
+    async fn update(&self, id: &SessionId, from: u32, to: u32) {
+        let outcome = self.store.update(id, version(from), entry(to)).await.unwrap();
+        assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
+    }
+
+    /// Another instance, to which the main store answers.
+    async fn update_elsewhere(&self, id: &SessionId, from: u32, to: u32) {
+        let outcome = self.main.memory().update(id, version(from), entry(to)).await.unwrap();
+        assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
+    }
+
+    /// The writes that the main store was asked for.
+    fn told(&self) -> Vec<&'static str> {
+        let mut calls = self.main.calls();
+        calls.retain(|call| !matches!(*call, "health" | "load"));
+        calls
+    }
+}
+
+/// The number of the version that is alive, or how it ended.
+fn numbered(found: Found) -> Result<Option<u64>, Ended> {
+    match found {
+        Found::Live(loaded) => {
+            let stored: Value = serde_json::from_slice(&loaded.record.encode()).unwrap();
+            Ok(Some(stored["data"]["n"].as_u64().unwrap()))
+        }
+        Found::Ended(ended) => Err(ended),
+        Found::Unknown => Ok(None),
+    }
+}
+
+#[track_caller]
+fn assert_done(created: Result<Created, StoreError>) {
+    assert_eq!(created.unwrap(), Created::Done { evicted: Vec::new() });
+}
+
+#[track_caller]
+fn assert_outage<T: std::fmt::Debug>(answer: Result<T, StoreError>) {
+    match answer {
+        Err(StoreError::Outage(_)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn assert_ended<T: std::fmt::Debug>(found: Result<T, Ended>, reason: EndReason) {
+    assert_eq!(found.unwrap_err().reason, reason);
+}
+
+/// Everything that writes, each on a session of its own.
+async fn every_write(store: &impl SessionStore) -> Vec<(&'static str, Result<(), StoreError>)> {
+    vec![
+        ("create", store.create(&id(100), entry(1), Limits::none()).await.map(drop)),
+        ("update", store.update(&id(1), version(1), entry(2)).await.map(drop)),
+        ("end", store.end(&id(2), EndReason::LoggedOut).await.map(drop)),
+        ("replace", store.replace(&id(3), None, &id(100)).await.map(drop)),
+        ("consume", store.consume(&id(4), version(9)).await.map(drop)),
+        ("end_user", store.end_user("bob", None, EndReason::Revoked).await.map(drop)),
+    ]
+}
+
+// Every mode, while the main store is there.
+
+#[tokio::test]
+async fn every_mode_keeps_the_contract_while_the_main_store_is_there() {
+    for mode in ALL {
+        let clock = ManualClock::new();
+        let store = Fallback::new(MemoryStore::new().clock(clock.clone()), mode).clock(clock.clone());
+        let report = testing::run(&store, async |time| clock.advance(time)).await;
+        report.assert_passed();
+        assert!(report.passed() > 8_000, "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_writes_or_loses_one_is_not_away() {
+    for mode in ALL {
+        let test = Test::new(mode);
+        test.create(1).await;
+        test.main.fail("update");
+        for _ in 0..5 {
+            assert_outage(test.store.update(&id(1), version(1), entry(2)).await);
+        }
+        test.main.fail_next("load");
+        assert_outage(test.store.load(&id(1)).await);
+        assert_eq!(test.here(&id(1)).await, Ok(Some(1)), "{mode:?}");
+        assert!(!test.store.is_degraded());
+        assert_eq!(test.store.stats().outages, 0);
+    }
+}
+
+// Going down and coming back.
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_known_to_be_away_is_not_asked() {
+    for mode in ALL {
+        let main = Spy::new();
+        let store = Fallback::new(main.clone(), mode);
+        main.go_down();
+        let _ = store.load(&id(1)).await;
+        main.calls();
+        for _ in 0..10 {
+            let _ = store.load(&id(1)).await;
+            every_write(&store).await;
+        }
+        assert_eq!(main.calls(), [""; 0], "{mode:?}");
+        tokio::time::advance(Duration::from_millis(100)).await;
+        for _ in 0..10 {
+            let _ = store.load(&id(1)).await;
+        }
+        assert_eq!(main.calls(), ["health"], "{mode:?}: once in a while");
+    }
+}
+
+/// It does not even say that it is down.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_is_away_when_it_does_not_say_how_it_is() {
+    let main = Spy::new();
+    let store = Fallback::new(tower_keep::store::Guard::new(main.clone()), MERGE);
+    main.hang();
+    let began = tokio::time::Instant::now();
+    assert!(matches!(store.load(&id(1)).await.unwrap(), Found::Unknown));
+    assert_eq!(began.elapsed(), Duration::from_millis(250), "the deadline of the guard, and nothing on top");
+    assert!(store.is_degraded());
+}
+
+#[tokio::test]
+async fn the_cause_is_told_to_whoever_gets_no_answer() {
+    for mode in [REJECT, STALE] {
+        let test = Test::away(mode).await;
+        let error = test.store.load(&id(2)).await.unwrap_err();
+        let away = error.source().unwrap();
+        assert_eq!(away.to_string(), "the main store is away");
+        assert_eq!(away.source().unwrap().to_string(), "the test says so");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_is_logged_when_it_begins_and_when_it_is_over() {
+    for mode in ALL {
+        let log = Log::capture();
+        let test = Test::away(mode).await;
+        for n in 0..5 {
+            let _ = test.store.load(&id(n)).await;
+            every_write(&test.store).await;
+        }
+        test.come_back().await;
+        for n in 0..5 {
+            test.store.load(&id(n)).await.unwrap();
+        }
+        let text = log.text();
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("store=\"spy\"")).collect();
+        let [begins, over] = lines[..] else { panic!("{mode:?}: {text}") };
+        assert!(begins.contains("WARN") && begins.contains("the test says so"), "{begins}");
+        assert!(begins.contains(format!("{mode:?}").split(' ').next().unwrap()), "{begins}");
+        assert!(over.contains("INFO") && over.contains("is back"), "{over}");
+    }
+}
+
+#[tokio::test]
+async fn its_health_is_degraded_while_something_is_in_the_place_of_the_store() {
+    for (mode, health) in [(REJECT, None), (STALE, Some(Health::Degraded)), (MERGE, Some(Health::Degraded))] {
+        let test = Test::away(mode).await;
+        assert_eq!(test.store.health().await.unwrap(), health.unwrap_or(Health::Down), "{mode:?}");
+        test.main.recover();
+        assert_eq!(test.store.health().await.unwrap(), Health::Up);
+    }
+}
+
+// Reject.
+
+#[tokio::test]
+async fn reject_fails_everything_and_keeps_nothing() {
+    let test = Test::away(REJECT).await;
+    assert_outage(test.store.load(&id(1)).await);
+    for (write, answer) in every_write(&test.store).await {
+        assert!(matches!(answer, Err(StoreError::Outage(_))), "{write}: {answer:?}");
+    }
+    assert_outage(test.store.touch(&id(1), entry(1)).await);
+    assert_outage(test.store.list("ana").await);
+    assert_outage(test.store.scan(&Cursor::start(), 10).await);
+    assert_outage(test.store.count().await);
+    assert_eq!((test.store.stats().seen, test.store.stats().in_memory), (0, 0));
+    assert_eq!(test.told(), [""; 0]);
+    test.come_back().await;
+    assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
+    assert_eq!(test.told(), [""; 0]);
+}
+
+// ReadStale.
+
+#[tokio::test]
+async fn stale_sessions_are_read_and_nothing_is_acknowledged() {
+    let test = Test::away(STALE).await;
+    assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
+    assert_outage(test.store.load(&id(2)).await); // never seen: not "no such session"
+    for (write, answer) in every_write(&test.store).await {
+        assert!(matches!(answer, Err(StoreError::Outage(_))), "{write}: {answer:?}");
+    }
+    assert_outage(test.store.list("ana").await);
+    assert_outage(test.store.scan(&Cursor::start(), 10).await);
+    assert_outage(test.store.count().await);
+    test.store.touch(&id(1), entry(1)).await.unwrap();
+    assert_eq!(test.here(&id(1)).await, Ok(Some(1)), "what was refused has changed nothing");
+    test.come_back().await;
+    assert_eq!(test.told(), [""; 0], "there is nothing to tell");
+    assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
+    assert_eq!(test.here(&id(100)).await, Ok(None));
+}
+
+#[tokio::test]
+async fn a_session_that_was_not_seen_lately_is_not_read() {
+    let test = Test::new(STALE);
+    test.create(1).await;
+    test.clock.advance(MAX_AGE - 2 * SECOND);
+    test.create(2).await;
+    test.clock.advance(SECOND);
+    test.go_away().await;
+    assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
+    test.clock.advance(SECOND);
+    // To be read here is not to be seen there.
+    assert_outage(test.store.load(&id(1)).await);
+    assert_eq!(test.here(&id(2)).await, Ok(Some(1)));
+}
+
+#[tokio::test]
+async fn a_session_whose_time_is_over_is_not_read() {
+    let test = Test::new(FallbackMode::ReadStale { max_age: Duration::from_secs(10 * 3600) });
+    test.create(1).await;
+    test.go_away().await;
+    test.clock.advance(Duration::from_secs(3600) - SECOND);
+    assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
+    test.clock.advance(SECOND);
+    assert_outage(test.store.load(&id(1)).await); // somebody may have used it elsewhere
+}
+
+#[tokio::test]
+async fn what_ended_before_the_outage_stays_ended_in_it() {
+    for mode in [STALE, DROP, MERGE] {
+        let test = Test::new(mode);
+        for n in 1..=5 {
+            test.create(n).await;
+        }
+        assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
+        test.store.end(&id(1), EndReason::LoggedOut).await.unwrap();
+        test.store.replace(&id(2), None, &id(5)).await.unwrap();
+        test.store.consume(&id(3), version(9)).await.unwrap();
+        test.main.memory().end(&id(4), EndReason::Revoked).await.unwrap(); // elsewhere
+        test.store.load(&id(4)).await.unwrap();
+        test.store.end_user("bob", None, EndReason::Revoked).await.unwrap();
+        test.go_away().await;
+        assert_ended(test.here(&id(1)).await, EndReason::LoggedOut);
+        assert_eq!(test.here(&id(2)).await.unwrap_err().successor, Some(id(5)));
+        assert_ended(test.here(&id(3)).await, EndReason::Used);
+        assert_ended(test.here(&id(4)).await, EndReason::Revoked);
+        assert_ended(test.here(&id_of("bob", 1)).await, EndReason::Revoked);
+        assert_eq!(test.here(&id(5)).await, Ok(Some(1)));
+    }
+}
+
+/// The caller is told that it failed; but whoever meant to end it does not want it to be served.
+#[tokio::test]
+async fn a_session_that_may_have_ended_is_not_read() {
+    for first_in_outage in [true, false] {
+        let test = Test::new(STALE);
+        for n in 1..=4 {
+            test.create(n).await;
+        }
+        assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
+        if first_in_outage {
+            test.go_away().await;
+        } else {
+            test.main.go_down();
+        }
+        assert_outage(test.store.end(&id(1), EndReason::LoggedOut).await);
+        assert_outage(test.store.replace(&id(2), None, &id(9)).await);
+        assert_outage(test.store.consume(&id(3), version(9)).await);
+        assert_outage(test.store.end_user("bob", None, EndReason::Revoked).await);
+        for gone in [id(1), id(2), id(3), id_of("bob", 1)] {
+            assert_outage(test.store.load(&gone).await);
+        }
+        assert_eq!(test.here(&id(4)).await, Ok(Some(1)));
+        test.come_back().await;
+        assert_eq!(test.here(&id(1)).await, Ok(Some(1)), "it had not ended");
+    }
+}
+
+/// The look-up was answered before the revocation, and comes after it.
+#[tokio::test]
+async fn a_late_answer_brings_nothing_back_that_was_revoked() {
+    for (mode, everybody) in [(STALE, false), (STALE, true), (MERGE, false), (MERGE, true)] {
+        let test = Test::new(mode);
+        assert_done(test.main.memory().create(&id(1), entry(1), Limits::none()).await); // by another instance
+        let one = id(1);
+        let answered = test.main.hold_next_answer("load");
+        let mut load = test.store.load(&one);
+        tokio::select! {
+            biased;
+            _ = &mut load => panic!("it is held"),
+            () = answered.reached() => {}
+        }
+        if everybody {
+            test.store.end_user("ana", None, EndReason::Revoked).await.unwrap();
+        } else {
+            test.store.end(&one, EndReason::Revoked).await.unwrap();
+        }
+        answered.release();
+        assert!(load.await.unwrap().live().is_some());
+        test.go_away().await;
+        match test.store.load(&one).await {
+            Err(StoreError::Outage(_)) | Ok(Found::Ended(_) | Found::Unknown) => {}
+            other => panic!("{mode:?} {everybody}: {other:?}"),
+        }
+    }
+}
+
+// Memory, while the outage lasts.
+
+/// Everything it can do, it does as a store does.
+#[tokio::test]
+async fn in_an_outage_memory_keeps_the_contract() {
+    for mode in [DROP, MERGE] {
+        let clock = ManualClock::new();
+        let main = Spy::new();
+        main.go_down();
+        let store = Fallback::new(main, mode).clock(clock.clone()).capacity(1_000_000);
+        let report = testing::run(&store, async |time| clock.advance(time)).await;
+        report.assert_passed();
+        assert!(report.passed() > 8_000, "{report}");
+        assert!(store.is_degraded());
+    }
+}
+
+#[tokio::test]
+async fn in_memory_everything_goes_on() {
+    for mode in [DROP, MERGE] {
+        let test = Test::new(mode);
+        for n in 1..=4 {
+            test.create(n).await;
+        }
+        assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
+        test.go_away().await;
+        assert_eq!(test.here(&id(999)).await, Ok(None), "never seen");
+        for (write, answer) in every_write(&test.store).await {
+            assert!(answer.is_ok(), "{write}: {answer:?}");
+        }
+        assert_eq!(test.here(&id(100)).await, Ok(Some(1)));
+        assert_eq!(test.here(&id(1)).await, Ok(Some(2)));
+        assert_ended(test.here(&id(2)).await, EndReason::LoggedOut);
+        assert_eq!(test.here(&id(3)).await.unwrap_err().successor, Some(id(100)));
+        assert_ended(test.here(&id(4)).await, EndReason::Used);
+        assert_ended(test.here(&id_of("bob", 1)).await, EndReason::Revoked);
+        let mut of_ana: Vec<_> = test.store.list("ana").await.unwrap().into_iter().map(|(id, _)| id).collect();
+        of_ana.sort();
+        let mut expected = [id(1), id(100)];
+        expected.sort();
+        assert_eq!(of_ana, expected);
+        assert_eq!(test.store.count().await.unwrap(), 2);
+        assert_eq!(test.told(), [""; 0]);
+        assert_eq!(test.there(&id(1)).await, Ok(Some(1)), "{mode:?}: the main store knows nothing of it");
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_seen_lately_is_unknown_in_memory() {
+    let test = Test::with(MERGE, |store| store.seen_within(MAX_AGE));
+    test.create(1).await;
+    test.clock.advance(SECOND);
+    test.create(2).await;
+    test.clock.advance(MAX_AGE - SECOND);
+    test.go_away().await;
+    assert_eq!(test.here(&id(1)).await, Ok(None));
+    assert_eq!(test.here(&id(2)).await, Ok(Some(1)));
+}
+
+#[tokio::test]
+async fn limits_hold_in_memory() {
+    let test = Test::new(MERGE);
+    test.create(1).await;
+    test.go_away().await;
+    let reject = Limits::per_user(1, WhenFull::Reject);
+    assert_eq!(test.store.create(&id(2), entry(1), reject).await.unwrap(), Created::Full);
+    let evict = Limits::per_user(1, WhenFull::EvictOldest);
+    let created = test.store.create(&id(2), entry(1), evict).await.unwrap();
+    assert_eq!(created, Created::Done { evicted: vec![id(1)] });
+    test.come_back().await;
+    assert_ended(test.there(&id(1)).await, EndReason::Evicted);
+    assert_eq!(test.there(&id(2)).await, Ok(Some(1)));
+}
+
+#[tokio::test]
+async fn a_page_that_was_begun_on_the_other_store_begins_anew() {
+    let test = Test::new(MERGE);
+    for n in 1..=100 {
+        test.create(n).await;
+    }
+    let page = test.store.scan(&Cursor::start(), 1).await.unwrap();
+    test.go_away().await;
+    let mut next = page.next;
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(cursor) = next {
+        let page = test.store.scan(&cursor, 10).await.unwrap();
+        seen.extend(page.sessions.into_iter().map(|(id, _)| id));
+        next = page.next;
+        if seen.len() > 50 && test.store.is_degraded() {
+            test.come_back().await;
+            seen.clear();
+        }
+    }
+    assert_eq!(seen.len(), 100);
+}
+
+// The return.
+
+#[tokio::test]
+async fn drop_forgets_what_began_and_changed_and_tells_what_ended() {
+    let test = Test::new(DROP);
+    for n in 1..=4 {
+        test.create(n).await;
+    }
+    assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
+    // Of this one the process has never heard.
+    assert_done(test.main.memory().create(&id_of("bob", 2), entry_of("bob", 1), Limits::none()).await);
+    test.go_away().await;
+    every_write(&test.store).await;
+    test.come_back().await;
+    assert_eq!(test.there(&id(1)).await, Ok(Some(1)), "the change is forgotten");
+    assert_eq!(test.there(&id(100)).await, Ok(None), "the new session too");
+    assert_ended(test.there(&id(2)).await, EndReason::LoggedOut);
+    assert_eq!(test.there(&id(3)).await.unwrap_err().successor, Some(id(100)));
+    assert_ended(test.there(&id(4)).await, EndReason::Used);
+    assert_ended(test.there(&id_of("bob", 1)).await, EndReason::Revoked);
+    assert_ended(test.there(&id_of("bob", 2)).await, EndReason::Revoked);
+    assert_eq!(test.store.stats().dropped, 2);
+    assert_eq!(test.store.stats().journalled, 0);
+    assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
+}
+
+#[tokio::test]
+async fn merge_tells_what_ended_first_and_then_what_began_and_changed() {
+    let test = Test::new(MERGE);
+    for n in 1..=4 {
+        test.create(n).await;
+    }
+    assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
+    test.go_away().await;
+    every_write(&test.store).await;
+    test.update(&id(1), 2, 3).await;
+    test.come_back().await;
+    let mut told = test.told();
+    told[..4].sort_unstable();
+    told[4..].sort_unstable();
+    assert_eq!(told, ["consume", "end", "end_user", "replace", "create", "update"]);
+    assert_eq!(test.there(&id(1)).await, Ok(Some(3)));
+    assert_eq!(test.there(&id(100)).await, Ok(Some(1)));
+    assert_ended(test.there(&id(2)).await, EndReason::LoggedOut);
+    assert_eq!(test.there(&id(3)).await.unwrap_err().successor, Some(id(100)));
+    assert_ended(test.there(&id(4)).await, EndReason::Used);
+    assert_ended(test.there(&id_of("bob", 1)).await, EndReason::Revoked);
+    let stats = test.store.stats();
+    assert_eq!((stats.replayed, stats.dropped, stats.refused), (6, 0, 0));
+}
+
+#[tokio::test]
+async fn what_is_newer_in_the_main_store_stays() {
+    let test = Test::new(MERGE);
+    test.create(1).await;
+    test.create(2).await;
+    test.create(3).await;
+    test.go_away().await;
+    test.update(&id(1), 1, 2).await;
+    test.update(&id(2), 1, 2).await;
+    test.update(&id(3), 1, 2).await;
+    test.update_elsewhere(&id(1), 1, 7).await;
+    test.main.memory().end(&id(2), EndReason::Revoked).await.unwrap();
+    test.come_back().await;
+    assert_eq!(test.there(&id(1)).await, Ok(Some(7)));
+    assert_eq!(test.here(&id(1)).await, Ok(Some(7)));
+    assert_ended(test.there(&id(2)).await, EndReason::Revoked);
+    assert_ended(test.here(&id(2)).await, EndReason::Revoked);
+    assert_eq!(test.there(&id(3)).await, Ok(Some(2)));
+    assert_eq!(test.store.stats().dropped, 2);
+}
+
+#[tokio::test]
+async fn a_revocation_wins_over_whatever_was_written_elsewhere() {
+    for mode in [DROP, MERGE] {
+        let test = Test::new(mode);
+        test.create(1).await;
+        assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
+        test.go_away().await;
+        test.store.end(&id(1), EndReason::Revoked).await.unwrap();
+        test.store.end_user("bob", None, EndReason::Revoked).await.unwrap();
+        test.update_elsewhere(&id(1), 1, 7).await;
+        assert_done(test.main.memory().create(&id_of("bob", 2), entry_of("bob", 1), Limits::none()).await);
+        test.come_back().await;
+        assert_ended(test.there(&id(1)).await, EndReason::Revoked);
+        assert_ended(test.there(&id_of("bob", 1)).await, EndReason::Revoked);
+        assert_ended(test.there(&id_of("bob", 2)).await, EndReason::Revoked);
+    }
+}
+
+/// Its creation may be on its way to the main store still.
+#[tokio::test]
+async fn what_is_revoked_unseen_never_begins() {
+    let test = Test::away(MERGE).await;
+    test.store.end(&id(2), EndReason::Revoked).await.unwrap();
+    test.come_back().await;
+    assert_eq!(test.store.create(&id(2), entry(1), Limits::none()).await.unwrap(), Created::Taken);
+}
+
+#[tokio::test]
+async fn who_logs_in_after_a_revocation_of_all_stays() {
+    let test = Test::away(MERGE).await;
+    test.store.end_user("ana", None, EndReason::Revoked).await.unwrap();
+    test.create(2).await;
+    test.come_back().await;
+    assert_ended(test.there(&id(1)).await, EndReason::Revoked);
+    assert_eq!(test.there(&id(2)).await, Ok(Some(1)));
+}
+
+#[tokio::test]
+async fn log_out_everywhere_else_spares_this_session() {
+    for mode in [DROP, MERGE] {
+        let test = Test::new(mode);
+        test.create(1).await;
+        test.create(2).await;
+        test.go_away().await;
+        assert_eq!(test.store.end_user("ana", Some(&id(1)), EndReason::Revoked).await.unwrap(), [id(2)]);
+        test.come_back().await;
+        assert_eq!(test.there(&id(1)).await, Ok(Some(1)));
+        assert_ended(test.there(&id(2)).await, EndReason::Revoked);
+    }
+}
+
+#[tokio::test]
+async fn what_began_and_ended_in_the_outage_is_not_told() {
+    let test = Test::away(MERGE).await;
+    test.create(2).await;
+    test.store.end(&id(2), EndReason::LoggedOut).await.unwrap();
+    assert_ended(test.here(&id(2)).await, EndReason::LoggedOut);
+    test.come_back().await;
+    assert_eq!(test.told(), [""; 0]);
+}
+
+// A return that is interrupted.
+
+#[tokio::test]
+async fn what_the_main_store_does_not_take_is_told_again() {
+    for operation in ["end", "create", "update"] {
+        let test = Test::new(MERGE);
+        test.create(1).await;
+        test.create(2).await;
+        test.go_away().await;
+        test.store.end(&id(2), EndReason::LoggedOut).await.unwrap();
+        test.update(&id(1), 1, 2).await;
+        test.create(3).await;
+        test.main.recover();
+        test.main.fail(operation); // it is full, say
+        for _ in 0..3 {
+            test.store.health().await.unwrap();
+            assert!(test.store.is_degraded(), "{operation}");
+            assert_eq!(test.here(&id(1)).await, Ok(Some(2)));
+            assert_eq!(test.here(&id(3)).await, Ok(Some(1)));
+            assert_ended(test.here(&id(2)).await, EndReason::LoggedOut);
+        }
+        test.come_back().await;
+        assert_eq!(test.there(&id(1)).await, Ok(Some(2)), "{operation}");
+        assert_eq!(test.there(&id(3)).await, Ok(Some(1)));
+        assert_ended(test.there(&id(2)).await, EndReason::LoggedOut);
+        assert_eq!(test.store.stats().dropped, 0);
+    }
+}
+
+/// The main store took it, and could not say so; then it was written once more.
+#[tokio::test]
+async fn what_the_main_store_took_without_a_word_is_known_as_ours() {
+    let test = Test::away(MERGE).await;
+    test.update(&id(1), 1, 2).await;
+    test.create(2).await;
+    test.main.recover();
+    test.main.lose_next_answer("update");
+    test.main.lose_next_answer("create");
+    test.store.health().await.unwrap();
+    assert!(test.store.is_degraded());
+    assert_eq!((test.there(&id(1)).await, test.there(&id(2)).await), (Ok(Some(2)), Ok(Some(1))));
+    test.main.go_down();
+    test.update(&id(1), 2, 3).await;
+    test.update(&id(2), 1, 2).await;
+    test.come_back().await;
+    assert_eq!((test.there(&id(1)).await, test.there(&id(2)).await), (Ok(Some(3)), Ok(Some(2))));
+    assert_eq!(test.store.stats().dropped, 0);
+}
+
+/// The very operations that found the main store away: it had taken them.
+#[tokio::test]
+async fn what_was_taken_when_the_outage_began_is_known_as_ours() {
+    let test = Test::new(MERGE);
+    test.create(1).await;
+    test.main.fail("health");
+    test.main.lose_next_answer("update");
+    test.update(&id(1), 1, 2).await;
+    assert!(test.store.is_degraded());
+    test.update(&id(1), 2, 3).await;
+    test.come_back().await;
+    assert_eq!(test.there(&id(1)).await, Ok(Some(3)));
+
+    test.main.fail("health");
+    test.main.lose_next_answer("create");
+    test.create(2).await;
+    assert!(test.store.is_degraded());
+    test.store.end(&id(2), EndReason::LoggedOut).await.unwrap();
+    test.come_back().await;
+    assert_ended(test.there(&id(2)).await, EndReason::LoggedOut);
+    assert_eq!(test.store.stats().dropped, 0);
+}
+
+#[tokio::test]
+async fn until_all_is_told_memory_is_asked() {
+    let test = Test::away(MERGE).await;
+    test.create(2).await;
+    test.store.end(&id(1), EndReason::Revoked).await.unwrap();
+    test.main.recover();
+    let held = test.main.hold_next("end");
+    let mut telling = test.store.health();
+    tokio::select! {
+        biased;
+        _ = &mut telling => panic!("it is held"),
+        () = held.reached() => {}
+    }
+    assert_ended(test.here(&id(1)).await, EndReason::Revoked);
+    assert_eq!(test.here(&id(2)).await, Ok(Some(1)));
+    test.update(&id(2), 1, 2).await;
+    assert_eq!(test.there(&id(1)).await, Ok(Some(1)), "it is not told yet");
+    held.release();
+    assert_eq!(telling.await.unwrap(), Health::Up);
+    assert_ended(test.there(&id(1)).await, EndReason::Revoked);
+    assert_eq!(test.there(&id(2)).await, Ok(Some(2)), "what came meanwhile was told as well");
+}
+
+/// Its client has gone.
+#[tokio::test]
+async fn if_the_request_that_tells_is_cancelled_the_next_goes_on() {
+    let test = Test::away(MERGE).await;
+    test.update(&id(1), 1, 2).await;
+    test.main.recover();
+    let held = test.main.hold_next_answer("update");
+    let mut telling = test.store.health();
+    tokio::select! {
+        biased;
+        _ = &mut telling => panic!("it is held"),
+        () = held.reached() => {}
+    }
+    drop(telling);
+    test.update(&id(1), 2, 3).await;
+    assert!(!test.store.is_degraded(), "that request has told the rest before its own");
+    assert_eq!(test.there(&id(1)).await, Ok(Some(3)));
+    assert_eq!(test.store.stats().dropped, 0);
+}
+
+#[tokio::test]
+async fn a_touch_in_an_outage_extends_and_shortens_nothing() {
+    let minute = Duration::from_secs(60);
+    let left = async |test: &Test, n| test.main.memory().load(&id(n)).await.unwrap().live().unwrap().ttl.unwrap();
+    let test = Test::new(MERGE);
+    test.create(1).await;
+    test.create(2).await;
+    test.go_away().await;
+    test.clock.advance(20 * minute);
+    test.store.touch(&id(1), entry(1)).await.unwrap();
+    test.store.touch(&id(2), entry(1)).await.unwrap();
+    test.clock.advance(10 * minute);
+    test.main.memory().touch(&id(2), entry(1)).await.unwrap(); // elsewhere
+    test.come_back().await;
+    assert_eq!(left(&test, 1).await, 50 * minute);
+    assert_eq!(left(&test, 2).await, 60 * minute);
+}
+
+/// Whatever happens to sessions, outages that come and go in between change nothing of it, if all of them were seen.
+#[tokio::test]
+async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
+    let clock = ManualClock::new();
+    let main = Spy::with_clock(clock.clone());
+    let store = Fallback::new(main.clone(), MERGE).look_every(Duration::ZERO).clock(clock.clone()).capacity(1_000_000);
+    main.come_and_go(37);
+    let report = testing::run(&store, async |time| clock.advance(time)).await;
+    report.assert_passed();
+    assert!(report.passed() > 8_000, "{report}");
+    assert!(store.stats().outages > 100, "{:?}", store.stats());
+}
+
+// Bounds.
+
+#[tokio::test]
+async fn no_more_is_remembered_than_may_be() {
+    let test = Test::with(STALE, |store| store.capacity(32));
+    for n in 0..1000 {
+        test.create(n).await;
+    }
+    for n in 0..1000 {
+        test.store.end(&id(n), EndReason::LoggedOut).await.unwrap();
+        let _ = test.here(&id(5000 + n)).await;
+    }
+    let seen = test.store.stats().seen;
+    assert!((1..=32).contains(&seen), "{seen}");
+}
+
+#[tokio::test]
+async fn no_more_begins_changes_or_ends_in_an_outage_than_may() {
+    for mode in [DROP, MERGE] {
+        let test = Test::with(mode, |store| store.capacity(16));
+        test.go_away().await;
+        for n in 0..16 {
+            test.create(n).await;
+        }
+        for n in 16..1000 {
+            assert_outage(test.store.create(&id(n), entry(1), Limits::none()).await);
+        }
+        test.update(&id(1), 1, 2).await;
+        for n in 0..16 {
+            test.store.end(&id(10_000 + n), EndReason::Revoked).await.unwrap();
+        }
+        for n in 16..1000 {
+            assert_outage(test.store.end(&id(10_000 + n), EndReason::Revoked).await);
+            assert_outage(test.store.end_user(&format!("user {n}"), None, EndReason::Revoked).await);
+        }
+        let stats = test.store.stats();
+        assert_eq!((stats.in_memory, stats.journalled), (16, 32), "{mode:?}");
+        assert_eq!(stats.refused, 3 * 984);
+        assert_eq!(test.here(&id(1)).await, Ok(Some(2)), "what has a place goes on");
+        test.come_back().await;
+        for n in 0..16 {
+            assert_ended(test.there(&id(10_000 + n)).await, EndReason::Revoked);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_sessions_are_told_whoever_asks() {
+    let test = Test::away(MERGE).await;
+    for n in 2..5000 {
+        test.create(n).await;
+    }
+    test.main.recover();
+    let mut requests = 0;
+    while test.store.is_degraded() {
+        test.store.load(&id(1)).await.unwrap();
+        requests += 1;
+    }
+    assert!((2..20).contains(&requests), "{requests}");
+    assert_eq!(test.main.len(), 4999);
+}
