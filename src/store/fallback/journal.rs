@@ -73,11 +73,6 @@ impl Pending {
         Self { base, sent: Vec::new(), rotated: false }
     }
 
-    /// Whether the main store has never heard of it.
-    fn is_unheard_of(&self) -> bool {
-        matches!(self.base, Base::Nothing(_)) && self.sent.is_empty()
-    }
-
     pub(super) fn send(&mut self, version: Version) {
         if !self.sent.contains(&version) {
             if self.sent.len() == SENT {
@@ -118,20 +113,16 @@ impl Journal {
         pending
     }
 
-    /// A session ended. The main store need not be told what it has never heard of.
+    /// A session ended. The main store is told even if it has never heard of it: the creation may be on its way, and must not come.
     pub(super) fn ended(&mut self, id: &SessionId, end: End) {
-        if !self.writes.remove(id).is_some_and(|pending| pending.is_unheard_of()) {
-            self.put(EndOf::One(*id), end);
-        }
+        self.writes.remove(id);
+        self.put(EndOf::One(*id), end);
     }
 
     /// All sessions of a user ended but one; these were known.
     pub(super) fn all_ended(&mut self, user: &str, except: Option<&SessionId>, reason: EndReason, ids: &[SessionId]) {
         for id in ids {
-            // Its creation may be on its way, and come later.
-            if let Some(Pending { base: Base::Nothing(_), sent, .. }) = self.writes.remove(id)
-                && !sent.is_empty()
-            {
+            if let Some(Pending { base: Base::Nothing(_), .. }) = self.writes.remove(id) {
                 self.put(EndOf::One(*id), End::For(reason));
             }
         }
@@ -143,6 +134,10 @@ impl Journal {
         let numbered = Numbered { end, number: self.last };
         match self.ends.entry(of) {
             Place::Vacant(place) => drop(place.insert(numbered)),
+            // It may not have ended by that.
+            Place::Occupied(mut known) if matches!(known.get().end, End::Replaced(Some(_), _)) => {
+                known.insert(numbered);
+            }
             // What ended stays as it ended.
             Place::Occupied(mut known) => known.get_mut().number = numbered.number,
         }
@@ -175,7 +170,7 @@ impl Journal {
 
     /// Ends what has another token, and says how many: the main store would take the old one for good, and the new one for a thief's.
     pub(super) fn end_rotated(&mut self) -> usize {
-        let rotated = self.writes.iter().filter(|(_, pending)| pending.rotated && !pending.is_unheard_of());
+        let rotated = self.writes.iter().filter(|(_, pending)| pending.rotated);
         let rotated: Vec<_> = rotated.map(|(id, _)| *id).collect();
         for id in &rotated {
             self.ended(id, End::For(EndReason::Revoked));

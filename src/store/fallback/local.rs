@@ -376,7 +376,7 @@ impl Local {
 }
 
 fn entry(Loaded { record, ttl }: Loaded, now: Timestamp) -> Entry {
-    Entry { ttl: record.ttl_left(now, ttl), record }
+    Entry { ttl: ttl.unwrap_or_else(|| record.ttl_left(now, None)), record }
 }
 
 fn full() -> StoreError {

@@ -130,7 +130,7 @@ impl Seen {
     }
 
     fn live(&self, id: &SessionId, loaded: &Loaded, asked: Asked, now: Timestamp) -> bool {
-        let until = now.plus(loaded.record.ttl_left(now, loaded.ttl));
+        let until = now.plus(loaded.ttl.unwrap_or_else(|| loaded.record.ttl_left(now, None)));
         let mut shard = self.shard(id);
         let is_newer = |slot: &Slot| slot.learnt > asked.0;
         let counts = self.counts(asked) && !shard.slots.get(id).is_some_and(is_newer);
