@@ -1,21 +1,18 @@
 //! What the main store has to be told when it is back.
 
-use std::{
-    collections::{HashMap, hash_map::Entry as Place},
-    sync::Arc,
-};
+use std::sync::Arc;
 
+use super::line::Line;
 use crate::{ended::EndReason, limits::Limits, store::Version, token::SessionId};
 
 /// Ends have a room of their own, as large as that of the writes: however much begins, what has begun can end.
 pub(super) struct Journal {
-    ends: HashMap<EndOf, Numbered>,
-    writes: HashMap<SessionId, Pending>,
+    ends: Line<EndOf, Noted>,
+    writes: Line<SessionId, Pending>,
     capacity: usize,
-    last: u64,
 }
 
-/// What ended. Ends can be told in any order, and together.
+/// What ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum EndOf {
     One(SessionId),
@@ -33,11 +30,11 @@ pub(super) enum End {
     Used(Version),
 }
 
-/// The same end may come again while the first is being told: it is another then.
+/// An end, and how often it was noted: it may come again while it is being told.
 #[derive(Clone)]
-struct Numbered {
+struct Noted {
     end: End,
-    number: u64,
+    times: u64,
 }
 
 /// An end, as it was when it was taken out to be told.
@@ -45,7 +42,7 @@ struct Numbered {
 pub(super) struct Untold {
     pub(super) of: EndOf,
     pub(super) end: End,
-    number: u64,
+    times: u64,
 }
 
 /// A session that was written in memory. What is to be written is what memory holds of it when it is told.
@@ -85,7 +82,7 @@ impl Pending {
 
 impl Journal {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { ends: HashMap::new(), writes: HashMap::new(), capacity, last: 0 }
+        Self { ends: Line::new(), writes: Line::new(), capacity }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -97,16 +94,16 @@ impl Journal {
     }
 
     pub(super) fn has_room_for_write(&self, id: &SessionId) -> bool {
-        self.writes.len() < self.capacity || self.writes.contains_key(id)
+        self.writes.len() < self.capacity || self.writes.contains(id)
     }
 
     pub(super) fn is_written(&self, id: &SessionId) -> bool {
-        self.writes.contains_key(id)
+        self.writes.contains(id)
     }
 
     /// A session was written, on top of `base`.
     pub(super) fn written(&mut self, id: &SessionId, base: Base, sent: Option<Version>) -> &mut Pending {
-        let pending = self.writes.entry(*id).or_insert_with(|| Pending::new(base));
+        let pending = self.writes.get_or_put(*id, Pending::new(base));
         if let Some(version) = sent {
             pending.send(version);
         }
@@ -130,37 +127,31 @@ impl Journal {
     }
 
     fn put(&mut self, of: EndOf, end: End) {
-        self.last += 1;
-        let numbered = Numbered { end, number: self.last };
-        match self.ends.entry(of) {
-            Place::Vacant(place) => drop(place.insert(numbered)),
-            // It may not have ended by that.
-            Place::Occupied(mut known) if matches!(known.get().end, End::Replaced(Some(_), _)) => {
-                known.insert(numbered);
-            }
-            // What ended stays as it ended.
-            Place::Occupied(mut known) => known.get_mut().number = numbered.number,
+        let noted = self.ends.get_or_put(of, Noted { end: end.clone(), times: 0 });
+        noted.times += 1;
+        // It may not have ended by that. Else what ended stays as it ended.
+        if let End::Replaced(Some(_), _) = noted.end {
+            noted.end = end;
         }
     }
 
     pub(super) fn some_ends(&self, count: usize) -> Vec<Untold> {
-        let ends = self.ends.iter().take(count);
-        ends.map(|(of, Numbered { end, number })| Untold { of: of.clone(), end: end.clone(), number: *number })
-            .collect()
+        let ends = self.ends.first(count);
+        ends.map(|(of, Noted { end, times })| Untold { of: of.clone(), end: end.clone(), times: *times }).collect()
     }
 
     pub(super) fn told(&mut self, end: &Untold) {
-        if self.ends.get(&end.of).is_some_and(|known| known.number == end.number) {
+        if self.ends.get(&end.of).is_some_and(|noted| noted.times == end.times) {
             self.ends.remove(&end.of);
         }
     }
 
     pub(super) fn some_writes(&self, count: usize) -> Vec<SessionId> {
-        self.writes.keys().take(count).copied().collect()
+        self.writes.first(count).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn write(&mut self, id: &SessionId) -> Option<&mut Pending> {
-        self.writes.get_mut(id)
+        self.writes.get(id)
     }
 
     /// Forgets a write: it was made, or must not be.
@@ -170,7 +161,7 @@ impl Journal {
 
     /// Ends what has another token, and says how many: the main store would take the old one for good, and the new one for a thief's.
     pub(super) fn end_rotated(&mut self) -> usize {
-        let rotated = self.writes.iter().filter(|(_, pending)| pending.rotated);
+        let rotated = self.writes.first(usize::MAX).filter(|(_, pending)| pending.rotated);
         let rotated: Vec<_> = rotated.map(|(id, _)| *id).collect();
         for id in &rotated {
             self.ended(id, End::For(EndReason::Revoked));
@@ -181,7 +172,7 @@ impl Journal {
     /// Forgets all writes, and says how many there were.
     pub(super) fn drop_writes(&mut self) -> usize {
         let dropped = self.writes.len();
-        self.writes = HashMap::new();
+        self.writes = Line::new();
         dropped
     }
 }

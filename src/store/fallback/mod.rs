@@ -11,11 +11,12 @@
 //! * `outage.rs` — when the store is away, and what is done meanwhile;
 //! * `operations.rs` — each operation: on the main store, and without it;
 //! * `seen.rs` — the sessions that were seen lately;
-//! * `local.rs`, `journal.rs` — the sessions of an outage, and what the main store has to be told of them;
+//! * `local.rs`, `journal.rs`, `line.rs` — the sessions of an outage, and what the main store has to be told of them;
 //! * `replay.rs` — telling it.
 
 mod error;
 mod journal;
+mod line;
 mod local;
 mod mode;
 mod operations;

@@ -44,7 +44,7 @@ pub(super) enum Meanwhile {
     /// What was seen lately is read.
     Stale,
     /// Everything.
-    Local(Mutex<Local>),
+    Local(Box<Mutex<Local>>),
 }
 
 impl Outage {

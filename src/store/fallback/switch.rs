@@ -135,7 +135,7 @@ impl<S: SessionStore> Fallback<S> {
             FallbackMode::Memory { on_return } => {
                 let seen = self.seen.all(self.seen_within, self.clock.now());
                 let merges = on_return == OnReturn::Merge;
-                Meanwhile::Local(Mutex::new(Local::new(seen, merges, self.capacity, self.clock.clone())))
+                Meanwhile::Local(Box::new(Mutex::new(Local::new(seen, merges, self.capacity, self.clock.clone()))))
             }
         };
         let begun = Arc::new(Outage::new(cause, meanwhile, self.counted(), self.look_every));
