@@ -1078,3 +1078,48 @@ async fn a_changed_password_is_logged_as_an_error() {
     let [line] = lines[..] else { panic!("{text}") };
     assert!(line.contains("ERROR") && line.contains("NOAUTH"), "{line}");
 }
+
+/// Many requests at once while the main store comes and goes: what is over for one is over for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_threads_through_many_outages_lose_no_end() {
+    let main = Spy::new();
+    let store = Fallback::new(main.clone(), MERGE).look_every(Duration::ZERO).capacity(1_000_000);
+    let store = Arc::new(store);
+    main.come_and_go(53);
+    let users = (0..8).map(|user| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let name = format!("user {user}");
+            for n in 0..100 {
+                let id = id_of(&name, n);
+                assert_done(store.create(&id, entry_of(&name, 1), Limits::none()).await);
+                let written = store.update(&id, version(1), entry_of(&name, 2)).await.unwrap();
+                assert!(matches!(written, Outcome::Done), "{written:?}");
+                assert_eq!(numbered(store.load(&id).await.unwrap()), Ok(Some(2)));
+                match n % 4 {
+                    0 => assert!(matches!(store.end(&id, EndReason::LoggedOut).await.unwrap(), Outcome::Done)),
+                    1 => assert!(store.end_user(&name, None, EndReason::Revoked).await.unwrap().contains(&id)),
+                    2 => assert!(matches!(store.replace(&id, None, &id).await.unwrap(), Outcome::Done)),
+                    _ => continue,
+                }
+                assert!(numbered(store.load(&id).await.unwrap()).is_err());
+            }
+        })
+    });
+    for user in users.collect::<Vec<_>>() {
+        user.await.unwrap();
+    }
+    main.stay();
+    eventually("all is told", async || store.health().await.is_ok() && !store.is_degraded()).await;
+    for user in 0..8 {
+        let name = format!("user {user}");
+        for n in 0..100 {
+            let there = numbered(main.memory().load(&id_of(&name, n)).await.unwrap());
+            let is_alive = n == 99;
+            assert_eq!(there.is_ok(), is_alive, "{name} {n}: {there:?}");
+        }
+        assert_eq!(main.memory().list(&name).await.unwrap().len(), 1);
+    }
+    let stats = store.stats();
+    assert!(stats.outages > 5 && stats.dropped == 0, "{stats:?}");
+}

@@ -98,6 +98,13 @@ impl Spy {
         self.state().shift = Some(calls);
     }
 
+    /// No more of that.
+    pub fn stay(&self) {
+        let mut state = self.state();
+        state.shift = None;
+        state.down = None;
+    }
+
     /// From now on nothing is said, not even that it is down.
     pub fn hang(&self) {
         self.state().down = Some(Fault::Hung);

@@ -228,8 +228,12 @@ impl Local {
     /// Takes in what the main store answered to somebody who had asked it before it was away.
     pub(super) fn learn(&mut self, lesson: &Lesson<'_>, now: Timestamp) {
         match lesson {
-            Lesson::Live(id, loaded) if !self.journal.is_written(id) => self.have(id, loaded, now),
-            Lesson::Live(..) => {}
+            Lesson::Live(id, loaded) => {
+                let is_old = |ours: Arc<Record>| loaded.record.version().is_older_than(ours.version());
+                if !self.journal.is_written(id) && !self.record_of(id).is_some_and(is_old) {
+                    self.have(id, loaded, now);
+                }
+            }
             Lesson::Extended(id, entry) => self.store.touch_now(id, entry),
             Lesson::Ended(id, ended, claim) => {
                 match claim {

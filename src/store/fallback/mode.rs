@@ -11,8 +11,8 @@ use std::time::Duration;
 /// | a change, a login, a new session | fails: 503 | fails: 503 | is acknowledged | is acknowledged |
 /// | a logout, a revocation | fails: 503 | fails: 503, and this process serves the session no more until the main store is back | is acknowledged, and counts in this process at once | the same |
 /// | a single use | fails: 503 | fails: 503 | once in each process | once in each process |
-/// | what the main store is told on its return | nothing | nothing | what ended | what ended; then what began and what changed |
-/// | what can be lost on its return | nothing | nothing | changes and sessions of the outage: their clients are logged out | changes of a session that was changed elsewhere too; sessions beyond the [`Limits`](crate::Limits) |
+/// | what the main store is told on its return | nothing | nothing | what ended | what ended; then what began, changed and was used, in that order |
+/// | what can be lost on its return | nothing | nothing | changes and sessions of the outage: the clients of such sessions are logged out. The idle timeout of the others ran on | changes of a session that was changed elsewhere too; sessions beyond the [`Limits`](crate::Limits) |
 /// | what is lost if the process ends before | nothing | nothing | changes, sessions, and what ended: it is alive again | the same |
 ///
 /// What holds in every mode:
@@ -22,7 +22,11 @@ use std::time::Duration;
 /// * **What the main store knows as ended stays ended.** It is never created again; nor is what it has lost, if it comes back
 ///   empty: only sessions that began in the outage are created.
 /// * **What ended in an outage, and was acknowledged, has ended**: at once for this process, and for all when the main store is
-///   back; it is told so before anything else, and asked by nobody before it knows all of it.
+///   back; it is told so before anything else, and asked by nobody before it knows all of it. It counts more than what others wrote
+///   meanwhile.
+/// * **A token that was changed in an outage does not come back.** If the change is lost, the session ends: the main store would
+///   take the old token for good, and the new one for a thief's. Renewals that can wait
+///   ([`rotate_every`](crate::SessionLayer::rotate_every)) wait for the main store.
 ///
 /// What no process can know alone, and no mode promises: while the main store is away, instances do not see what the others do. A
 /// session revoked by one may be served by another that saw it lately, until the main store is back. When a revocation of all of a user's
@@ -46,8 +50,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FallbackMode {
-    /// No fallback: what the main store cannot do fails, and is answered 503, or as [`OnOutage`](crate::OnOutage) says. The same as
-    /// the main store alone; the default.
+    /// What the main store cannot do fails, and is answered 503, or as [`OnOutage`](crate::OnOutage) says: at once when it is known
+    /// to be away. Nothing is kept. The default.
     #[default]
     Reject,
     /// Sessions that were seen lately can be read. Nothing is acknowledged that the main store has not confirmed.

@@ -16,18 +16,20 @@ use crate::{
     ended::{EndReason, Ended},
     store::{Entry, Found, Loaded, Record, Version},
     time::Timestamp,
-    token::SessionId,
+    token::{SessionId, Tag},
 };
 
+/// All sessions of a user are in one.
 const SHARDS: usize = 16;
+
+/// How many ends without a slot a shard remembers: more than happen while an answer is on its way.
+const BARRED: usize = 32;
 
 pub(super) struct Seen {
     shards: [Mutex<Shard>; SHARDS],
     capacity: usize,
     /// The number of what was learnt last.
     last: AtomicU64,
-    /// What was asked for before this counts no more, whatever session it is of.
-    floor: AtomicU64,
     len: AtomicUsize,
 }
 
@@ -36,6 +38,25 @@ struct Shard {
     slots: HashMap<SessionId, Slot>,
     /// Each id once, about in the order of use.
     queue: VecDeque<SessionId>,
+    /// What was asked for before the number, of sessions with that tag, counts no more: some may have ended that have no slot.
+    barred: VecDeque<(Tag, u64)>,
+    /// The same for all sessions.
+    floor: u64,
+}
+
+impl Shard {
+    fn bar(&mut self, tag: Tag, number: u64) {
+        self.barred.push_back((tag, number));
+        if self.barred.len() > BARRED
+            && let Some((_, number)) = self.barred.pop_front()
+        {
+            self.floor = number;
+        }
+    }
+
+    fn counts(&self, tag: Tag, asked: Asked) -> bool {
+        asked.0 >= self.floor && !self.barred.iter().any(|(of, number)| *of == tag && *number > asked.0)
+    }
 }
 
 struct Slot {
@@ -81,6 +102,14 @@ impl Lesson<'_> {
     pub(super) fn is_end(&self) -> bool {
         matches!(self, Self::Ended(..) | Self::AllEnded { .. })
     }
+
+    /// The session that it says is alive.
+    pub(super) fn alive(&self) -> Option<&SessionId> {
+        match self {
+            Self::Live(id, _) | Self::Extended(id, _) => Some(id),
+            Self::Ended(..) | Self::NotLive(_) | Self::AllEnded { .. } => None,
+        }
+    }
 }
 
 /// When something was asked for.
@@ -93,7 +122,6 @@ impl Seen {
             shards: std::array::from_fn(|_| Mutex::default()),
             capacity,
             last: AtomicU64::new(0),
-            floor: AtomicU64::new(0),
             len: AtomicUsize::new(0),
         }
     }
@@ -106,9 +134,9 @@ impl Seen {
         Asked(self.last.load(Ordering::SeqCst))
     }
 
-    /// Whether what was asked for then counts still.
-    pub(super) fn counts(&self, asked: Asked) -> bool {
-        asked.0 >= self.floor.load(Ordering::SeqCst)
+    /// Whether what was asked of this session then counts still.
+    pub(super) fn counts(&self, id: &SessionId, asked: Asked) -> bool {
+        self.shard(id.tag()).counts(id.tag(), asked)
     }
 
     /// Takes in what the main store said, unless something was learnt since it was asked; `false` then.
@@ -131,9 +159,15 @@ impl Seen {
 
     fn live(&self, id: &SessionId, loaded: &Loaded, asked: Asked, now: Timestamp) -> bool {
         let until = now.plus(loaded.ttl.unwrap_or_else(|| loaded.record.ttl_left(now, None)));
-        let mut shard = self.shard(id);
-        let is_newer = |slot: &Slot| slot.learnt > asked.0;
-        let counts = self.counts(asked) && !shard.slots.get(id).is_some_and(is_newer);
+        let mut shard = self.shard(id.tag());
+        let counts = shard.counts(id.tag(), asked)
+            && match shard.slots.get(id) {
+                Some(Slot { what: What::Live { record, .. }, .. }) => {
+                    !loaded.record.version().is_older_than(record.version())
+                }
+                Some(slot) => slot.learnt <= asked.0,
+                None => true,
+            };
         if counts {
             self.put(&mut shard, id, What::Live { record: loaded.record.clone(), until }, now);
         }
@@ -142,7 +176,7 @@ impl Seen {
 
     /// The life of this version of a session was extended.
     fn extended(&self, id: &SessionId, extended: &Entry, asked: Asked, now: Timestamp) {
-        if let Some(slot) = self.shard(id).slots.get_mut(id)
+        if let Some(slot) = self.shard(id.tag()).slots.get_mut(id)
             && slot.learnt <= asked.0
             && let What::Live { record, until } = &mut slot.what
             && record.version() == extended.record.version()
@@ -153,7 +187,7 @@ impl Seen {
 
     /// Nothing that was asked for before makes this session alive again.
     fn ended(&self, id: &SessionId, what: What, now: Timestamp) {
-        let mut shard = self.shard(id);
+        let mut shard = self.shard(id.tag());
         let known = shard.slots.get(id).is_some_and(|slot| matches!(slot.what, What::Ended(..)));
         if !known {
             self.put(&mut shard, id, what, now);
@@ -162,7 +196,7 @@ impl Seen {
 
     /// Whoever asks for ids that nobody has does not fill the memory.
     fn not_live(&self, id: &SessionId, asked: Asked) {
-        if let Some(slot) = self.shard(id).slots.get_mut(id)
+        if let Some(slot) = self.shard(id.tag()).slots.get_mut(id)
             && let What::Live { .. } = slot.what
             && slot.learnt <= asked.0
         {
@@ -173,14 +207,15 @@ impl Seen {
 
     /// A session that may have ended is not served from here any more.
     pub(super) fn in_doubt(&self, id: &SessionId) {
-        if let Some(slot) = self.shard(id).slots.get_mut(id)
+        let mut shard = self.shard(id.tag());
+        // That it is alive may be on its way.
+        shard.bar(id.tag(), self.next());
+        if let Some(slot) = shard.slots.get_mut(id)
             && let What::Live { .. } = slot.what
         {
             slot.what = What::InDoubt;
             slot.learnt = self.next();
         }
-        // That it is alive may be on its way.
-        self.raise_floor();
     }
 
     /// All sessions of `user` but one may have ended.
@@ -190,24 +225,23 @@ impl Seen {
 
     /// All sessions of `user` but one have ended, or may have: those that are known, and those that are on their way.
     fn all_ended(&self, user: &str, except: Option<&SessionId>, what: &What) {
-        self.raise_floor();
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            for (id, slot) in &mut shard.slots {
-                if let What::Live { record, .. } = &slot.what
-                    && record.user() == Some(user)
-                    && Some(id) != except
-                {
-                    slot.what = what.clone();
-                    slot.learnt = self.next();
-                }
+        let tag = Tag::of_user(user);
+        let mut shard = self.shard(tag);
+        shard.bar(tag, self.next());
+        for (id, slot) in &mut shard.slots {
+            if let What::Live { record, .. } = &slot.what
+                && record.user() == Some(user)
+                && Some(id) != except
+            {
+                slot.what = what.clone();
+                slot.learnt = self.next();
             }
         }
     }
 
     /// What can be said of a session without asking: it was alive not longer than `max_age` ago, and may be so still, or it has ended.
     pub(super) fn stale(&self, id: &SessionId, max_age: Duration, now: Timestamp) -> Option<Found> {
-        let mut shard = self.shard(id);
+        let mut shard = self.shard(id.tag());
         let slot = shard.slots.get_mut(id)?;
         slot.used = true;
         match &slot.what {
@@ -258,7 +292,7 @@ impl Seen {
                     self.len.fetch_sub(1, Ordering::Relaxed);
                     // With it goes the number that kept back what was asked for before.
                     if !matches!(slot.remove().what, What::Live { .. }) {
-                        self.raise_floor();
+                        shard.bar(id.tag(), self.next());
                     }
                 }
                 Place::Vacant(_) => {}
@@ -270,12 +304,8 @@ impl Seen {
         self.last.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    fn raise_floor(&self) {
-        self.floor.fetch_max(self.next(), Ordering::SeqCst);
-    }
-
-    fn shard(&self, id: &SessionId) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[(id.spread() % SHARDS as u64) as usize])
+    fn shard(&self, tag: Tag) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[(tag.spread() % SHARDS as u64) as usize])
     }
 }
 

@@ -78,7 +78,7 @@ impl<S: SessionStore> Fallback<S> {
         // Asked before the outage, and answered in it.
         if let Some(outage) = self.outage()
             && let Some(mut local) = outage.local()
-            && (lesson.is_end() || self.seen.counts(asked))
+            && lesson.alive().is_none_or(|id| self.seen.counts(id, asked))
         {
             local.learn(lesson, now);
         }
