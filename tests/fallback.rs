@@ -771,7 +771,8 @@ async fn a_touch_in_an_outage_extends_and_shortens_nothing() {
 }
 
 /// Whatever happens to sessions, outages that come and go in between change nothing, if all sessions were seen. But for this: a scan
-/// begins anew, who claims a single use once more is told that it was used, and what began and expired in an outage is not remembered.
+/// begins anew, who claims a single use once more is told that it was used, what began and expired in an outage is not remembered, nor
+/// in an outage what was replaced unknown before.
 #[tokio::test]
 async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
     let clock = ManualClock::new();
@@ -783,6 +784,7 @@ async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
         failure.case.contains("scan")
             || failure.case.contains("expired")
             || failure.problem.contains("it is ended, and must be alive")
+            || failure.case.contains("ReplaceAny") && failure.problem.contains("it is unknown")
     };
     let failures: Vec<_> = report.failures().iter().filter(|failure| !cost(failure)).collect();
     assert!(failures.is_empty(), "{failures:#?}");

@@ -183,6 +183,7 @@ impl Local {
         successor: &SessionId,
     ) -> Result<Outcome, StoreError> {
         let expected_there = match self.store.load_now(id) {
+            Found::Ended(ended) if ended.successor == Some(*successor) => return Ok(Outcome::Done),
             Found::Ended(Ended { reason, .. }) if reason != EndReason::Expired => return Ok(Outcome::Gone),
             Found::Live(loaded) if expected.is_some_and(|expected| expected != loaded.record.version()) => {
                 return Ok(Outcome::Conflict(loaded));

@@ -185,10 +185,10 @@ impl Operation for Replace<'_> {
 
     fn lessons(&self, answer: &Outcome, now: Timestamp, learn: &mut dyn FnMut(Lesson<'_>)) {
         learn(match answer {
+            Outcome::Done => Lesson::Ended(self.id, Ended::replaced(*self.successor, now), None),
             Outcome::Conflict(theirs) => Lesson::Live(self.id, theirs.clone()),
-            // That of a version need not be remembered, if the session was unknown.
-            Outcome::Gone if self.expected.is_some() => Lesson::NotLive(self.id),
-            Outcome::Done | Outcome::Gone => Lesson::Ended(self.id, Ended::replaced(*self.successor, now), None),
+            // How it ended, and in whose favour, is not said.
+            Outcome::Gone => Lesson::NotLive(self.id),
         });
     }
 
