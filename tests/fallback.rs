@@ -850,6 +850,57 @@ async fn no_more_begins_changes_or_ends_in_an_outage_than_may() {
 }
 
 #[tokio::test]
+async fn who_logs_in_and_out_all_the_time_leaves_room_for_others() {
+    let test = Test::with(MERGE, |store| store.capacity(16));
+    test.go_away().await;
+    for n in 0..1000 {
+        let one = Limits::per_user(1, WhenFull::EvictOldest);
+        assert!(matches!(test.store.create(&id(n), entry(1), one).await.unwrap(), Created::Done { .. }));
+        if n % 2 == 0 {
+            test.store.end(&id(n), EndReason::LoggedOut).await.unwrap();
+        }
+    }
+    assert_eq!(test.store.stats().journalled, 8 + 1, "half of the room for ends, and a session");
+    for n in 0..8 {
+        test.store.end(&id(10_000 + n), EndReason::Revoked).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn sessions_that_are_used_leave_room_for_new_ones() {
+    let test = Test::with(MERGE, |store| store.capacity(160));
+    for n in 0..10 {
+        assert_done(test.store.create(&id_of(&n.to_string(), n), entry_of(&n.to_string(), 1), Limits::none()).await);
+    }
+    test.go_away().await;
+    let touched = test.store.stats();
+    assert_eq!((touched.in_memory, touched.journalled), (10, 0));
+    for n in 0..10 {
+        test.store.touch(&id_of(&n.to_string(), n), entry_of(&n.to_string(), 1)).await.unwrap();
+    }
+    assert_eq!(test.store.stats().journalled, 10);
+    for n in 0..150 {
+        test.create(100 + n).await;
+    }
+    for n in 0..150 {
+        test.store.touch(&id(100 + n), entry(1)).await.unwrap();
+    }
+    assert_outage(test.store.create(&id(999), entry(1), Limits::none()).await);
+
+    let test = Test::with(MERGE, |store| store.capacity(4));
+    test.create(1).await;
+    test.go_away().await;
+    for n in [2, 3] {
+        test.create(n).await;
+    }
+    test.store.touch(&id(1), entry(1)).await.unwrap();
+    assert_eq!(test.store.stats().journalled, 2, "half of it is taken: this is not noted");
+    for n in [4, 5] {
+        test.create(n).await;
+    }
+}
+
+#[tokio::test]
 async fn a_thousand_sessions_are_told_whoever_asks() {
     let test = Test::away(MERGE).await;
     for n in 2..5000 {
@@ -1104,7 +1155,7 @@ async fn many_threads_through_many_outages_lose_no_end() {
                     2 => assert!(matches!(store.replace(&id, None, &id).await.unwrap(), Outcome::Done)),
                     _ => continue,
                 }
-                assert!(numbered(store.load(&id).await.unwrap()).is_err());
+                assert!(store.load(&id).await.unwrap().live().is_none());
             }
         })
     });
@@ -1116,9 +1167,8 @@ async fn many_threads_through_many_outages_lose_no_end() {
     for user in 0..8 {
         let name = format!("user {user}");
         for n in 0..100 {
-            let there = numbered(main.memory().load(&id_of(&name, n)).await.unwrap());
-            let is_alive = n == 99;
-            assert_eq!(there.is_ok(), is_alive, "{name} {n}: {there:?}");
+            let there = main.memory().load(&id_of(&name, n)).await.unwrap();
+            assert_eq!(there.clone().live().is_some(), n == 99, "{name} {n}: {there:?}");
         }
         assert_eq!(main.memory().list(&name).await.unwrap().len(), 1);
     }

@@ -70,6 +70,11 @@ impl Pending {
         Self { base, sent: Vec::new(), rotated: false }
     }
 
+    /// Whether the main store has never heard of it.
+    fn is_unheard_of(&self) -> bool {
+        matches!(self.base, Base::Nothing(_)) && self.sent.is_empty()
+    }
+
     pub(super) fn send(&mut self, version: Version) {
         if !self.sent.contains(&version) {
             if self.sent.len() == SENT {
@@ -97,6 +102,11 @@ impl Journal {
         self.writes.len() < self.capacity || self.writes.contains(id)
     }
 
+    /// What is only used leaves room for what begins and changes.
+    pub(super) fn has_room_for_touch(&self, id: &SessionId) -> bool {
+        self.writes.len() < self.capacity / 2 || self.writes.contains(id)
+    }
+
     pub(super) fn is_written(&self, id: &SessionId) -> bool {
         self.writes.contains(id)
     }
@@ -110,20 +120,32 @@ impl Journal {
         pending
     }
 
-    /// A session ended. The main store is told even if it has never heard of it: the creation may be on its way, and must not come.
+    /// A session ended.
     pub(super) fn ended(&mut self, id: &SessionId, end: End) {
-        self.writes.remove(id);
-        self.put(EndOf::One(*id), end);
+        let pending = self.writes.remove(id);
+        if pending.is_none_or(|pending| self.is_worth_telling(&pending)) {
+            self.put(EndOf::One(*id), end);
+        }
     }
 
     /// All sessions of a user ended but one; these were known.
     pub(super) fn all_ended(&mut self, user: &str, except: Option<&SessionId>, reason: EndReason, ids: &[SessionId]) {
         for id in ids {
-            if let Some(Pending { base: Base::Nothing(_), .. }) = self.writes.remove(id) {
+            // Its creation may be on its way, and come later.
+            if let Some(pending) = self.writes.remove(id)
+                && matches!(pending.base, Base::Nothing(_))
+                && self.is_worth_telling(&pending)
+            {
                 self.put(EndOf::One(*id), End::For(reason));
             }
         }
         self.put(EndOf::All(user.into(), except.copied()), End::For(reason));
+    }
+
+    /// What the main store has never heard of, it need not hear the end of: only so that it can say how it ended. Whoever logs in
+    /// and out all the time takes half of the room at most.
+    fn is_worth_telling(&self, pending: &Pending) -> bool {
+        !pending.is_unheard_of() || self.ends.len() < self.capacity / 2
     }
 
     fn put(&mut self, of: EndOf, end: End) {

@@ -155,7 +155,7 @@ impl Local {
         let version = entry.record.version();
         if self.version_of(id) == Some(version) {
             self.store.touch_now(id, entry);
-            if self.merges && self.journal.has_room_for_write(id) {
+            if self.merges && self.journal.has_room_for_touch(id) {
                 self.journal.written(id, Base::Version(version), None);
             }
         }
