@@ -46,6 +46,11 @@ impl Version {
         Ok(Self { counter: self.counter.wrapping_add(1), nonce: getrandom::u64()? })
     }
 
+    /// Whether `other` was written on top of this one, perhaps with others between.
+    pub(crate) fn is_older_than(self, other: Self) -> bool {
+        self.counter != other.counter && other.counter.wrapping_sub(self.counter) < u32::MAX / 2
+    }
+
     pub(super) fn text(self) -> [u8; LEN] {
         let mut bytes = [0; LEN / 4 * 3];
         bytes[..4].copy_from_slice(&self.counter.to_be_bytes());

@@ -25,6 +25,8 @@ pub(super) struct Looked {
     pub(super) ended: Option<EndReason>,
     pub(super) fate: Fate,
     pub(super) untold: Option<Untold>,
+    /// The store answers less than it usually promises.
+    pub(super) degraded: bool,
 }
 
 /// What one token led to.
@@ -44,6 +46,7 @@ impl Inner {
             (Known::Unread | Known::Unavailable, Presented::Tokens(_, candidates)) => Some(candidates),
             (Known::Unread, _) => {
                 state.known = Known::Absent;
+                state.degraded = self.shared.store.is_degraded();
                 None
             }
             _ => None,
@@ -51,6 +54,13 @@ impl Inner {
     }
 
     pub(super) async fn look_up(&self, candidates: &Candidates) -> Looked {
+        let before = self.shared.store.is_degraded();
+        let looked = self.look_through(candidates).await;
+        // Whichever of the two it was when it answered.
+        Looked { degraded: looked.degraded || before || self.shared.store.is_degraded(), ..looked }
+    }
+
+    async fn look_through(&self, candidates: &Candidates) -> Looked {
         let mut ended = None;
         let mut known = Known::Absent;
         for (place, token) in candidates.iter().enumerate() {
@@ -62,11 +72,17 @@ impl Inner {
                 Err(error) => {
                     self.shared.counters.outages.count();
                     tracing::warn!(session = %token.id(), error = %Causes(&error), "session not loaded");
-                    return Looked { known: Known::Unavailable, ended: None, fate: Fate::Keep, untold: None };
+                    return Looked {
+                        known: Known::Unavailable,
+                        ended: None,
+                        fate: Fate::Keep,
+                        untold: None,
+                        degraded: true,
+                    };
                 }
             }
         }
-        Looked { known, ended, fate: Fate::Keep, untold: None }
+        Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false }
     }
 
     async fn try_token(&self, place: usize, token: &Token) -> Result<Tried, StoreError> {
@@ -151,8 +167,10 @@ impl Inner {
         let by_cookie = self.presented.transport() == Some(Transport::Cookie);
         let age = self.shared.clock.now().since(live.record.rotated_at());
         let due = by_cookie && untold.is_none() && self.shared.rotation.every.is_some_and(|every| age >= every);
+        // What a degraded store confirms may not last, and the client would be left with a token that nobody knows.
+        let due = due && !self.shared.store.is_degraded();
         let fate = if due { Fate::Renew } else { Fate::Keep };
-        Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold }
+        Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold, degraded: false }
     }
 
     /// What was loaded, unless its time is over.

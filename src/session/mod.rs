@@ -581,7 +581,9 @@ impl Session {
         Ok(self.readable()?.live().is_none_or(|live| live.is_new))
     }
 
-    /// Whether the store did not answer, and the session is empty for that reason only: see [`OnOutage`](crate::OnOutage).
+    /// Whether the store did not answer as usual when the session was loaded. Either it did not answer at all, and the session is empty for
+    /// that reason only: see [`OnOutage`](crate::OnOutage). Or a fallback did: the session may not be what the main store has, and what is
+    /// done to it is worth what its [`FallbackMode`](crate::store::FallbackMode) promises.
     ///
     /// ```
     /// # use tower_keep::Session;
@@ -590,7 +592,7 @@ impl Session {
     /// # }
     /// ```
     pub fn is_degraded(&self) -> bool {
-        matches!(self.inner.state().known, Known::Unavailable)
+        self.inner.state().degraded
     }
 
     fn readable(&self) -> Result<MutexGuard<'_, State>, SessionError> {

@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) ended: Option<EndReason>,
     /// What the store has confirmed and nobody was told of yet.
     pub(super) happened: Vec<(SessionId, Option<Arc<str>>, Happened)>,
+    /// The store did not answer as it usually does when the session was looked up.
+    pub(super) degraded: bool,
 }
 
 /// What is known of the stored session.
@@ -220,6 +222,7 @@ impl State {
             claim: None,
             ended: None,
             happened: Vec::new(),
+            degraded: false,
         }
     }
 
@@ -230,6 +233,7 @@ impl State {
             self.ended = found.ended;
             self.fate = found.fate;
             self.untold = found.untold;
+            self.degraded = found.degraded;
         }
     }
 

@@ -18,12 +18,16 @@ use crate::{
     token::SessionId,
 };
 
+mod fallback;
+mod guard;
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use fallback::{Fallback, FallbackMode, FallbackStats, OnReturn};
+pub use guard::Guard;
 pub use memory::MemoryStore;
 
 /// No command is on its way for longer than this.
@@ -167,6 +171,11 @@ pub trait SessionStore: Send + Sync + 'static {
     /// What operators call this store: `"redis"`, `"memory"`.
     fn name(&self) -> &'static str;
 
+    /// Whether what it answers now is less than it usually promises: see [`FallbackMode`]. Default: never.
+    fn is_degraded(&self) -> bool {
+        false
+    }
+
     /// Tells other processes what happened here. Default: there are none.
     fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
         let _ = event;
@@ -241,6 +250,10 @@ impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
 
     fn name(&self) -> &'static str {
         (**self).name()
+    }
+
+    fn is_degraded(&self) -> bool {
+        (**self).is_degraded()
     }
 
     fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {

@@ -25,20 +25,27 @@ pub struct Spy {
 #[derive(Default)]
 struct State {
     calls: Vec<&'static str>,
-    down: bool,
+    down: Option<Fault>,
     faults: HashMap<&'static str, Fault>,
     next: HashMap<&'static str, Fault>,
     no_ttl: bool,
+    /// Goes away and comes back every so many calls.
+    shift: Option<usize>,
+    shifts: usize,
 }
 
 #[derive(Clone)]
 enum Fault {
     /// Nothing is done, and the store does not answer.
     Down,
+    /// Nothing is done, and nothing is ever said.
+    Hung,
     /// It is done, and the answer is lost.
     AnswerLost,
     /// It is done when the test says so.
     Held(Arc<Hold>),
+    /// It is done, and answered when the test says so.
+    AnswerHeld(Arc<Hold>),
 }
 
 /// An operation that waits for the test.
@@ -76,9 +83,31 @@ impl Spy {
         self.memory.len()
     }
 
+    /// The sessions themselves, as another instance of the service sees them.
+    pub fn memory(&self) -> &MemoryStore {
+        &self.memory
+    }
+
     /// From now on nothing is answered.
     pub fn go_down(&self) {
-        self.state().down = true;
+        self.state().down = Some(Fault::Down);
+    }
+
+    /// From now on it is away for so many calls, and there for as many.
+    pub fn come_and_go(&self, calls: usize) {
+        self.state().shift = Some(calls);
+    }
+
+    /// No more of that.
+    pub fn stay(&self) {
+        let mut state = self.state();
+        state.shift = None;
+        state.down = None;
+    }
+
+    /// From now on nothing is said, not even that it is down.
+    pub fn hang(&self) {
+        self.state().down = Some(Fault::Hung);
     }
 
     /// From now on `operation` is not answered.
@@ -88,7 +117,7 @@ impl Spy {
 
     pub fn recover(&self) {
         let mut state = self.state();
-        state.down = false;
+        state.down = None;
         state.faults.clear();
         state.next.clear();
     }
@@ -110,6 +139,13 @@ impl Spy {
         hold
     }
 
+    /// The next `operation` is done, and its answer waits to be released.
+    pub fn hold_next_answer(&self, operation: &'static str) -> Arc<Hold> {
+        let hold = Arc::<Hold>::default();
+        self.state().next.insert(operation, Fault::AnswerHeld(hold.clone()));
+        hold
+    }
+
     /// From now on no session has a time to live, as if somebody had run `PERSIST` on all of them.
     pub fn lose_ttls(&self) {
         self.state().no_ttl = true;
@@ -127,18 +163,28 @@ impl Spy {
         let fault = {
             let mut state = self.state();
             state.calls.push(operation);
+            if let Some(shift) = state.shift {
+                state.shifts += 1;
+                state.down = (state.shifts / shift % 2 == 1).then_some(Fault::Down);
+            }
             match state.next.remove(operation) {
                 Some(fault) => Some(fault),
-                None if state.down => Some(Fault::Down),
-                None => state.faults.get(operation).cloned(),
+                None => state.down.clone().or_else(|| state.faults.get(operation).cloned()),
             }
         };
         match fault {
             None => run(),
             Some(Fault::Down) => StoreFuture::ready(Err(outage())),
+            Some(Fault::Hung) => StoreFuture::boxed(std::future::pending()),
             Some(Fault::AnswerLost) => StoreFuture::boxed(async move {
                 run().await?;
                 Err(outage())
+            }),
+            Some(Fault::AnswerHeld(hold)) => StoreFuture::boxed(async move {
+                let answer = run().await;
+                hold.reached.notify_one();
+                hold.released.notified().await;
+                answer
             }),
             Some(Fault::Held(hold)) => StoreFuture::boxed(async move {
                 hold.reached.notify_one();
@@ -217,7 +263,7 @@ impl SessionStore for Spy {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        self.memory.health()
+        self.ask("health", || self.memory.health())
     }
 
     fn name(&self) -> &'static str {

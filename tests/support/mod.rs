@@ -7,6 +7,7 @@ pub mod app;
 pub mod client;
 pub mod log;
 pub mod proxy;
+pub mod records;
 pub mod redis_server;
 
 use std::time::Duration;

@@ -167,7 +167,7 @@ impl MemoryStore {
         }
     }
 
-    fn load_now(&self, id: &SessionId) -> Found {
+    pub(super) fn load_now(&self, id: &SessionId) -> Found {
         let now = self.clock.now();
         let mut shard = self.shard_of(id, now);
         match shard.live(id, now) {
@@ -179,7 +179,7 @@ impl MemoryStore {
         }
     }
 
-    fn create_now(&self, id: &SessionId, new: Entry, limits: Limits) -> Created {
+    pub(super) fn create_now(&self, id: &SessionId, new: Entry, limits: Limits) -> Created {
         let now = self.clock.now();
         let user = new.record.user();
         {
@@ -220,7 +220,7 @@ impl MemoryStore {
         }
     }
 
-    fn update_now(&self, id: &SessionId, expected: Version, new: Entry) -> Outcome {
+    pub(super) fn update_now(&self, id: &SessionId, expected: Version, new: Entry) -> Outcome {
         let now = self.clock.now();
         let mut shard = self.shard_of(id, now);
         match shard.live(id, now) {
@@ -235,7 +235,7 @@ impl MemoryStore {
         }
     }
 
-    fn touch_now(&self, id: &SessionId, entry: &Entry) {
+    pub(super) fn touch_now(&self, id: &SessionId, entry: &Entry) {
         let now = self.clock.now();
         let mut shard = self.shard_of(id, now);
         if shard.live(id, now).is_some_and(|kept| kept.record.version() == entry.record.version()) {
@@ -243,7 +243,7 @@ impl MemoryStore {
         }
     }
 
-    fn end_now(&self, id: &SessionId, expected: Option<Version>, ended: Ended) -> Outcome {
+    pub(super) fn end_now(&self, id: &SessionId, expected: Option<Version>, ended: Ended) -> Outcome {
         let now = ended.at;
         let mut shard = self.shard_of(id, now);
         if ended.successor.is_some() && shard.ended(id).is_some_and(|before| before.successor == ended.successor) {
@@ -260,7 +260,7 @@ impl MemoryStore {
         if alive { Outcome::Done } else { Outcome::Gone }
     }
 
-    fn consume_now(&self, id: &SessionId, claim: Version) -> Found {
+    pub(super) fn consume_now(&self, id: &SessionId, claim: Version) -> Found {
         let now = self.clock.now();
         let mut shard = self.shard_of(id, now);
         match shard.live(id, now).map(|kept| kept.loaded(now)) {
@@ -277,13 +277,13 @@ impl MemoryStore {
         }
     }
 
-    fn list_now(&self, user: &str) -> Vec<(SessionId, Loaded)> {
+    pub(super) fn list_now(&self, user: &str) -> Vec<(SessionId, Loaded)> {
         let now = self.clock.now();
         let tag = Tag::of_user(user);
         self.shard(index(tag), now).of_user(tag, user, now)
     }
 
-    fn end_user_now(&self, user: &str, except: Option<&SessionId>, reason: EndReason) -> Vec<SessionId> {
+    pub(super) fn end_user_now(&self, user: &str, except: Option<&SessionId>, reason: EndReason) -> Vec<SessionId> {
         let now = self.clock.now();
         let tag = Tag::of_user(user);
         let mut shard = self.shard(index(tag), now);
@@ -296,7 +296,7 @@ impl MemoryStore {
     }
 
     /// A page is a number of whole shards: those together that have about `count` sessions.
-    fn scan_now(&self, from: &Cursor, count: usize) -> Page {
+    pub(super) fn scan_now(&self, from: &Cursor, count: usize) -> Page {
         let now = self.clock.now();
         let first = from.as_str().parse().unwrap_or(0);
         let mut sessions = Vec::new();
@@ -309,7 +309,7 @@ impl MemoryStore {
         Page { sessions, next: None }
     }
 
-    fn count_now(&self) -> u64 {
+    pub(super) fn count_now(&self) -> u64 {
         let now = self.clock.now();
         (0..SHARDS).map(|index| self.shard(index, now).all(now).count() as u64).sum()
     }

@@ -1,0 +1,389 @@
+//! The sessions of an outage: a store in memory, and the journal of what the main store has to be told.
+//!
+//! Both change together, under one lock.
+
+use std::sync::Arc;
+
+use super::{
+    journal::{Base, End, Journal, Pending},
+    replay::{Task, Told, Writing},
+    seen::{Lesson, Seen, What},
+};
+use crate::{
+    ended::{EndReason, Ended},
+    limits::Limits,
+    store::{Created, Entry, Found, Loaded, MemoryStore, Outcome, Record, StoreError, Version},
+    time::{Clock, Timestamp},
+    token::SessionId,
+};
+
+pub(super) struct Local {
+    store: MemoryStore,
+    journal: Journal,
+    /// Changes are told to the main store; else they are forgotten.
+    merges: bool,
+    capacity: usize,
+    /// Of how many sessions changes were given up on the way.
+    lost: usize,
+    /// The main store has been told everything, and is asked again.
+    over: bool,
+}
+
+/// What comes next when the main store is back.
+pub(super) enum Next {
+    /// It has to be told this.
+    Tell(Vec<Task>),
+    /// Nothing: it is the main store again that is asked. So many changes were forgotten.
+    Over(usize),
+}
+
+impl Local {
+    /// With what was seen lately; for so many sessions more, and as many ends.
+    pub(super) fn new(seen: Vec<(SessionId, What)>, merges: bool, capacity: usize, clock: impl Clock) -> Self {
+        let now = clock.now();
+        // What it is bounded by is the journal.
+        let places = seen.len().saturating_add(capacity).saturating_mul(2);
+        let store = MemoryStore::new().capacity(places).reject_when_full().clock(clock);
+        for (id, what) in seen {
+            match what {
+                What::Live { record, until } if until > now => {
+                    store.create_now(&id, Entry { record, ttl: until.since(now) }, Limits::none());
+                }
+                What::Live { until, .. } => {
+                    store.end_now(&id, None, Ended::new(EndReason::Expired, until));
+                }
+                What::Ended(_, Some(claimed)) => {
+                    let (claim, was) = *claimed;
+                    store.create_now(&id, entry(was, now), Limits::none());
+                    store.consume_now(&id, claim);
+                }
+                What::Ended(ended, None) => {
+                    store.end_now(&id, None, ended);
+                }
+                What::InDoubt => {}
+            }
+        }
+        Self { store, journal: Journal::new(capacity), merges, capacity: places, lost: 0, over: false }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    pub(super) fn store(&self) -> &MemoryStore {
+        &self.store
+    }
+
+    pub(super) fn journalled(&self) -> usize {
+        self.journal.len()
+    }
+
+    fn record_of(&self, id: &SessionId) -> Option<Arc<Record>> {
+        self.store.load_now(id).live().map(|loaded| loaded.record)
+    }
+
+    fn version_of(&self, id: &SessionId) -> Option<Version> {
+        self.record_of(id).map(|record| record.version())
+    }
+
+    /// `sent`: the main store was told as well, and did not answer.
+    pub(super) fn create(
+        &mut self,
+        id: &SessionId,
+        new: &Entry,
+        limits: Limits,
+        sent: bool,
+        now: Timestamp,
+    ) -> Result<Created, StoreError> {
+        let version = new.record.version();
+        let before = self.store.load_now(id);
+        if matches!(before, Found::Unknown) && !self.journal.has_room_for_write(id) {
+            return Err(full());
+        }
+        let created = self.store.create_now(id, new.clone(), limits);
+        if created == Created::Full && self.store.len() >= self.capacity {
+            return Err(full()); // and not of the user's limit
+        }
+        match (before, &created) {
+            (Found::Unknown, Created::Done { evicted }) => {
+                for id in evicted {
+                    self.journal.ended(id, End::For(EndReason::Evicted));
+                }
+                self.journal.written(id, Base::Nothing(limits), sent.then_some(version));
+            }
+            // The main store may have taken what is refused here.
+            (_, Created::Full) if sent => {
+                self.store.end_now(id, None, Ended::new(EndReason::Evicted, now));
+                self.journal.ended(id, End::For(EndReason::Evicted));
+            }
+            (Found::Live(ours), Created::Taken) if sent => {
+                self.journal.written(id, Base::Version(ours.record.version()), Some(version));
+            }
+            _ => {}
+        }
+        Ok(created)
+    }
+
+    pub(super) fn update(
+        &mut self,
+        id: &SessionId,
+        expected: Version,
+        new: &Entry,
+        sent: bool,
+    ) -> Result<Outcome, StoreError> {
+        let version = new.record.version();
+        let before = self.record_of(id).filter(|before| before.version() == expected && version != expected);
+        if before.is_some() && !self.journal.has_room_for_write(id) {
+            return Err(full());
+        }
+        let outcome = self.store.update_now(id, expected, new.clone());
+        match (&outcome, before) {
+            (Outcome::Done, Some(before)) => {
+                let pending = self.journal.written(id, Base::Version(expected), sent.then_some(version));
+                pending.rotated |= before.generation() != new.record.generation();
+            }
+            // The main store may have taken what is refused here: it is no newer than what was written instead.
+            (Outcome::Conflict(ours), _) if sent => {
+                self.journal.written(id, Base::Version(ours.record.version()), Some(version));
+            }
+            _ => {}
+        }
+        Ok(outcome)
+    }
+
+    pub(super) fn touch(&mut self, id: &SessionId, entry: &Entry) {
+        let version = entry.record.version();
+        if self.version_of(id) == Some(version) {
+            self.store.touch_now(id, entry);
+            if self.merges && self.journal.has_room_for_touch(id) {
+                self.journal.written(id, Base::Version(version), None);
+            }
+        }
+    }
+
+    pub(super) fn end(&mut self, id: &SessionId, ended: Ended) -> Result<Outcome, StoreError> {
+        // Who knows that it ended was told by the main store, or the main store will be told. But for time: elsewhere it may have
+        // been used meanwhile.
+        if let Found::Ended(Ended { reason, .. }) = self.store.load_now(id)
+            && reason != EndReason::Expired
+        {
+            return Ok(Outcome::Gone);
+        }
+        self.check_room_for_end()?;
+        let outcome = self.store.end_now(id, None, ended);
+        self.journal.ended(id, End::For(ended.reason));
+        Ok(outcome)
+    }
+
+    pub(super) fn replace(
+        &mut self,
+        id: &SessionId,
+        expected: Option<Version>,
+        ended: Ended,
+        successor: &SessionId,
+    ) -> Result<Outcome, StoreError> {
+        let expected_there = match self.store.load_now(id) {
+            Found::Ended(ended) if ended.successor == Some(*successor) => return Ok(Outcome::Done),
+            Found::Ended(Ended { reason, .. }) if reason != EndReason::Expired => return Ok(Outcome::Gone),
+            Found::Live(loaded) if expected.is_some_and(|expected| expected != loaded.record.version()) => {
+                return Ok(Outcome::Conflict(loaded));
+            }
+            // It has ended here, whoever writes it elsewhere.
+            Found::Live(_) => None,
+            Found::Ended(_) | Found::Unknown => expected,
+        };
+        self.check_room_for_end()?;
+        let outcome = self.store.end_now(id, expected, ended);
+        self.journal.ended(id, End::Replaced(expected_there, *successor));
+        Ok(outcome)
+    }
+
+    pub(super) fn consume(&mut self, id: &SessionId, claim: Version) -> Result<Found, StoreError> {
+        let is_live = self.version_of(id).is_some();
+        if is_live {
+            self.check_room_for_end()?;
+        }
+        let found = self.store.consume_now(id, claim);
+        if is_live {
+            self.journal.ended(id, End::Used(claim));
+        }
+        Ok(found)
+    }
+
+    pub(super) fn end_user(
+        &mut self,
+        user: &str,
+        except: Option<&SessionId>,
+        reason: EndReason,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        self.check_room_for_end()?;
+        let ids = self.store.end_user_now(user, except, reason);
+        self.journal.all_ended(user, except, reason, &ids);
+        Ok(ids)
+    }
+
+    fn check_room_for_end(&self) -> Result<(), StoreError> {
+        if self.journal.has_room_for_end() { Ok(()) } else { Err(full()) }
+    }
+
+    /// Takes in what the main store answered to somebody who had asked it before it was away.
+    pub(super) fn learn(&mut self, lesson: &Lesson<'_>, now: Timestamp) {
+        match lesson {
+            Lesson::Live(id, loaded) => {
+                let is_old = |ours: Arc<Record>| loaded.record.version().is_older_than(ours.version());
+                if !self.journal.is_written(id) && !self.record_of(id).is_some_and(is_old) {
+                    self.have(id, loaded, now);
+                }
+            }
+            Lesson::Extended(id, entry) => self.store.touch_now(id, entry),
+            Lesson::Ended(id, ended, claim) => {
+                match claim {
+                    Some((claim, _)) => drop(self.store.consume_now(id, *claim)),
+                    None => drop(self.store.end_now(id, None, *ended)),
+                }
+                self.journal.forget(id);
+            }
+            Lesson::NotLive(_) => {}
+            Lesson::AllEnded { user, except, reason, .. } => {
+                for id in self.store.end_user_now(user, *except, *reason) {
+                    self.journal.forget(&id);
+                }
+            }
+        }
+    }
+
+    /// Has what the main store has, unless it ended here.
+    fn have(&self, id: &SessionId, loaded: &Loaded, now: Timestamp) {
+        let theirs = entry(loaded.clone(), now);
+        match self.store.load_now(id) {
+            Found::Live(ours) => drop(self.store.update_now(id, ours.record.version(), theirs)),
+            Found::Unknown => drop(self.store.create_now(id, theirs, Limits::none())),
+            Found::Ended(_) => {}
+        }
+    }
+
+    /// What to tell the main store next: what ended comes first, whenever it did.
+    pub(super) fn next(&mut self, count: usize) -> Next {
+        let ends = self.journal.some_ends(count);
+        if !ends.is_empty() {
+            return Next::Tell(ends.into_iter().map(Task::End).collect());
+        }
+        let mut tasks = Vec::new();
+        while self.merges && tasks.is_empty() {
+            let writes = self.journal.some_writes(count);
+            if writes.is_empty() {
+                break;
+            }
+            tasks.extend(writes.iter().filter_map(|id| self.task_of(id)));
+        }
+        if !tasks.is_empty() {
+            return Next::Tell(tasks);
+        }
+        let ended = self.journal.end_rotated();
+        if ended > 0 {
+            self.lost += ended;
+            return self.next(count);
+        }
+        self.over = true;
+        Next::Over(self.lost + self.journal.drop_writes())
+    }
+
+    /// What to write, and that it will be. What has expired needs no writing.
+    fn task_of(&mut self, id: &SessionId) -> Option<Task> {
+        let Found::Live(Loaded { record, ttl }) = self.store.load_now(id) else {
+            self.journal.forget(id);
+            return None;
+        };
+        let version = record.version();
+        let entry = Entry { record, ttl: ttl.unwrap_or_default() };
+        let pending = self.journal.write(id)?;
+        let writing = match pending.base {
+            Base::Nothing(limits) => Writing::Create(entry, limits),
+            Base::Version(base) if base == version => Writing::Touch(entry),
+            Base::Version(base) => Writing::Update(base, entry),
+        };
+        if !matches!(writing, Writing::Touch(_)) {
+            pending.send(version);
+        }
+        Some(Task::Write(*id, writing))
+    }
+
+    /// Takes in what the main store said to a task; returns how many changes of the outage that has cost.
+    pub(super) fn settle(&mut self, task: &Task, told: Told, seen: &Seen, now: Timestamp) -> u64 {
+        let (id, writing) = match task {
+            Task::End(end) => {
+                self.journal.told(end);
+                return 0;
+            }
+            Task::Write(id, writing) => (id, writing),
+        };
+        let written = writing.entry().record.version();
+        match told {
+            Told::Done(evicted) => {
+                if self.journal.is_written(id) {
+                    let Entry { record, ttl } = writing.entry().clone();
+                    let rotated = self.record_of(id).filter(|ours| ours.version() != written);
+                    let rotated = rotated.map(|ours| ours.generation() != record.generation());
+                    // Of a touch it has not said whether it has the session at all.
+                    if !matches!(writing, Writing::Touch(_)) {
+                        seen.learn(&Lesson::Live(id, Loaded { record, ttl: Some(ttl) }), seen.asked(), now);
+                    }
+                    match (self.journal.write(id), rotated) {
+                        // Written again meanwhile: that comes next.
+                        (Some(pending), Some(rotated)) => {
+                            *pending = Pending { rotated, ..Pending::new(Base::Version(written)) };
+                        }
+                        _ => drop(self.journal.forget(id)),
+                    }
+                }
+                let lost = evicted.iter().map(|id| self.ended_there(id, EndReason::Evicted, seen, now));
+                lost.sum()
+            }
+            // An attempt of ours from before, whose answer was lost: the next goes on from there.
+            Told::Other(theirs) if self.is_ours(id, theirs.record.version()) => {
+                if let Some(pending) = self.journal.write(id) {
+                    pending.base = Base::Version(theirs.record.version());
+                }
+                0
+            }
+            Told::Other(theirs) => {
+                let Some(lost) = self.journal.forget(id) else { return 0 };
+                tracing::debug!(session = %id, "session changed elsewhere in the outage: changes dropped");
+                if lost.rotated {
+                    // The old token must not come back, and the new one would be taken for a thief's.
+                    self.journal.ended(id, End::For(EndReason::Revoked));
+                    self.ended_there(id, EndReason::Revoked, seen, now);
+                } else {
+                    self.have(id, &theirs, now);
+                    seen.learn(&Lesson::Live(id, theirs), seen.asked(), now);
+                }
+                1
+            }
+            Told::Gone(reason) => self.ended_there(id, reason, seen, now),
+        }
+    }
+
+    fn is_ours(&mut self, id: &SessionId, version: Version) -> bool {
+        self.journal.write(id).is_some_and(|pending| pending.sent.contains(&version))
+    }
+
+    /// A session ended in the main store: here too, with what was changed.
+    fn ended_there(&mut self, id: &SessionId, reason: EndReason, seen: &Seen, now: Timestamp) -> u64 {
+        let ended = Ended::new(reason, now);
+        self.store.end_now(id, None, ended);
+        seen.learn(&Lesson::Ended(id, ended, None), seen.asked(), now);
+        let lost = self.journal.forget(id).is_some();
+        if lost {
+            tracing::debug!(session = %id, %reason, "session ended elsewhere in the outage: changes dropped");
+        }
+        lost.into()
+    }
+}
+
+fn entry(Loaded { record, ttl }: Loaded, now: Timestamp) -> Entry {
+    Entry { ttl: ttl.unwrap_or_else(|| record.ttl_left(now, None)), record }
+}
+
+fn full() -> StoreError {
+    super::error::Cause::Full.into()
+}

@@ -1,0 +1,328 @@
+//! What to do when a store is away.
+//!
+//! ```text
+//!        an operation fails, and the store is down
+//!   Up ────────────────────────────────────────────▶ Down ──┐ a request sees, now and then, whether it is back
+//!    ▲                                                 │ ◀──┘
+//!    └──── it is back, and has been told everything ────┘
+//! ```
+//! * `mode.rs` — what is done, and what that promises;
+//! * `switch.rs` — which of the two is asked;
+//! * `outage.rs` — when the store is away, and what is done meanwhile;
+//! * `operations.rs` — each operation: on the main store, and without it;
+//! * `seen.rs` — the sessions that were seen lately;
+//! * `local.rs`, `journal.rs`, `line.rs` — the sessions of an outage, and what the main store has to be told of them;
+//! * `replay.rs` — telling it.
+
+mod error;
+mod journal;
+mod line;
+mod local;
+mod mode;
+mod operations;
+mod outage;
+mod replay;
+mod seen;
+mod stats;
+mod switch;
+
+use std::{
+    fmt,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+pub use self::{
+    mode::{FallbackMode, OnReturn},
+    stats::FallbackStats,
+};
+use self::{
+    operations::{Consume, Count, Create, End, EndUser, List, Load, Replace, Scan, Touch, Update},
+    outage::Outage,
+    seen::Seen,
+    stats::Counts,
+};
+use super::{
+    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
+    Version,
+};
+use crate::{
+    ended::EndReason,
+    event::Event,
+    limits::Limits,
+    time::{Clock, SystemClock},
+    token::SessionId,
+};
+
+/// A store, and what to do when it is away: see [`FallbackMode`], which says what each mode promises.
+///
+/// * **Away** is a store that fails an operation and whose [health](SessionStore::health), asked then, is [`Down`](Health::Down), or not known
+///   within a tenth of a second. One that refuses writes and serves reads, because it is full or a replica, is not away: its errors are the
+///   caller's. Nor is one that has lost a single operation. One that lets nobody in (a wrong password) is away like one that is dead; that is
+///   logged as an error.
+/// * **Once that is known**, no request waits for it, in any mode. Now and then ([`look_every`](Self::look_every)) one request at a time asks
+///   for its health, which costs nothing with a store that knows that it is down, as
+///   [`RedisStore`](super::redis::RedisStore) and [`Guard`](super::Guard) do. Wrap any other that has no deadline of its own in a `Guard`.
+/// * **It is back** when its health is better than down and it has taken what it has to be told. One request at a time tells it, a bounded number of
+///   sessions, and the next ones the rest; until all is told, requests are served as before. So nobody sees half of it. A question for the
+///   health of this store does the same as a request: where requests are rare, a readiness probe brings the return about.
+/// * **An outage is logged** when it begins, as a warning with its cause, and when it is over, with what came of it. Sessions loaded
+///   meanwhile [say so](crate::Session::is_degraded).
+///
+/// # Memory
+/// Mode `Reject` keeps nothing. In the others some [`capacity`](Self::capacity) sessions are remembered as they were last seen, the longest unused
+/// forgotten first: about half a kilobyte and its values each. In mode `Memory` an outage has as many sessions again, and room for as many that
+/// begin or change, and as many that end; what is merely used takes half of it at most. What exceeds that fails with an outage: 503.
+///
+/// It needs a tokio runtime with a timer, and starts no task.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tower_keep::{SessionLayer, store::{Fallback, FallbackMode, OnReturn}};
+/// # #[cfg(feature = "redis")] {
+/// use tower_keep::store::redis::{RedisConfig, RedisStore};
+///
+/// let redis = RedisStore::new(RedisConfig::from_url("redis://127.0.0.1:6379")?);
+/// let store = Arc::new(Fallback::new(redis, FallbackMode::Memory { on_return: OnReturn::Merge }));
+/// let layer = SessionLayer::new(store.clone());
+/// assert!(!store.stats().using_fallback);
+/// # let _ = layer;
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Fallback<S> {
+    main: S,
+    mode: FallbackMode,
+    seen_within: Duration,
+    look_every: Duration,
+    capacity: usize,
+    clock: Arc<dyn Clock>,
+    seen: Seen,
+    outage: RwLock<Option<Arc<Outage>>>,
+    counts: Counts,
+}
+
+impl<S: SessionStore> Fallback<S> {
+    /// `main`, with a fallback of this mode.
+    pub fn new(main: S, mode: FallbackMode) -> Self {
+        const CAPACITY: usize = 10_000;
+        let seen_within = match mode {
+            FallbackMode::ReadStale { max_age } => max_age,
+            FallbackMode::Reject | FallbackMode::Memory { .. } => Duration::from_secs(10 * 60),
+        };
+        Self {
+            main,
+            mode,
+            seen_within,
+            look_every: Duration::from_millis(100),
+            capacity: CAPACITY,
+            clock: Arc::new(SystemClock),
+            seen: Seen::new(CAPACITY),
+            outage: RwLock::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// How lately before an outage a session must have been seen by this process to go on in mode `Memory`. Default: ten minutes.
+    ///
+    /// The longer, the more users stay logged in; and the longer ago another instance may have ended a session that is
+    /// served here once more. For mode `ReadStale` it is the `max_age`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default()).seen_within(Duration::from_secs(3600));
+    /// ```
+    #[must_use]
+    pub fn seen_within(mut self, max_age: Duration) -> Self {
+        self.seen_within = max_age;
+        self
+    }
+
+    /// How many sessions are remembered, and how many may begin or change, or end, in an outage. Default: 10,000; at least one.
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default()).capacity(100_000);
+    /// ```
+    #[must_use]
+    pub fn capacity(mut self, sessions: usize) -> Self {
+        self.capacity = sessions.max(1);
+        self.seen = Seen::new(self.capacity);
+        self
+    }
+
+    /// How often, in an outage, a request sees whether the main store is back. Default: every 100 ms.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default()).look_every(Duration::from_secs(1));
+    /// ```
+    #[must_use]
+    pub fn look_every(mut self, pause: Duration) -> Self {
+        self.look_every = pause;
+        self
+    }
+
+    /// The clock that sessions of an outage expire by. Default: the system's.
+    ///
+    /// ```
+    /// # use tower_keep::{ManualClock, MemoryStore, store::{Fallback, FallbackMode}};
+    /// let clock = ManualClock::new();
+    /// let store = Fallback::new(MemoryStore::new().clock(clock.clone()), FallbackMode::default()).clock(clock);
+    /// ```
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// The main store.
+    ///
+    /// ```
+    /// use tower_keep::store::{Fallback, Health, SessionStore};
+    ///
+    /// async fn is_redis_healthy(store: &Fallback<impl SessionStore>) -> bool {
+    ///     matches!(store.main().health().await, Ok(Health::Up))
+    /// }
+    /// # let _ = is_redis_healthy(&Fallback::new(tower_keep::MemoryStore::new(), Default::default()));
+    /// ```
+    pub fn main(&self) -> &S {
+        &self.main
+    }
+
+    /// Where it stands, and what it has counted.
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default());
+    /// assert_eq!(store.stats().outages, 0);
+    /// ```
+    pub fn stats(&self) -> FallbackStats {
+        let (outage, counts) = (self.outage(), &self.counts);
+        let local = outage.as_ref().and_then(|outage| outage.local());
+        let (in_memory, journalled) = local.map_or((0, 0), |local| (local.store().len(), local.journalled()));
+        FallbackStats {
+            using_fallback: outage.is_some(),
+            seen: self.seen.len(),
+            in_memory,
+            journalled,
+            outages: counts.outages.get(),
+            replayed: counts.replayed.get(),
+            dropped: counts.dropped.get(),
+            refused: counts.refused.get(),
+        }
+    }
+
+    async fn health_of_both(&self) -> Result<Health, StoreError> {
+        let health = match self.present_outage().await {
+            Some(_) => Ok(Health::Down),
+            None => self.main.health().await,
+        };
+        match (self.mode, health) {
+            (FallbackMode::Reject, health) => health,
+            (_, Ok(Health::Down) | Err(_)) => Ok(Health::Degraded),
+            (_, health) => health,
+        }
+    }
+
+    async fn publish_unless_away(&self, event: &Event) -> Result<(), StoreError> {
+        match self.outage() {
+            Some(_) => Ok(()), // others cannot be told, and who does not know that was told once
+            None => self.main.publish(event).await,
+        }
+    }
+}
+
+impl<S: SessionStore> SessionStore for Fallback<S> {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
+        StoreFuture::boxed(self.perform(Load { id }))
+    }
+
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        StoreFuture::boxed(self.perform(Create { id, new, limits }))
+    }
+
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(self.perform(Update { id, expected, new }))
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        StoreFuture::boxed(self.perform(Touch { id, entry }))
+    }
+
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(self.perform(End { id, reason }))
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        StoreFuture::boxed(self.perform(Replace { id, expected, successor }))
+    }
+
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        StoreFuture::boxed(self.perform(Consume { id, claim }))
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        StoreFuture::boxed(self.perform(List { user }))
+    }
+
+    fn end_user<'a>(
+        &'a self,
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        StoreFuture::boxed(self.perform(EndUser { user, except, reason }))
+    }
+
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        StoreFuture::boxed(self.perform(Scan { from, count }))
+    }
+
+    fn count(&self) -> StoreFuture<'_, u64> {
+        StoreFuture::boxed(self.perform(Count))
+    }
+
+    /// That of the main store; but while there is something in its place, degraded is the worst. In mode `Reject` there is not.
+    fn health(&self) -> StoreFuture<'_, Health> {
+        StoreFuture::boxed(self.health_of_both())
+    }
+
+    /// That of the main store, or `"memory"` while everything goes on there.
+    fn name(&self) -> &'static str {
+        match (self.mode, self.outage()) {
+            (FallbackMode::Memory { .. }, Some(_)) => "memory",
+            _ => self.main.name(),
+        }
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.outage().is_some() || self.main.is_degraded()
+    }
+
+    /// In an outage other processes are told nothing.
+    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
+        StoreFuture::boxed(self.publish_unless_away(event))
+    }
+
+    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
+        self.main.events(from)
+    }
+}
+
+impl<S: SessionStore> fmt::Debug for Fallback<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fallback")
+            .field("main", &self.main.name())
+            .field("mode", &self.mode)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

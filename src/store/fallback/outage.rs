@@ -1,0 +1,139 @@
+//! An outage: since when, why, and what is done meanwhile. And how one is told from an operation that was lost.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{error::Cause, local::Local};
+use crate::{
+    observe::Causes,
+    store::{Health, SessionStore, StoreError, StoreFuture},
+};
+
+/// How long the main store has to say how it is; and how long an operation takes before it is asked.
+const MOMENT: Duration = Duration::from_millis(100);
+
+pub(super) struct Outage {
+    pub(super) began: Instant,
+    cause: Arc<StoreError>,
+    pub(super) meanwhile: Meanwhile,
+    /// Whoever has it sees whether the main store is back.
+    turn: Semaphore,
+    look_at: Mutex<Instant>,
+    /// That it is back and does not take everything has been logged.
+    refused: AtomicBool,
+    /// What was replayed, dropped and refused before.
+    pub(super) counts: [u64; 3],
+}
+
+/// What is done in an outage.
+pub(super) enum Meanwhile {
+    Nothing,
+    /// What was seen lately is read.
+    Stale,
+    /// Everything.
+    Local(Box<Mutex<Local>>),
+}
+
+impl Outage {
+    pub(super) fn new(cause: StoreError, meanwhile: Meanwhile, counts: [u64; 3], look_every: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            began: now,
+            cause: Arc::new(cause),
+            meanwhile,
+            turn: Semaphore::new(1),
+            look_at: Mutex::new(now + look_every),
+            refused: AtomicBool::new(false),
+            counts,
+        }
+    }
+
+    /// The sessions in memory, if there are any and the main store has not been told all of them.
+    pub(super) fn local(&self) -> Option<MutexGuard<'_, Local>> {
+        match &self.meanwhile {
+            Meanwhile::Nothing | Meanwhile::Stale => None,
+            Meanwhile::Local(local) => Some(lock(local)).filter(|local| !local.is_over()),
+        }
+    }
+
+    /// What everybody is told for whom nothing can be done.
+    pub(super) fn error(&self) -> StoreError {
+        Cause::Away(self.cause.clone()).into()
+    }
+
+    /// The turn to see whether the main store is back, if it is time, and nobody else is at it.
+    pub(super) fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let is_due = *lock(&self.look_at) <= Instant::now();
+        self.turn.try_acquire().ok().filter(|_| is_due)
+    }
+
+    pub(super) fn look_in(&self, pause: Duration) {
+        *lock(&self.look_at) = Instant::now() + pause;
+    }
+
+    /// The main store is back, and does not take what it has missed.
+    pub(super) fn refused(&self, store: &str, error: &StoreError) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(store, error = %Causes(error), "the session store does not take all that it has missed yet");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The main store is away, for this reason.
+pub(super) struct Away(pub(super) StoreError);
+
+/// What the main store says, unless it is away. How it is shows while a slow operation goes on: that takes no time of its own.
+pub(super) async fn ask<T>(
+    main: &impl SessionStore,
+    mut operation: StoreFuture<'_, T>,
+) -> Result<Result<T, StoreError>, Away> {
+    let mut watch = pin!(async {
+        sleep(MOMENT).await;
+        is_away(main).await
+    });
+    let mut watched = None;
+    let answer = poll_fn(|cx| {
+        let answer = Pin::new(&mut operation).poll(cx);
+        if answer.is_pending()
+            && watched.is_none()
+            && let Poll::Ready(away) = watch.as_mut().poll(cx)
+        {
+            watched = Some(away);
+        }
+        answer
+    })
+    .await;
+    match answer {
+        // Who may not log in can do nothing either.
+        Err(error @ (StoreError::Outage(_) | StoreError::Configuration(_))) => {
+            let away = match watched {
+                Some(away) => away,
+                None => is_away(main).await,
+            };
+            if away { Err(Away(error)) } else { Ok(Err(error)) }
+        }
+        answer => Ok(answer),
+    }
+}
+
+/// Whether nothing can be had from the store.
+pub(super) async fn is_away(store: &impl SessionStore) -> bool {
+    !matches!(timeout(MOMENT, store.health()).await, Ok(Ok(Health::Up | Health::Degraded)))
+}

@@ -1,0 +1,151 @@
+//! The main store is back: it is told what it has missed.
+//!
+//! ```text
+//!   ends, all of them ──▶ what began and changed, session by session ──▶ over: it is asked again
+//!      ▲                                            │
+//!      └──────────── what ended meanwhile ──────────┘
+//! ```
+//! A request tells it, one at a time, and not more than a bounded number of sessions; what is left the next ones tell. The others are served from
+//! memory meanwhile, and what they do is journalled too. What has no answer stays in the journal, and is told again: every write
+//! can be repeated.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::Poll,
+};
+
+use super::journal::{End, EndOf, Untold};
+use crate::{
+    ended::EndReason,
+    limits::Limits,
+    store::{Created, Entry, Found, Loaded, Outcome, SessionStore, StoreError, Version},
+    token::SessionId,
+};
+
+/// How many sessions are told at once: enough to keep the main store busy, so that the end comes nearer however much is
+/// written meanwhile.
+pub(super) const AT_ONCE: usize = 64;
+/// How often a request does that before it goes on with its own work.
+pub(super) const ROUNDS: usize = 16;
+
+/// Something the main store has to be told.
+pub(super) enum Task {
+    End(Untold),
+    Write(SessionId, Writing),
+}
+
+pub(super) enum Writing {
+    Create(Entry, Limits),
+    Update(Version, Entry),
+    Touch(Entry),
+}
+
+impl Writing {
+    pub(super) fn entry(&self) -> &Entry {
+        match self {
+            Self::Create(entry, _) | Self::Update(_, entry) | Self::Touch(entry) => entry,
+        }
+    }
+}
+
+/// What it said to that.
+pub(super) enum Told {
+    /// It has it now. These made room for it.
+    Done(Vec<SessionId>),
+    /// It has this, and keeps it.
+    Other(Loaded),
+    /// It has no such session, or has no place for it.
+    Gone(EndReason),
+}
+
+/// # Errors
+/// When the main store is away again, or does not take this now: it must be told again.
+pub(super) async fn tell<S: SessionStore>(main: &S, task: &Task) -> Result<Told, StoreError> {
+    let told = match task {
+        Task::End(Untold { of: EndOf::All(user, except), end, .. }) => {
+            let reason = if let End::For(reason) = end { *reason } else { EndReason::Revoked };
+            main.end_user(user, except.as_ref(), reason).await.map(|_| Told::Done(Vec::new()))
+        }
+        Task::End(Untold { of: EndOf::One(id), end, .. }) => tell_end(main, id, end).await,
+        Task::Write(id, writing) => tell_write(main, id, writing).await,
+    };
+    match told {
+        // What is there cannot be read: it cannot be served either, and there is nothing to be gained by telling it for ever.
+        Err(StoreError::Corrupt(source)) => {
+            tracing::warn!(%source, "a session of the outage cannot be told to the store: its record is not readable");
+            Ok(Told::Gone(EndReason::Corrupt))
+        }
+        told => told,
+    }
+}
+
+async fn tell_end<S: SessionStore>(main: &S, id: &SessionId, end: &End) -> Result<Told, StoreError> {
+    match end {
+        End::For(reason) => drop(main.end(id, *reason).await?),
+        End::Replaced(expected, successor) => drop(main.replace(id, *expected, successor).await?),
+        End::Used(claim) => {
+            // If its creation is on its way still, it must not come.
+            if let Found::Unknown = main.consume(id, *claim).await? {
+                main.end(id, EndReason::Used).await?;
+            }
+        }
+    }
+    Ok(Told::Done(Vec::new()))
+}
+
+async fn tell_write<S: SessionStore>(main: &S, id: &SessionId, writing: &Writing) -> Result<Told, StoreError> {
+    Ok(match writing {
+        Writing::Create(entry, limits) => match main.create(id, entry.clone(), *limits).await? {
+            Created::Done { evicted } => Told::Done(evicted),
+            Created::Full => Told::Gone(EndReason::Evicted),
+            Created::Taken => match main.load(id).await? {
+                Found::Live(loaded) => Told::Other(loaded),
+                Found::Ended(ended) => Told::Gone(ended.reason),
+                Found::Unknown => Told::Gone(EndReason::Expired),
+            },
+        },
+        Writing::Update(expected, entry) => match main.update(id, *expected, entry.clone()).await? {
+            Outcome::Done => Told::Done(Vec::new()),
+            Outcome::Conflict(loaded) => Told::Other(loaded),
+            Outcome::Gone => match main.load(id).await? {
+                Found::Ended(ended) => Told::Gone(ended.reason),
+                // Forgotten, or lost.
+                Found::Unknown | Found::Live(_) => Told::Gone(EndReason::Expired),
+            },
+        },
+        Writing::Touch(entry) => {
+            // Somebody may have used it elsewhere, and later.
+            if let Found::Live(theirs) = main.load(id).await?
+                && theirs.ttl.is_some_and(|ttl| ttl < entry.ttl)
+            {
+                main.touch(id, entry.clone()).await?;
+            }
+            Told::Done(Vec::new())
+        }
+    })
+}
+
+/// All at once, in this task.
+pub(super) async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T> + Send>) -> Vec<T> {
+    enum Part<F, T> {
+        Running(Pin<Box<F>>),
+        Done(T),
+    }
+    let mut parts: Vec<_> = futures.map(|future| Part::Running(Box::pin(future))).collect();
+    poll_fn(|cx| {
+        let mut pending = false;
+        for part in &mut parts {
+            if let Part::Running(future) = part {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(result) => *part = Part::Done(result),
+                    Poll::Pending => pending = true,
+                }
+            }
+        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    let done = parts.into_iter().filter_map(|part| if let Part::Done(result) = part { Some(result) } else { None });
+    done.collect()
+}

@@ -1,0 +1,341 @@
+//! A deadline and a circuit breaker around a store that has none.
+
+mod breaker;
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::timeout};
+
+use self::breaker::{Breaker, Pass, Settings};
+use super::{
+    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
+    Version,
+};
+use crate::{ended::EndReason, event::Event, limits::Limits, observe::Causes, token::SessionId};
+
+/// How much longer counting may take: it looks at every session.
+const COUNT: u32 = 20;
+
+/// Makes a store answer in time: a deadline for every operation, a circuit breaker, and no more operations at once than it can
+/// bear.
+///
+/// [`RedisStore`](super::redis::RedisStore) has its own deadline, and fails at once when Redis is known to be down: it needs no guard. This is
+/// for stores and pools of others.
+///
+/// ```text
+///            5 outages in a row                   the pause is over: one probe
+///   closed ─────────────────────▶ open ◀──────────────────────────────────────▶ half-open
+///      ▲                           every operation fails at once        fails        │
+///      └─────────────────────────────────────────────────────────────────────────────┘ succeeds
+/// ```
+///
+/// * An **outage** is an operation that is not answered within the [deadline](Self::deadline), or with [`StoreError::Outage`] by
+///   a store whose [health](SessionStore::health) is then [`Down`](Health::Down). A conflict, a session that is gone, a record that cannot
+///   be read, a store that is full: these are answers.
+/// * While it is **open**, an operation fails at once with a [`StoreError::Outage`] whose source tells the last cause. That costs about a
+///   microsecond.
+/// * **Half-open** it lets exactly one operation through, whichever comes first; the others go on failing. If nobody waits for the
+///   answer of that one any more, the next takes its place.
+///
+/// What did not end in time is given up, and may be executed later: writes are idempotent for that.
+///
+/// It needs a tokio runtime with a timer, and starts no task.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_keep::{MemoryStore, SessionLayer, store::Guard};
+///
+/// # let store_of_mine = MemoryStore::new();
+/// let store = Guard::new(store_of_mine).deadline(Duration::from_millis(100)).max_waiting(256);
+/// let layer = SessionLayer::new(store);
+/// # let _ = layer;
+/// ```
+pub struct Guard<S> {
+    store: S,
+    deadline: Duration,
+    places: Semaphore,
+    max_waiting: usize,
+    breaker: Mutex<Breaker>,
+    settings: Settings,
+}
+
+impl<S: SessionStore> Guard<S> {
+    /// A guard around `store`.
+    pub fn new(store: S) -> Self {
+        const MAX_WAITING: usize = 1024;
+        Self {
+            store,
+            deadline: Duration::from_millis(250),
+            places: Semaphore::new(MAX_WAITING),
+            max_waiting: MAX_WAITING,
+            breaker: Mutex::new(Breaker::Closed { outages: 0 }),
+            settings: Settings { outages: 5, pause: Duration::from_secs(1), longest_pause: Duration::from_secs(30) },
+        }
+    }
+
+    /// How long an operation may take, all in all. Default: 250 ms, several times what a store needs that is well, and not so
+    /// long that a user goes away. [`count`](SessionStore::count), which looks at every session, may take twenty times as long.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// After how many outages in a row it opens. Default: 5; at least one.
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, store::Guard};
+    /// let store = Guard::new(MemoryStore::new()).open_after(2);
+    /// ```
+    #[must_use]
+    pub fn open_after(mut self, outages: u32) -> Self {
+        self.settings.outages = outages.max(1);
+        self
+    }
+
+    /// How long it stays open before it tries again: at first, and at most. Default: a second, doubled with every failure up to
+    /// half a minute.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::{MemoryStore, store::Guard};
+    /// let store = Guard::new(MemoryStore::new()).pause(Duration::from_millis(200), Duration::from_secs(5));
+    /// ```
+    #[must_use]
+    pub fn pause(mut self, first: Duration, longest: Duration) -> Self {
+        self.settings.pause = first;
+        self.settings.longest_pause = longest.max(first);
+        self
+    }
+
+    /// How many operations may be under way at once. One more fails at once with [`StoreError::Outage`], and counts as no outage of
+    /// the store. Default: 1,024; at least one.
+    #[must_use]
+    pub fn max_waiting(mut self, operations: usize) -> Self {
+        self.max_waiting = operations.clamp(1, Semaphore::MAX_PERMITS);
+        self.places = Semaphore::new(self.max_waiting);
+        self
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guarded<'a, T: Send + 'a>(
+        &'a self,
+        operation: impl FnOnce(&'a S) -> StoreFuture<'a, T> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        self.guarded_for(self.deadline, operation)
+    }
+
+    fn guarded_for<'a, T: Send + 'a>(
+        &'a self,
+        deadline: Duration,
+        operation: impl FnOnce(&'a S) -> StoreFuture<'a, T> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        StoreFuture::boxed(async move {
+            let Ok(_place) = self.places.try_acquire() else {
+                return Err(outage(Cause::Full(self.max_waiting)));
+            };
+            let passage = self.enter()?;
+            let asked = async {
+                let answer = operation(&self.store).await;
+                let is_outage = matches!(answer, Err(StoreError::Outage(_))) && self.is_down().await;
+                (answer, is_outage)
+            };
+            match timeout(deadline, asked).await {
+                Ok((Err(error), true)) => Err(passage.outage(error)),
+                Ok((answer, _)) => {
+                    passage.answered();
+                    answer
+                }
+                Err(_) => Err(passage.outage(outage(Cause::Timeout(deadline)))),
+            }
+        })
+    }
+
+    /// A store that refuses writes may serve reads: that is no reason to leave it alone.
+    async fn is_down(&self) -> bool {
+        matches!(self.store.health().await, Ok(Health::Down) | Err(_))
+    }
+
+    fn enter(&self) -> Result<Passage<'_, S>, StoreError> {
+        let pass = self.breaker().enter().map_err(|cause| outage(Cause::Open(cause)))?;
+        Ok(Passage { guard: self, pass, decided: false })
+    }
+
+    /// A store that says it is down has not answered.
+    async fn ask_health(&self) -> Result<Health, StoreError> {
+        let Ok(passage) = self.enter() else { return Ok(Health::Down) };
+        let cause = match timeout(self.deadline, self.store.health()).await {
+            Ok(Ok(Health::Down)) => Cause::Unwell,
+            Ok(Ok(health)) => {
+                passage.answered();
+                return Ok(health);
+            }
+            Ok(Err(error)) => return Err(passage.outage(error)),
+            Err(_) => Cause::Timeout(self.deadline),
+        };
+        drop(passage.outage(outage(cause)));
+        Ok(Health::Down)
+    }
+}
+
+/// An operation that was let through.
+struct Passage<'a, S: SessionStore> {
+    guard: &'a Guard<S>,
+    pass: Pass,
+    decided: bool,
+}
+
+impl<S: SessionStore> Passage<'_, S> {
+    fn answered(mut self) {
+        self.decided = true;
+        if self.guard.breaker().answered(self.pass) {
+            tracing::info!(store = self.guard.store.name(), "the session store answers again");
+        }
+    }
+
+    /// Counts the outage. If that opens the breaker, the error is what everybody is told from then on.
+    fn outage(mut self, error: StoreError) -> StoreError {
+        self.decided = true;
+        let cause = Arc::new(error);
+        if self.guard.breaker().outage(self.pass, &cause, &self.guard.settings) {
+            tracing::warn!(store = self.guard.store.name(), error = %Causes(&*cause), "the session store does not answer: it is left alone for a while");
+        }
+        Arc::try_unwrap(cause).unwrap_or_else(|cause| outage(Cause::Open(cause)))
+    }
+}
+
+impl<S: SessionStore> Drop for Passage<'_, S> {
+    fn drop(&mut self) {
+        if !self.decided {
+            self.guard.breaker().given_up(self.pass);
+        }
+    }
+}
+
+impl<S: SessionStore> SessionStore for Guard<S> {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
+        self.guarded(move |store| store.load(id))
+    }
+
+    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+        self.guarded(move |store| store.create(id, new, limits))
+    }
+
+    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+        self.guarded(move |store| store.update(id, expected, new))
+    }
+
+    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+        self.guarded(move |store| store.touch(id, entry))
+    }
+
+    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+        self.guarded(move |store| store.end(id, reason))
+    }
+
+    fn replace<'a>(
+        &'a self,
+        id: &'a SessionId,
+        expected: Option<Version>,
+        successor: &'a SessionId,
+    ) -> StoreFuture<'a, Outcome> {
+        self.guarded(move |store| store.replace(id, expected, successor))
+    }
+
+    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+        self.guarded(move |store| store.consume(id, claim))
+    }
+
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        self.guarded(move |store| store.list(user))
+    }
+
+    fn end_user<'a>(
+        &'a self,
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        self.guarded(move |store| store.end_user(user, except, reason))
+    }
+
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        self.guarded(move |store| store.scan(from, count))
+    }
+
+    fn count(&self) -> StoreFuture<'_, u64> {
+        self.guarded_for(self.deadline * COUNT, |store| store.count())
+    }
+
+    /// While it is open: down, without asking.
+    fn health(&self) -> StoreFuture<'_, Health> {
+        StoreFuture::boxed(self.ask_health())
+    }
+
+    fn name(&self) -> &'static str {
+        self.store.name()
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.store.is_degraded()
+    }
+
+    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
+        self.guarded(move |store| store.publish(event))
+    }
+
+    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
+        self.guarded(move |store| store.events(from))
+    }
+}
+
+impl<S: SessionStore> fmt::Debug for Guard<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("store", &self.store.name())
+            .field("deadline", &self.deadline)
+            .field("breaker", &self.breaker().name())
+            .finish_non_exhaustive()
+    }
+}
+
+fn outage(cause: Cause) -> StoreError {
+    StoreError::Outage(cause.into())
+}
+
+/// Why the store was not asked, or not waited for.
+#[derive(Debug)]
+enum Cause {
+    Timeout(Duration),
+    Full(usize),
+    Unwell,
+    Open(Arc<StoreError>),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(deadline) => write!(f, "no answer within {deadline:?}"),
+            Self::Full(operations) => write!(f, "{operations} operations are waiting for it"),
+            Self::Unwell => f.write_str("it says that it is down"),
+            Self::Open(_) => f.write_str("it did not answer lately, and is left alone for a while"),
+        }
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Open(cause) => Some(&**cause),
+            _ => None,
+        }
+    }
+}
