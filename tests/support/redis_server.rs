@@ -23,14 +23,14 @@ use super::{
 const SOCKET: &str = "redis.sock";
 
 pub struct RedisServer {
+    process: Option<Process>, // the first to be dropped
+    args: Vec<String>,
+    /// What the test itself logs in with.
+    password: Option<String>,
+    dir: Dir,
     port: Port,
     /// Where it speaks TLS, if it does.
     tls_port: Option<Port>,
-    dir: Dir,
-    args: Vec<String>,
-    process: Option<Process>,
-    /// What the test itself logs in with.
-    password: Option<String>,
 }
 
 impl RedisServer {
@@ -122,7 +122,7 @@ impl RedisServer {
         let file = dir.join("redis.conf");
         fs::write(&file, config).unwrap();
         let args = vec![path(&file).to_owned(), "--dir".into(), path(&dir).to_owned()];
-        Self { port, tls_port: None, dir, args, process: None, password: None }
+        Self { process: None, args, password: None, dir, port, tls_port: None }
     }
 
     pub fn port(&self) -> u16 {
