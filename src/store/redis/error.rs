@@ -4,7 +4,7 @@ use std::{error::Error, fmt, sync::Arc};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use crate::store::{Health, InvalidRecord, StoreError};
+use crate::store::{InvalidRecord, StoreError};
 
 /// A failed operation.
 #[derive(Debug)]
@@ -12,8 +12,8 @@ pub(super) struct Failure {
     pub(super) error: StoreError,
     /// What it says about the connection it happened on.
     pub(super) verdict: Verdict,
-    /// What it says about the server.
-    pub(super) health: Health,
+    /// If it was a write that failed, reads may be served all the same.
+    pub(super) writes_only: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) enum Verdict {
 
 impl Failure {
     pub(super) fn new(error: StoreError, verdict: Verdict) -> Self {
-        Self { error, verdict, health: Health::Down }
+        Self { error, verdict, writes_only: false }
     }
 
     pub(super) fn timeout() -> Self {
@@ -84,18 +84,15 @@ impl From<RedisError> for Failure {
             ErrorKind::Server(Server::BusyLoading | Server::TryAgain | Server::ClusterDown | Server::MasterDown) => {
                 Self::outage(error, Verdict::Sound)
             }
-            ErrorKind::Server(Server::ReadOnly) => {
-                Self { health: Health::Degraded, ..Self::outage(error, Verdict::Useless) }
-            }
-            // It answers: this user may just not ask.
+            ErrorKind::Server(Server::ReadOnly) => Self { writes_only: true, ..Self::outage(error, Verdict::Useless) },
             ErrorKind::Server(Server::NoPerm) => {
-                Self { health: Health::Up, ..Self::configuration(error, Verdict::Sound) }
+                Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
             }
             ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Useless),
             _ => match error.code() {
                 // Reads are served.
                 Some("OOM" | "MISCONF" | "NOREPLICAS") => {
-                    Self { health: Health::Degraded, ..Self::outage(error, Verdict::Sound) }
+                    Self { writes_only: true, ..Self::outage(error, Verdict::Sound) }
                 }
                 Some("BUSY" | "UNKILLABLE") => Self::outage(error, Verdict::Sound),
                 Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Useless),

@@ -37,10 +37,7 @@ use super::{
     error::{Failure, Verdict},
     script::Call,
 };
-use crate::{
-    observe::Causes,
-    store::{Health, StoreError},
-};
+use crate::{observe::Causes, store::StoreError};
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -55,8 +52,8 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 
 pub(super) struct Link {
     state: Arc<watch::Sender<State>>,
-    /// The last write was refused by a server that serves reads.
-    refuses_writes: AtomicBool,
+    /// A write was refused, by a server that may serve reads, and since then none was seen to be served.
+    pub(super) refuses_writes: AtomicBool,
     config: RedisConfig,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -87,7 +84,6 @@ impl State {
 
 /// What goes to Redis in one round trip.
 pub(super) enum Request<'a> {
-    Ping,
     /// So many commands; their replies come as an array.
     Read(&'a Pipeline, usize),
     Write(&'a Cmd),
@@ -97,7 +93,6 @@ pub(super) enum Request<'a> {
 impl Request<'_> {
     async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, RedisError> {
         match self {
-            Self::Ping => reply(connection.send_packed_command(&cmd("PING")).await?),
             Self::Write(command) => reply(connection.send_packed_command(command).await?),
             Self::Read(commands, count) => {
                 let replies = connection.send_packed_commands(commands, 0, *count).await?;
@@ -123,15 +118,6 @@ impl Link {
         }
     }
 
-    /// Whether Redis answers, and serves writes: as far as the last one told, for a ping tells nothing of that.
-    pub(super) async fn health(&self) -> Health {
-        match self.call(&Request::Ping).await {
-            Ok(_) if self.refuses_writes.load(Ordering::Relaxed) => Health::Degraded,
-            Ok(_) => Health::Up,
-            Err(failure) => failure.health,
-        }
-    }
-
     /// Makes `request` within the timeout. Every request can be repeated: one whose connection was lost is, on the next.
     pub(super) async fn call(&self, request: &Request<'_>) -> Result<Value, Failure> {
         self.keep_task()?;
@@ -149,14 +135,8 @@ impl Link {
         })
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()));
-        if let Request::Write(_) | Request::Script(_) = request {
-            match &answer {
-                Ok(_) => self.refuses_writes.store(false, Ordering::Relaxed),
-                Err(failure) if failure.health == Health::Degraded => {
-                    self.refuses_writes.store(true, Ordering::Relaxed)
-                }
-                Err(_) => {}
-            }
+        if let (Request::Write(_) | Request::Script(_), Err(Failure { writes_only: true, .. })) = (request, &answer) {
+            self.refuses_writes.store(true, Ordering::Relaxed);
         }
         match (&answer, &used) {
             (Ok(_), Some((line, _))) => line.silence.store(0, Ordering::Relaxed),

@@ -28,13 +28,15 @@
 //!   index knew of them or not.
 //!
 //! With [`max_sessions`](RedisConfig::max_sessions) there is `sess:all`, a sorted set of all ids; with
-//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream.
+//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream. A check of the health reads `sess:health`, and writes it, for a
+//! second, if writes have been refused.
 //!
 //! | operation | commands | round trips |
 //! |---|---|---|
 //! | load | `GET`, `PTTL`, `GET` of the epoch; of an unknown id also `ZSCORE` of the index | 1; 2 |
 //! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
 //! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
+//! | health | `GET`; after a refused write also `EVALSHA` | 1; 2 |
 //! | scan | `SCAN`, and a load of each | 2 a page |
 //!
 //! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
@@ -48,7 +50,11 @@ mod reply;
 mod script;
 mod shared;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use redis::{Pipeline, Value, cmd, pipe};
 
@@ -139,6 +145,27 @@ impl Inner {
 
     async fn run(&self, script: &Script, keys: &[String], args: Vec<Vec<u8>>) -> Result<Value, Failure> {
         self.link.call(&Request::Script(&Call { script, keys, args })).await
+    }
+
+    /// By a read, and by a write when the last ones were refused: so it notices that writes are served again even where nobody writes,
+    /// because what is degraded is sent no requests.
+    async fn health(&self) -> Health {
+        let key = self.prefix().key("health");
+        if let Err(failure) = self.read(pipe().get(&key)).await {
+            return Health::down(&failure.error);
+        }
+        let refuses_writes = &self.link.refuses_writes;
+        if !refuses_writes.load(Ordering::Relaxed) {
+            return Health::Up;
+        }
+        match self.run(&self.scripts.probe, &[key], Vec::new()).await {
+            Ok(_) => {
+                refuses_writes.store(false, Ordering::Relaxed);
+                Health::Up
+            }
+            Err(failure) if failure.writes_only => Health::degraded(&failure.error),
+            Err(failure) => Health::down(&failure.error),
+        }
     }
 
     async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
@@ -464,7 +491,7 @@ impl SessionStore for RedisStore {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(async move { Ok(self.inner.link.health().await) })
+        StoreFuture::boxed(async move { Ok(self.inner.health().await) })
     }
 
     fn name(&self) -> &'static str {
