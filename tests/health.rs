@@ -30,12 +30,14 @@ use support::{
     app::App,
     client::{Client, Reply},
     eventually,
+    log::Log,
     redis_server::{RedisServer, command_on},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_keep::{
     Clock, HealthReport, HealthService, HealthStatus, ManualClock, MemoryStore, SessionLayer, Sessions, Timestamp,
+    Token,
     store::redis::{RedisConfig, RedisStore},
 };
 
@@ -572,6 +574,22 @@ mod redis_store {
         server.command("CLIENT KILL TYPE normal").await;
         scene.becomes(DOWN, "NOAUTH").await;
         assert!(!scene.everything().await.contains("secret"));
+    }
+
+    /// Redis repeats what it did not understand, and an old one does not understand how we log in.
+    #[tokio::test]
+    async fn a_command_that_redis_does_not_know_is_named_without_its_password() {
+        let log = Log::capture();
+        let server = RedisServer::start_with(&["--rename-command", "HELLO", ""]).await;
+        let refused = server.try_command("HELLO 3 AUTH default first-secret").await.unwrap_err();
+        assert!(refused.to_string().contains("first-secret"), "the test proves nothing: {refused}");
+        let scene = Scene::at(&format!("redis://:first-secret@127.0.0.1:{}/", server.port())).await;
+        scene.becomes(DOWN, "unknown command 'HELLO'").await;
+        let said = scene.everything().await + &log.text();
+        assert!(said.contains("no connection to Redis") && !said.contains("secret"), "{said}");
+        let token = Token::parse("a".repeat(56)).unwrap();
+        let error = scene.sessions.open(&token).await.unwrap_err();
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
     }
 
     #[tokio::test]

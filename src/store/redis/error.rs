@@ -76,6 +76,10 @@ impl From<Failure> for StoreError {
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         use ServerErrorKind as Server;
+        // A server that does not know a command repeats what came with it: a password, when that was to log in.
+        if let Some((known, _)) = error.to_string().split_once(", with args") {
+            return Self::new(StoreError::Configuration(Cause::Unknown(known.into()).into()), Verdict::Sound);
+        }
         match error.kind() {
             // The client's text would show the reply.
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::outage(Cause::Garbage, Verdict::Lost),
@@ -123,12 +127,14 @@ impl Error for Known {
 }
 
 /// Causes that are no error of the client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Cause {
     Timeout,
     NoRuntime,
     Garbage,
     UnexpectedReply,
+    /// What Redis said, up to what it was told.
+    Unknown(String),
 }
 
 impl fmt::Display for Cause {
@@ -138,6 +144,7 @@ impl fmt::Display for Cause {
             Self::NoRuntime => "there is no tokio runtime to connect to Redis on",
             Self::Garbage => "what Redis answered is not of its protocol",
             Self::UnexpectedReply => "Redis answered what the command never answers",
+            Self::Unknown(said) => said,
         })
     }
 }
