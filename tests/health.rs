@@ -629,9 +629,24 @@ mod redis_store {
         let mut monitor = server.monitor().await;
         scene.sessions.health().await;
         let seen = monitor.so_far().await;
-        assert!(seen.iter().any(|line| line.contains("\"GET\" \"sess:health\"")), "{seen:?}");
+        assert!(seen.iter().any(|line| line.contains("\"GET\" \"sess:{health}\"")), "{seen:?}");
         assert!(!seen.iter().any(|line| line.contains("\"EVALSHA\"")), "{seen:?}");
         assert_eq!(server.keys().await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_check_needs_no_right_that_sessions_do_not() {
+        let server = RedisServer::start().await;
+        let rights =
+            "~sess:{* -@all +get +pttl +set +time +eval +evalsha +pexpire +zadd +zcount +zremrangebyscore +zscore";
+        server.command(&format!("ACL SETUSER app on >first-secret {rights}")).await;
+        let scene = Scene::at(&format!("redis://app:first-secret@127.0.0.1:{}/", server.port())).await;
+        scene.sessions.create("ana").await.unwrap();
+        scene.is_up().await;
+        server.command("CONFIG SET maxmemory 1").await;
+        scene.is_degraded("OOM").await;
+        server.command("CONFIG SET maxmemory 0").await;
+        scene.is_up().await;
     }
 
     #[tokio::test]
@@ -662,12 +677,18 @@ mod redis_store {
         server.command("ACL SETUSER app on >first-secret ~* &* +@all").await;
         let scene = Scene::at(&format!("redis://app:first-secret@127.0.0.1:{}/", server.port())).await;
         scene.is_up().await;
-        server.command("ACL SETUSER app -evalsha -eval -set").await;
-        scene.is_degraded("no permissions").await;
+        for (lost, cause) in [("-set", "The user executing the script"), ("-evalsha -eval", "no permissions")] {
+            server.command(&format!("ACL SETUSER app {lost}")).await;
+            scene.is_degraded(cause).await;
+            server.command("ACL SETUSER app +@all").await;
+            scene.is_up().await;
+        }
+        server.command("ACL SETUSER app -@write").await;
+        scene.is_degraded("").await;
         server.command("ACL SETUSER app -get").await;
         scene.becomes(DOWN, "no permissions").await;
         server.command("ACL SETUSER app +get").await;
-        scene.becomes(HealthStatus::Degraded, "no permissions").await;
+        scene.becomes(HealthStatus::Degraded, "").await;
         assert!(!scene.everything().await.contains("secret"));
         server.command("ACL SETUSER app +@all").await;
         scene.is_up().await;

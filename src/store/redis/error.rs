@@ -104,6 +104,12 @@ impl From<RedisError> for Failure {
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
                     Self::outage(error, Verdict::Lost)
                 }
+                // What is NOPERM outside a script.
+                Some("ERR")
+                    if error.detail().is_some_and(|detail| detail.starts_with("The user executing the script")) =>
+                {
+                    Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
+                }
                 _ => Self::configuration(error, Verdict::Sound),
             },
         }

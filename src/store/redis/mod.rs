@@ -28,8 +28,8 @@
 //!   index knew of them or not.
 //!
 //! With [`max_sessions`](RedisConfig::max_sessions) there is `sess:all`, a sorted set of all ids; with
-//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream. A check of the health reads `sess:health`, and writes it, for a
-//! second, if writes have been refused.
+//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream. A check of the health reads `sess:{health}`, and writes it, for
+//! a second, if writes have been refused.
 //!
 //! | operation | commands | round trips |
 //! |---|---|---|
@@ -150,7 +150,7 @@ impl Inner {
     /// By a read, and by a write when the last ones were refused: so it notices that writes are served again even where nobody writes,
     /// because what is degraded is sent no requests.
     async fn health(&self) -> Health {
-        let key = self.prefix().key("health");
+        let key = self.prefix().key("{health}"); // begins like a session's: whoever may use those may use it
         if let Err(failure) = self.read(pipe().get(&key)).await {
             return Health::down(&failure.error);
         }
