@@ -104,16 +104,18 @@ impl From<RedisError> for Failure {
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
                     Self::outage(error, Verdict::Lost)
                 }
-                // What is NOPERM outside a script.
-                Some("ERR")
-                    if error.detail().is_some_and(|detail| detail.starts_with("The user executing the script")) =>
-                {
+                Some("ERR") if error.detail().is_some_and(is_denied_in_script) => {
                     Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
                 }
                 _ => Self::configuration(error, Verdict::Sound),
             },
         }
     }
+}
+
+/// What is `NOPERM` outside a script. The second is what Redis says up to 7.0.
+fn is_denied_in_script(detail: &str) -> bool {
+    detail.starts_with("ACL failure in script") || detail.starts_with("The user executing the script can't")
 }
 
 /// What the last attempt to connect met, shared by all that fail because of it.
