@@ -84,6 +84,7 @@ mod ended;
 mod event;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+mod health;
 mod key;
 mod layer;
 mod lifetime;
@@ -102,6 +103,7 @@ pub use crate::{
     credential::{Bearer, InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
     ended::{EndReason, Ended},
     event::{Event, Events, Happened, Missed},
+    health::{HealthFuture, HealthReport, HealthService},
     key::{AsKey, Key, KeyOf},
     layer::{
         EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
@@ -114,7 +116,7 @@ pub use crate::{
     session::{Session, SessionError, Typed},
     sessions::{Consumed, NewSession, Scan, SessionInfo, Sessions},
     shared::OnCorrupt,
-    store::MemoryStore,
+    store::{MemoryStore, health::HealthStatus},
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},
 };

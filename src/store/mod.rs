@@ -18,12 +18,14 @@ use crate::{
     token::SessionId,
 };
 
+pub(crate) mod health;
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use health::Health;
 pub use memory::MemoryStore;
 
 /// No command is on its way for longer than this.
@@ -160,7 +162,7 @@ pub trait SessionStore: Send + Sync + 'static {
     /// How many sessions are alive.
     fn count(&self) -> StoreFuture<'_, u64>;
 
-    /// Whether the store can serve right now.
+    /// Whether the store can serve right now. An error says that it is down, and why.
     fn health(&self) -> StoreFuture<'_, Health>;
 
     /// What operators call this store: `"redis"`, `"memory"`.
@@ -384,35 +386,6 @@ pub struct Published {
     pub events: Vec<Event>,
     /// Where to go on.
     pub next: Cursor,
-}
-
-/// Whether a store can serve.
-///
-/// ```
-/// use tower_keep::store::Health;
-///
-/// assert_eq!(Health::Up.as_str(), "up");
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Health {
-    /// Reads and writes are served.
-    Up,
-    /// Reads are served; some writes are not.
-    Degraded,
-    /// Nothing is served.
-    Down,
-}
-
-impl Health {
-    /// `"up"`, `"degraded"` or `"down"`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Degraded => "degraded",
-            Self::Down => "down",
-        }
-    }
 }
 
 /// Why a store could not answer.

@@ -217,7 +217,7 @@ impl SessionStore for Spy {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        self.memory.health()
+        self.ask("health", || self.memory.health())
     }
 
     fn name(&self) -> &'static str {

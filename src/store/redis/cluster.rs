@@ -23,6 +23,7 @@ use super::{
     config::Address,
     connect::Target,
     error::{Advice, Failure},
+    health::Check,
     link::Link,
     request::Request,
     route::page,
@@ -125,7 +126,7 @@ impl Cluster {
                     (self.master_of(slot).ok_or_else(Failure::no_master)?, request)
                 }
             };
-            let failure = match self.link(&master).call(&request, deadline).await {
+            let failure = match self.link(&master).call(request, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -180,7 +181,7 @@ impl Cluster {
             questions.spawn(async move {
                 let mut question = pipe();
                 question.cmd("CLUSTER").arg("SLOTS");
-                let answer = link.call(&Request::read(&question), deadline).await?;
+                let answer = link.call(Request::read(&question), deadline).await?;
                 Ok::<_, Failure>((slots_of(&answer, &node), node))
             });
         }
@@ -225,7 +226,7 @@ impl Cluster {
         let Some(Place { slots, cursor }) = Place::parse(from, &slots) else {
             return Ok((Vec::new(), None));
         };
-        let answer = self.link(&slots.master).call(&Request::read(&scan(&cursor)), deadline).await;
+        let answer = self.link(&slots.master).call(Request::read(&scan(&cursor)), deadline).await;
         if answer.as_ref().is_err_and(Failure::is_away) {
             let _ = self.ask(Some(&slots.master), deadline).await;
         }
@@ -242,25 +243,37 @@ impl Cluster {
         Ok((keys.collect(), next))
     }
 
-    /// Up if all masters are, down if none is, or a slot has none.
-    pub(super) async fn health(&self, deadline: Instant) -> Health {
+    /// Up if all masters are, down if none is; else the causes of those that are not.
+    pub(super) async fn health(&self, check: &Check, deadline: Instant) -> Health {
         let slots = match self.slots(deadline).await {
             Ok(slots) => slots,
-            Err(failure) => return failure.health,
+            Err(failure) => return Health::down(&failure.error),
         };
-        let covered: u32 = slots.iter().map(|slots| u32::from(slots.last - slots.first) + 1).sum();
-        let masters: HashSet<_> = slots.into_iter().map(|slots| slots.master).collect();
-        let mut pings = JoinSet::new();
+        let covered: usize = slots.iter().map(|slots| usize::from(slots.last - slots.first) + 1).sum();
+        let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
+        let mut checks = JoinSet::new();
         for master in masters {
-            let link = self.link(&master);
-            pings.spawn(async move { link.health(deadline).await });
+            let (link, check) = (self.link(&master), check.clone());
+            let own: Vec<_> = slots.iter().filter(|slots| slots.master == master).cloned().collect();
+            checks.spawn(async move {
+                let has_slot = |slot| own.iter().any(|slots| (slots.first..=slots.last).contains(&slot));
+                (master, check.of_node(&*link, has_slot, deadline).await)
+            });
         }
-        let answers = pings.join_all().await;
-        let count = |health| answers.iter().filter(|answer| **answer == health).count();
-        match (count(Health::Up), count(Health::Down)) {
-            (up, _) if up == answers.len() && covered == u32::from(SLOTS) => Health::Up,
-            (_, down) if down == answers.len() => Health::Down,
-            _ => Health::Degraded,
+        let mut healths = checks.join_all().await;
+        healths.sort_unstable_by_key(|(master, _)| master.to_string());
+        let mut causes: Vec<_> =
+            healths.iter().filter_map(|(master, health)| Some(format!("{master}: {}", health.cause()?))).collect();
+        if covered < usize::from(SLOTS) {
+            causes.push(format!("{} slots have no master", usize::from(SLOTS) - covered));
+        }
+        let causes = causes.join("; ").into();
+        if healths.iter().all(|(_, health)| matches!(health, Health::Down(_))) {
+            Health::Down(causes)
+        } else if causes.is_empty() {
+            Health::Up
+        } else {
+            Health::Degraded(causes)
         }
     }
 }

@@ -6,7 +6,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 #[cfg(feature = "redis-cluster")]
 use super::config::Address;
-use crate::store::{Health, InvalidRecord, StoreError};
+use crate::store::{InvalidRecord, StoreError};
 
 /// A failed operation.
 #[derive(Debug)]
@@ -14,8 +14,8 @@ pub(super) struct Failure {
     pub(super) error: StoreError,
     /// What it says about the connection it happened on.
     pub(super) verdict: Verdict,
-    /// What it says about the server.
-    pub(super) health: Health,
+    /// If it was a write that failed, reads may be served all the same.
+    pub(super) writes_only: bool,
     /// What a node of a cluster advises to do.
     #[cfg(feature = "redis-cluster")]
     pub(super) advice: Option<Advice>,
@@ -50,7 +50,7 @@ impl Failure {
         Self {
             error,
             verdict,
-            health: Health::Down,
+            writes_only: false,
             #[cfg(feature = "redis-cluster")]
             advice: None,
         }
@@ -59,7 +59,7 @@ impl Failure {
     /// Whether it did not reach a server that serves.
     #[cfg(feature = "redis-cluster")]
     pub(super) fn is_away(&self) -> bool {
-        self.health == Health::Down && !matches!(self.error, StoreError::Corrupt(_))
+        !self.writes_only && !matches!(self.error, StoreError::Corrupt(_))
     }
 
     /// Whether the server has not seen the script yet.
@@ -84,7 +84,7 @@ impl Failure {
     }
 
     pub(super) fn too_few_replicas() -> Self {
-        Self { health: Health::Degraded, ..Self::outage(Cause::TooFewReplicas, Verdict::Sound) }
+        Self { writes_only: true, ..Self::outage(Cause::TooFewReplicas, Verdict::Sound) }
     }
 
     pub(super) fn timeout() -> Self {
@@ -130,6 +130,10 @@ impl From<Failure> for StoreError {
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         use ServerErrorKind as Server;
+        // A server that does not know a command repeats what came with it: a password, when that was to log in.
+        if let Some((known, _)) = error.to_string().split_once(", with args") {
+            return Self::new(StoreError::Configuration(Cause::UnknownCommand(known.into()).into()), Verdict::Sound);
+        }
         match error.kind() {
             // The client's text would show the reply.
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::outage(Cause::Garbage, Verdict::Lost),
@@ -157,24 +161,24 @@ impl From<RedisError> for Failure {
             ErrorKind::Server(Server::BusyLoading | Server::ClusterDown | Server::MasterDown) => {
                 Self::outage(error, Verdict::Sound)
             }
-            ErrorKind::Server(Server::ReadOnly) => {
-                Self { health: Health::Degraded, ..Self::outage(error, Verdict::Useless) }
-            }
-            // It answers: this user may just not ask.
+            ErrorKind::Server(Server::ReadOnly) => Self { writes_only: true, ..Self::outage(error, Verdict::Useless) },
             ErrorKind::Server(Server::NoPerm) => {
-                Self { health: Health::Up, ..Self::configuration(error, Verdict::Sound) }
+                Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
             }
             ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Useless),
             _ => match error.code() {
                 // Reads are served.
                 Some("OOM" | "MISCONF" | "NOREPLICAS") => {
-                    Self { health: Health::Degraded, ..Self::outage(error, Verdict::Sound) }
+                    Self { writes_only: true, ..Self::outage(error, Verdict::Sound) }
                 }
                 Some("BUSY" | "UNKILLABLE") => Self::outage(error, Verdict::Sound),
                 Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Useless),
                 Some("WRONGTYPE") => Self::new(StoreError::Corrupt(error.into()), Verdict::Sound),
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
                     Self::outage(error, Verdict::Lost)
+                }
+                Some("ERR") if error.detail().is_some_and(is_denied_in_script) => {
+                    Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
                 }
                 _ => Self::configuration(error, Verdict::Sound),
             },
@@ -200,6 +204,11 @@ fn is_about_tls(error: &RedisError) -> bool {
     false
 }
 
+/// What is `NOPERM` outside a script. The second is what Redis says up to 7.0.
+fn is_denied_in_script(detail: &str) -> bool {
+    detail.starts_with("ACL failure in script") || detail.starts_with("The user executing the script can't")
+}
+
 /// What the last attempt to connect met, shared by all that fail because of it.
 #[derive(Debug)]
 struct Known(Arc<StoreError>);
@@ -217,7 +226,7 @@ impl Error for Known {
 }
 
 /// Causes that are no error of the client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Cause {
     Timeout,
     NoRuntime,
@@ -228,6 +237,8 @@ enum Cause {
     #[cfg(feature = "redis-sentinel")]
     UnknownMaster,
     TooFewReplicas,
+    /// What Redis said, up to what it was told.
+    UnknownCommand(String),
 }
 
 impl fmt::Display for Cause {
@@ -242,6 +253,7 @@ impl fmt::Display for Cause {
             #[cfg(feature = "redis-sentinel")]
             Self::UnknownMaster => "no Sentinel knows a master of this name",
             Self::TooFewReplicas => "too few replicas have confirmed it in time",
+            Self::UnknownCommand(said) => said,
         })
     }
 }

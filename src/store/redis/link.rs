@@ -14,7 +14,7 @@ use std::{
     fmt, mem,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -35,12 +35,10 @@ use super::{
     RedisConfig,
     connect::Target,
     error::{Failure, Verdict},
+    health::{Server, Writes},
     request::Request,
 };
-use crate::{
-    observe::Causes,
-    store::{Health, StoreError},
-};
+use crate::{observe::Causes, store::StoreError};
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -50,10 +48,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SILENCE: u32 = 2;
 /// How long a connection lasts at least that answers, but is of no use.
 const RENEWAL: Duration = Duration::from_secs(1);
+
 pub(super) struct Link {
     state: Arc<watch::Sender<State>>,
-    /// The last write was refused by a server that serves reads.
-    refuses_writes: AtomicBool,
+    writes: Writes,
     target: Target,
     config: RedisConfig,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -89,24 +87,15 @@ impl Link {
     pub(super) fn new(target: Target, config: RedisConfig) -> Self {
         Self {
             state: Arc::new(watch::Sender::new(State::Connecting)),
-            refuses_writes: AtomicBool::new(false),
+            writes: Writes::default(),
             target,
             config,
             task: Mutex::new(None),
         }
     }
 
-    /// Whether Redis answers, and serves writes: as far as the last one told, for a ping tells nothing of that.
-    pub(super) async fn health(&self, deadline: Instant) -> Health {
-        match self.call(&Request::ping(), deadline).await {
-            Ok(_) if self.refuses_writes.load(Ordering::Relaxed) => Health::Degraded,
-            Ok(_) => Health::Up,
-            Err(failure) => failure.health,
-        }
-    }
-
     /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
-    pub(super) async fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<Value, Failure> {
+    pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         self.keep_task()?;
         let mut used = None;
         let answer = timeout_at(deadline, async {
@@ -122,15 +111,7 @@ impl Link {
         })
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()));
-        if request.writes() {
-            match &answer {
-                Ok(_) => self.refuses_writes.store(false, Ordering::Relaxed),
-                Err(failure) if failure.health == Health::Degraded => {
-                    self.refuses_writes.store(true, Ordering::Relaxed)
-                }
-                Err(_) => {}
-            }
-        }
+        self.writes.note(&request, &answer);
         match (&answer, &used) {
             (Ok(_), Some((line, _))) => line.silence.store(0, Ordering::Relaxed),
             // Most of the time went by before there was a connection: that is not its fault.
@@ -168,6 +149,16 @@ impl Link {
         self.state.send_replace(State::Connecting);
         *task = Some(runtime.spawn(keep(self.state.clone(), self.target.clone(), self.config.clone())));
         Ok(())
+    }
+}
+
+impl Server for Link {
+    async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
+        Self::call(self, request, deadline).await
+    }
+
+    fn writes(&self) -> &Writes {
+        &self.writes
     }
 }
 

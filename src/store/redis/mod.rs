@@ -1,6 +1,6 @@
 //! Sessions in Redis.
 //!
-//! * `config.rs` — where Redis is, and how long to wait for it;
+//! * `config/` — where Redis is, and how long to wait for it;
 //! * `route.rs` — who gets a request: `link.rs`, a connection that all requests share, and who keeps it alive; `cluster.rs`, one for each
 //!   node; `pool.rs`, those of somebody else;
 //! * `connect.rs` — how a connection is made; `sentinel.rs`, to whom, where that changes;
@@ -8,7 +8,8 @@
 //! * `script.rs` — the operations that Redis must check before it makes them;
 //! * `keys.rs`, `reply.rs` — what things are called there, and what it answers;
 //! * `shared.rs` — what concerns all sessions at once: their number, and events;
-//! * `error.rs` — what an error of the client means;
+//! * `error.rs` — what an error of the client means; `health.rs`, how Redis does;
+//! * `ended_here.rs` — what this process has ended, in case Redis forgets;
 //! * this file — the store.
 //!
 //! # In Redis
@@ -31,13 +32,15 @@
 //!   index knew of them or not.
 //!
 //! With [`max_sessions`](RedisConfig::max_sessions) there is `sess:all`, a sorted set of all ids; with
-//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream.
+//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream. A check of the health reads `sess:{health}`, and writes it, for
+//! a second, if writes have been refused.
 //!
 //! | operation | commands | round trips |
 //! |---|---|---|
 //! | load | `GET`, `PTTL`, `GET` of the epoch; of an unknown id also `ZSCORE` of the index | 1; 2 |
 //! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
 //! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
+//! | health | `GET`; after a refused write also `EVALSHA` | 1; 2 |
 //! | scan | `SCAN`, and a load of each | 2 a page |
 //!
 //! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
@@ -49,6 +52,7 @@ mod config;
 mod connect;
 mod ended_here;
 mod error;
+mod health;
 mod keys;
 mod link;
 #[cfg(feature = "redis-bb8")]
@@ -70,6 +74,7 @@ pub use self::config::{InvalidRedisConfig, RedisConfig};
 use self::{
     ended_here::EndedHere,
     error::Failure,
+    health::Check,
     keys::{Keys, Prefix},
     reply::{found, id, ids, is_before, is_record, loaded, number, outcome},
     request::Request,
@@ -174,6 +179,11 @@ impl Inner {
         millis(self.config.remember_ended)
     }
 
+    /// How long replicas have to confirm, in milliseconds.
+    fn patience(&self) -> u64 {
+        millis(self.config.timeout / 2).max(1)
+    }
+
     fn deadline(&self) -> Instant {
         Instant::now() + self.config.timeout
     }
@@ -201,8 +211,20 @@ impl Inner {
             return self.run(script, keys, args).await;
         };
         let call = Call { script, keys, args };
-        let request = Request::script(&call).confirmed_by(replicas, millis(self.config.timeout / 2).max(1));
+        let request = Request::script(&call).confirmed_by(Some((replicas, self.patience())));
         route.call(&keys[0], request, self.deadline()).await
+    }
+
+    async fn health(&self) -> Health {
+        let (check, deadline) = (Check::new(&self.config.prefix, &self.scripts.probe), self.deadline());
+        let health = self.route.health(&check, deadline).await;
+        let (Health::Up, Some(route), Some(replicas)) = (&health, &self.patient, self.config.replicas) else {
+            return health;
+        };
+        match route.health(&check.confirmed_by(replicas, self.patience()), deadline).await {
+            Health::Up => Health::Up,
+            Health::Degraded(cause) | Health::Down(cause) => Health::Degraded(cause),
+        }
     }
 
     async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
@@ -570,7 +592,7 @@ impl SessionStore for RedisStore {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(async move { Ok(self.inner.route.health(self.inner.deadline()).await) })
+        StoreFuture::boxed(async move { Ok(self.inner.health().await) })
     }
 
     fn name(&self) -> &'static str {

@@ -1,6 +1,6 @@
 //! What goes to Redis in one round trip.
 
-use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, cmd, pipe};
+use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, pipe};
 
 use super::{error::Failure, link::reply, script::Call};
 
@@ -16,7 +16,6 @@ pub(super) struct Request<'a> {
 
 #[derive(Clone, Copy)]
 enum What<'a> {
-    Ping,
     Read(&'a Pipeline),
     Write(&'a Cmd),
     Script(&'a Call<'a>),
@@ -25,10 +24,6 @@ enum What<'a> {
 impl<'a> Request<'a> {
     fn new(what: What<'a>) -> Self {
         Self { what, replicas: None, asking: false }
-    }
-
-    pub(super) fn ping() -> Self {
-        Self::new(What::Ping)
     }
 
     /// Commands that change nothing; their replies come as an array.
@@ -44,9 +39,9 @@ impl<'a> Request<'a> {
         Self::new(What::Script(call))
     }
 
-    /// The same, and so many replicas must confirm it within so many milliseconds. It blocks its connection that long.
-    pub(super) fn confirmed_by(self, replicas: usize, within: u64) -> Self {
-        Self { replicas: Some((replicas, within)), ..self }
+    /// The same, and so many replicas must confirm it within so many milliseconds, if any. It blocks its connection that long.
+    pub(super) fn confirmed_by(self, replicas: Option<(usize, u64)>) -> Self {
+        Self { replicas, ..self }
     }
 
     #[cfg(feature = "redis-cluster")]
@@ -69,7 +64,6 @@ impl<'a> Request<'a> {
 
     pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, Failure> {
         match self.what {
-            What::Ping => self.send_one(&cmd("PING"), connection).await,
             What::Write(command) => self.send_one(command, connection).await,
             What::Script(call) => match self.send_one(&call.by_sha(), connection).await {
                 Err(failure) if failure.is_unknown_script() => self.send_one(&call.by_text(), connection).await,

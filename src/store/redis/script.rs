@@ -14,6 +14,7 @@
 
 use redis::{Cmd, cmd};
 
+#[derive(Clone)]
 pub(super) struct Script {
     text: String,
     sha: String,
@@ -54,6 +55,7 @@ pub(super) struct Scripts {
     pub(super) list: Script,
     pub(super) end_user: Script,
     pub(super) reserve: Script,
+    pub(super) probe: Script,
 }
 
 impl Scripts {
@@ -73,6 +75,7 @@ impl Scripts {
             list: script(LIST),
             end_user: script(END_USER),
             reserve: script(RESERVE),
+            probe: script(PROBE),
         }
     }
 }
@@ -272,3 +275,6 @@ redis.call('ZADD', KEYS[1], math.max(time + ttl, tonumber(held or 0)), member)
 if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
 return 1
 "#;
+
+/// Of a single key: a write that leaves nothing behind.
+const PROBE: &str = "return redis.call('SET', KEYS[1], '', 'PX', 1000)";
