@@ -19,12 +19,14 @@ use crate::{
 };
 
 mod memory;
+mod migrating;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use memory::MemoryStore;
+pub use migrating::MigratingStore;
 
 /// No command is on its way for longer than this.
 const REMEMBER_AT_LEAST: Duration = Duration::from_secs(60);
