@@ -114,7 +114,7 @@ pub use crate::{
     metadata::{ClientInfo, ForwardedHeader, InvalidProxy, Metadata, PeerAddr},
     observe::Stats,
     session::{Session, SessionError, Typed},
-    sessions::{Consumed, NewSession, Scan, SessionInfo, Sessions},
+    sessions::{Consumed, Export, ImportError, Imported, NewSession, Scan, SessionInfo, Sessions},
     shared::OnCorrupt,
     store::{MemoryStore, health::HealthStatus},
     time::{Clock, ManualClock, SystemClock, Timestamp},

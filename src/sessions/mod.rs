@@ -3,6 +3,7 @@
 mod info;
 mod new;
 mod scan;
+mod transfer;
 
 use std::{fmt, sync::Arc};
 
@@ -10,6 +11,7 @@ pub use self::{
     info::{Consumed, SessionInfo},
     new::NewSession,
     scan::Scan,
+    transfer::{Export, ImportError, Imported},
 };
 use crate::{
     ended::{EndReason, Ended},

@@ -20,6 +20,7 @@ use crate::{
 
 pub(crate) mod health;
 mod memory;
+mod migrating;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "testing")]
@@ -27,6 +28,7 @@ pub mod testing;
 
 pub use health::Health;
 pub use memory::MemoryStore;
+pub use migrating::MigratingStore;
 
 /// No command is on its way for longer than this.
 const REMEMBER_AT_LEAST: Duration = Duration::from_secs(60);
