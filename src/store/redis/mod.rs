@@ -37,7 +37,7 @@
 //!
 //! | operation | commands | round trips |
 //! |---|---|---|
-//! | load | `GET`, `PTTL`, `GET` of the epoch; of an unknown id also `ZSCORE` of the index | 1; 2 |
+//! | load | `GET`, `PTTL`, `GET` of the epoch; of an unknown id again, with `ZSCORE` of the index | 1; 2 |
 //! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
 //! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
 //! | health | `GET`; after a refused write also `EVALSHA` | 1; 2 |
@@ -231,7 +231,7 @@ impl Inner {
         let keys = self.prefix().keys(id);
         let [session, _, epoch] = &keys.all;
         let found = match &*self.read(session, pipe().get(session).pttl(session).get(epoch)).await? {
-            [Value::Nil, _, _] => self.expired(&keys).await?,
+            [Value::Nil, _, _] => self.unless_expired(&keys).await?,
             [Value::BulkString(stored), Value::Int(ttl), epoch] => found(stored, *ttl, number(epoch))?,
             _ => return Err(Failure::unexpected_reply()),
         };
@@ -246,17 +246,23 @@ impl Inner {
         }
     }
 
-    /// Whether the session of a key that is not there has expired: the index remembers.
-    async fn expired(&self, keys: &Keys) -> Result<Found, Failure> {
-        let score = self.read(&keys.all[1], pipe().cmd("ZSCORE").arg(&keys.all[1]).arg(&keys.member)).await?;
-        let at = match score.first() {
-            Some(Value::Double(score)) => *score,
-            Some(Value::BulkString(score)) => {
-                std::str::from_utf8(score).ok().and_then(|text| text.parse().ok()).unwrap_or(0.0)
+    /// Whether the session of a key that was not there has expired: the index remembers. Or has begun since: so the index is asked
+    /// first, and what it knows and is not there was there before.
+    async fn unless_expired(&self, keys: &Keys) -> Result<Found, Failure> {
+        let [session, index, epoch] = &keys.all;
+        let mut reads = pipe();
+        reads.cmd("ZSCORE").arg(index).arg(&keys.member).get(session).pttl(session).get(epoch);
+        let expired = |at: f64| Found::Ended(Ended::new(EndReason::Expired, Timestamp::from_millis(at as u64)));
+        match &*self.read(session, &reads).await? {
+            [_, Value::BulkString(stored), Value::Int(ttl), epoch] => found(stored, *ttl, number(epoch)),
+            [Value::Nil, Value::Nil, _, _] => Ok(Found::Unknown),
+            [Value::Double(at), Value::Nil, _, _] => Ok(expired(*at)),
+            [Value::BulkString(at), Value::Nil, _, _] => {
+                let at = std::str::from_utf8(at).ok().and_then(|text| text.parse().ok());
+                Ok(expired(at.unwrap_or_default()))
             }
-            _ => return Ok(Found::Unknown),
-        };
-        Ok(Found::Ended(Ended::new(EndReason::Expired, Timestamp::from_millis(at as u64))))
+            _ => Err(Failure::unexpected_reply()),
+        }
     }
 
     async fn create(&self, id: &SessionId, new: Entry, limits: Limits) -> Result<Created, Failure> {
