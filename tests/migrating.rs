@@ -150,19 +150,12 @@ mod contract {
         assert_kept(&testing::run(&*begins_in_old, tokio::time::sleep).await);
     }
 
-    #[tokio::test]
-    async fn it_is_kept_from_redis_to_redis_by_sessions_of_the_old_one() {
-        let (from, to) = (RedisServer::start().await, RedisServer::start().await);
-        let (_, begins_in_old) = pair(in_redis(&from), in_redis(&to));
-        assert_kept(&testing::run(&*begins_in_old, tokio::time::sleep).await);
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn it_is_kept_for_many_threads() {
-        let server = RedisServer::start().await;
+        let (from, to) = (RedisServer::start().await, RedisServer::start().await);
         let in_memory = pair(MemoryStore::new(), MemoryStore::new());
-        let to_redis = pair(MemoryStore::new(), in_redis(&server));
-        for store in [in_memory.0, in_memory.1, to_redis.0, to_redis.1] {
+        let in_redis = pair(in_redis(&from), in_redis(&to));
+        for store in [in_memory.0, in_memory.1, in_redis.0, in_redis.1] {
             let report = testing::run_parallel(store, |task| drop(tokio::spawn(task))).await;
             report.assert_passed();
             assert!(report.passed() > 100, "{report}");

@@ -91,6 +91,16 @@ impl Failure {
         Self::outage(Cause::Timeout, Verdict::Silent)
     }
 
+    /// The same, of an attempt to connect with TLS: a server that does not speak it waits for the rest of what it does not
+    /// understand.
+    #[cfg(feature = "redis-tls")]
+    pub(super) fn with_tls(self) -> Self {
+        match self.verdict {
+            Verdict::Silent => Self::outage(Cause::TimeoutOfTls, Verdict::Silent),
+            _ => self,
+        }
+    }
+
     pub(super) fn no_runtime() -> Self {
         Self::outage(Cause::NoRuntime, Verdict::Sound)
     }
@@ -186,22 +196,16 @@ impl From<RedisError> for Failure {
     }
 }
 
-/// Whether it is the certificate of one side that the other does not accept.
+/// Whether the two sides do not come to terms on TLS: one does not accept the certificate of the other, or does not speak it.
 #[cfg(feature = "redis-tls")]
 fn is_about_tls(error: &RedisError) -> bool {
-    let mut source: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        let io = error
-            .downcast_ref::<std::io::Error>()
-            .or_else(|| error.downcast_ref::<Arc<std::io::Error>>().map(|error| &**error));
-        if error.is::<rustls::Error>()
-            || io.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
-        {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    // The client keeps the error of the socket behind two pointers, and that the one of TLS as its inner error, not as its source.
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>())
+        .and_then(|shared| shared.downcast_ref::<std::io::Error>())
+        .and_then(std::io::Error::get_ref)
+        .is_some_and(|inner| inner.is::<rustls::Error>())
 }
 
 /// What is `NOPERM` outside a script. The second is what Redis says up to 7.0.
@@ -229,6 +233,8 @@ impl Error for Known {
 #[derive(Debug)]
 enum Cause {
     Timeout,
+    #[cfg(feature = "redis-tls")]
+    TimeoutOfTls,
     NoRuntime,
     Garbage,
     UnexpectedReply,
@@ -245,6 +251,8 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Timeout => "no answer from Redis in time",
+            #[cfg(feature = "redis-tls")]
+            Self::TimeoutOfTls => "no answer from Redis in time: it may not speak TLS at this port",
             Self::NoRuntime => "there is no tokio runtime to connect to Redis on",
             Self::Garbage => "what Redis answered is not of its protocol",
             Self::UnexpectedReply => "Redis answered what the command never answers",

@@ -171,7 +171,10 @@ async fn keep(state: Arc<watch::Sender<State>>, target: Target, config: RedisCon
     loop {
         let silence = Silence::default();
         let connected = timeout(config.connect_timeout, connect(&state, &target, &config, silence.clone())).await;
-        let pause = match connected.map_err(|_| Failure::timeout()).and_then(|connected| connected) {
+        let connected = connected.map_err(|_| Failure::timeout()).and_then(|connected| connected);
+        #[cfg(feature = "redis-tls")]
+        let connected = connected.map_err(|failure| if config.tls.is_some() { failure.with_tls() } else { failure });
+        let pause = match connected {
             Ok(connection) => {
                 tracing::info!(server = %target, "connected to Redis");
                 let line = Line { connection, since: Instant::now(), renewal, silence };
