@@ -14,6 +14,7 @@ pub mod process;
 pub mod proxy;
 pub mod redis_server;
 pub mod sentinel;
+pub mod stores;
 
 use std::time::Duration;
 
