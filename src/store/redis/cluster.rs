@@ -6,12 +6,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use redis::{Pipeline, Value, pipe};
+use redis::{Arg, Cmd, Pipeline, Value, pipe};
 use tokio::{
     sync::Mutex as AsyncMutex,
     task::JoinSet,
@@ -24,7 +24,7 @@ use super::{
     connect::Target,
     error::{Advice, Failure},
     health::Check,
-    link::Link,
+    link::{Link, reply},
     request::Request,
     route::page,
 };
@@ -36,7 +36,7 @@ const ASK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long to wait when a slot is between two nodes.
 const PAUSE: Duration = Duration::from_millis(5);
 /// How often an operation is sent elsewhere at most.
-const MAX_HOPS: usize = 64;
+const MAX_HOPS: usize = 16;
 
 pub(super) struct Cluster {
     seeds: Vec<Address>,
@@ -59,6 +59,12 @@ pub(super) struct Slots {
     pub(super) first: u16,
     pub(super) last: u16,
     pub(super) master: Address,
+}
+
+impl Slots {
+    fn has(&self, slot: u16) -> bool {
+        (self.first..=self.last).contains(&slot)
+    }
 }
 
 impl Cluster {
@@ -84,41 +90,43 @@ impl Cluster {
 
     /// Makes `request` by `deadline`, where the slot of `key` is.
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
-        match self.follow(slot_of(key), request, deadline).await {
-            // While a slot moves, its keys are on two nodes.
-            Err(Failure { advice: Some(_), .. }) if request.reads().is_some() => {
-                self.one_by_one(request.reads().into_iter().flat_map(Pipeline::cmd_iter), deadline).await
-            }
-            answer => answer,
+        let Some(commands) = request.reads() else {
+            return self.follow(slot_of(key), request, deadline).await;
+        };
+        let replies = match self.follow(slot_of(key), request.lenient(), deadline).await? {
+            Value::Array(replies) if replies.len() == commands.len() => replies,
+            _ => return Err(Failure::unexpected_reply()),
+        };
+        let mut answers = Vec::with_capacity(replies.len());
+        for (command, answer) in commands.cmd_iter().zip(replies) {
+            answers.push(match reply(answer).map_err(Failure::from) {
+                Ok(answer) => answer,
+                // While a slot moves, its keys are on two nodes; and a page has keys of many slots.
+                Err(failure) if failure.advice.is_some() || failure.is_away() => self.alone(command, deadline).await?,
+                Err(failure) => return Err(failure),
+            });
+        }
+        Ok(Value::Array(answers))
+    }
+
+    /// A command whose first argument is its key.
+    async fn alone(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
+        let Some(Arg::Simple(key)) = command.args_iter().nth(1) else { return Err(Failure::unexpected_reply()) };
+        let slot = slot_of(&String::from_utf8_lossy(key));
+        let mut alone = pipe();
+        alone.add_command(command.clone());
+        match self.follow(slot, Request::read(&alone), deadline).await? {
+            Value::Array(mut answers) => answers.pop().ok_or_else(Failure::unexpected_reply),
+            _ => Err(Failure::unexpected_reply()),
         }
     }
 
-    async fn one_by_one(
-        &self,
-        commands: impl Iterator<Item = &redis::Cmd>,
-        deadline: Instant,
-    ) -> Result<Value, Failure> {
-        let mut replies = Vec::new();
-        for command in commands {
-            let key = match command.args_iter().nth(1) {
-                Some(redis::Arg::Simple(key)) => String::from_utf8_lossy(key).into_owned(),
-                _ => return Err(Failure::unexpected_reply()),
-            };
-            let mut alone = pipe();
-            alone.add_command(command.clone());
-            match self.follow(slot_of(&key), Request::read(&alone), deadline).await? {
-                Value::Array(reply) => replies.extend(reply),
-                _ => return Err(Failure::unexpected_reply()),
-            }
-        }
-        Ok(Value::Array(replies))
-    }
-
-    /// Goes wherever the nodes send it.
+    /// Goes wherever the nodes send it, until the deadline.
     async fn follow(&self, slot: u16, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
-        let mut asked = None;
-        for _ in 0..MAX_HOPS {
-            let (master, request) = match (asked.take(), self.master_of(slot)) {
+        let mut named = None;
+        let mut hops = 0;
+        loop {
+            let (master, request) = match (named.take(), self.master_of(slot)) {
                 (Some(address), _) => (address, request.asking()),
                 (None, Some(master)) => (master, request),
                 (None, None) => {
@@ -130,12 +138,18 @@ impl Cluster {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            hops += 1;
+            if hops > MAX_HOPS || Instant::now() + PAUSE >= deadline {
+                return Err(failure);
+            }
             match &failure.advice {
-                _ if Instant::now() >= deadline => return Err(failure),
-                Some(_) if request.reads().is_some() => return Err(failure),
                 Some(Advice::Moved(address)) => self.moved(slot, address.clone()),
-                Some(Advice::Ask(address)) => asked = Some(address.clone()),
-                Some(Advice::TryAgain) => sleep(PAUSE).await,
+                Some(Advice::Ask(address)) => named = Some(address.clone()),
+                Some(Advice::TryAgain) => {
+                    // Each time it is sent to both nodes: that does not count.
+                    hops = 0;
+                    sleep(PAUSE).await;
+                }
                 None if failure.is_away() => {
                     // Perhaps another has taken its place.
                     let _ = self.ask(Some(&master), deadline).await;
@@ -146,20 +160,18 @@ impl Cluster {
                 None => return Err(failure),
             }
         }
-        Err(Failure::no_master())
     }
 
     fn moved(&self, slot: u16, to: Address) {
         let mut known = self.known();
-        let Some(place) = known.slots.iter().position(|slots| (slots.first..=slots.last).contains(&slot)) else {
-            return known.slots.push(Slots { first: slot, last: slot, master: to });
-        };
-        let Slots { first, last, master } = known.slots.swap_remove(place);
-        if first < slot {
-            known.slots.push(Slots { first, last: slot - 1, master: master.clone() });
-        }
-        if slot < last {
-            known.slots.push(Slots { first: slot + 1, last, master });
+        if let Some(place) = known.slots.iter().position(|slots| slots.has(slot)) {
+            let Slots { first, last, master } = known.slots.swap_remove(place);
+            if first < slot {
+                known.slots.push(Slots { first, last: slot - 1, master: master.clone() });
+            }
+            if slot < last {
+                known.slots.push(Slots { first: slot + 1, last, master });
+            }
         }
         known.slots.push(Slots { first: slot, last: slot, master: to });
         known.slots.sort_unstable_by_key(|slots| slots.first);
@@ -179,10 +191,12 @@ impl Cluster {
         for node in nodes {
             let link = self.link(&node);
             questions.spawn(async move {
-                let mut question = pipe();
-                question.cmd("CLUSTER").arg("SLOTS");
-                let answer = link.call(Request::read(&question), deadline).await?;
-                Ok::<_, Failure>((slots_of(&answer, &node), node))
+                let answer = link.call(Request::read(pipe().cmd("CLUSTER").arg("SLOTS")), deadline).await?;
+                let slots = match answer {
+                    Value::Array(replies) => replies.first().and_then(|slots| slots_of(slots, &node)),
+                    _ => None,
+                };
+                Ok::<_, Failure>((slots, node))
             });
         }
         let mut failure = None;
@@ -190,10 +204,7 @@ impl Cluster {
             match answer {
                 Ok(Ok((Some(slots), node))) if !slots.is_empty() => {
                     tracing::debug!(%node, ranges = slots.len(), "the slots of the cluster");
-                    let mut known = self.known();
-                    let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
-                    known.links.retain(|address, _| masters.contains(address));
-                    known.slots = slots;
+                    self.learn(slots);
                     *asked = Some(Instant::now());
                     return Ok(());
                 }
@@ -204,6 +215,18 @@ impl Cluster {
         }
         *asked = Some(Instant::now());
         Err(failure.unwrap_or_else(Failure::no_master))
+    }
+
+    /// From now on these have the slots; connections to others are closed.
+    fn learn(&self, slots: Vec<Slots>) {
+        let mut known = self.known();
+        let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
+        let all = mem::take(&mut known.links);
+        let (links, gone): (HashMap<_, _>, HashMap<_, _>) =
+            all.into_iter().partition(|(address, _)| masters.contains(address));
+        (known.links, known.slots) = (links, slots);
+        drop(known);
+        drop(gone); // not under the lock
     }
 
     /// All slots and their masters, by the first.
@@ -222,25 +245,41 @@ impl Cluster {
         scan: impl Fn(&str) -> Pipeline,
         deadline: Instant,
     ) -> Result<(Vec<Value>, Option<String>), Failure> {
-        let slots = self.slots(deadline).await?;
-        let Some(Place { slots, cursor }) = Place::parse(from, &slots) else {
+        let known = self.slots(deadline).await?;
+        let Some(Place { slots, cursor }) = Place::parse(from, &known) else {
             return Ok((Vec::new(), None));
         };
-        let answer = self.link(&slots.master).call(Request::read(&scan(&cursor)), deadline).await;
+        // A scan is not told that a slot has moved: so the node is asked what it has, after it has looked.
+        let mut question = scan(&cursor);
+        question.cmd("CLUSTER").arg("SLOTS");
+        let answer = self.link(&slots.master).call(Request::read(&question), deadline).await;
         if answer.as_ref().is_err_and(Failure::is_away) {
             let _ = self.ask(Some(&slots.master), deadline).await;
         }
-        let (next, keys) = page(answer?)?;
-        let turn = slots.first..=slots.last;
+        let Value::Array(mut replies) = answer? else { return Err(Failure::unexpected_reply()) };
+        let now = replies.pop().and_then(|answer| slots_of(&answer, &slots.master));
+        let now = now.ok_or_else(Failure::unexpected_reply)?;
+        let (next, keys) = page(Value::Array(replies))?;
+        let owner = |slot| now.iter().find(|slots| slots.has(slot)).map(|slots| &slots.master);
         let keys = keys.into_iter().filter(|key| match key {
-            Value::BulkString(key) => turn.contains(&slot_of(&String::from_utf8_lossy(key))),
+            Value::BulkString(key) => {
+                let slot = slot_of(&String::from_utf8_lossy(key));
+                // A key that has come before its slot is nobody else's to show.
+                slots.has(slot) || owner(slot) != Some(&slots.master)
+            }
             _ => false,
         });
+        let keys = keys.collect();
+        let still_there = (slots.first..=slots.last).all(|slot| owner(slot) == Some(&slots.master));
+        if now != known && !now.is_empty() {
+            self.learn(now);
+        }
         let next = match next {
+            _ if !still_there => Some(slots.first.to_string()),
             Some(cursor) => Some(Place { slots, cursor }.to_string()),
             None => (slots.last < SLOTS - 1).then(|| (slots.last + 1).to_string()),
         };
-        Ok((keys.collect(), next))
+        Ok((keys, next))
     }
 
     /// Up if all masters are, down if none is; else the causes of those that are not.
@@ -249,29 +288,44 @@ impl Cluster {
             Ok(slots) => slots,
             Err(failure) => return Health::down(&failure.error),
         };
-        let covered: usize = slots.iter().map(|slots| usize::from(slots.last - slots.first) + 1).sum();
-        let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
+        let health = self.health_of(&slots, check, deadline).await;
+        if health == Health::Up {
+            return health;
+        }
+        // Perhaps another has taken the place of who is down, and nobody has asked for a session of it since.
+        let _ = self.ask(None, deadline).await;
+        match self.slots(deadline).await {
+            Ok(now) if now != slots => self.health_of(&now, check, deadline).await,
+            _ => health,
+        }
+    }
+
+    async fn health_of(&self, slots: &[Slots], check: &Check, deadline: Instant) -> Health {
+        let masters: HashSet<_> = slots.iter().map(|slots| &slots.master).collect();
         let mut checks = JoinSet::new();
         for master in masters {
-            let (link, check) = (self.link(&master), check.clone());
-            let own: Vec<_> = slots.iter().filter(|slots| slots.master == master).cloned().collect();
+            let (link, check) = (self.link(master), check.clone());
+            let own: Vec<_> = slots.iter().filter(|slots| slots.master == *master).cloned().collect();
+            let name = master.to_string();
             checks.spawn(async move {
-                let has_slot = |slot| own.iter().any(|slots| (slots.first..=slots.last).contains(&slot));
-                (master, check.of_node(&*link, has_slot, deadline).await)
+                let has_slot = |slot| own.iter().any(|slots| slots.has(slot));
+                (name, check.of_node(&*link, has_slot, deadline).await)
             });
         }
         let mut healths = checks.join_all().await;
-        healths.sort_unstable_by_key(|(master, _)| master.to_string());
+        healths.sort_unstable_by(|(name, _), (other, _)| name.cmp(other));
         let mut causes: Vec<_> =
-            healths.iter().filter_map(|(master, health)| Some(format!("{master}: {}", health.cause()?))).collect();
+            healths.iter().filter_map(|(name, health)| Some(format!("{name}: {}", health.cause()?))).collect();
+        let covered: usize = slots.iter().map(|slots| usize::from(slots.last - slots.first) + 1).sum();
         if covered < usize::from(SLOTS) {
             causes.push(format!("{} slots have no master", usize::from(SLOTS) - covered));
+        }
+        if causes.is_empty() {
+            return Health::Up;
         }
         let causes = causes.join("; ").into();
         if healths.iter().all(|(_, health)| matches!(health, Health::Down(_))) {
             Health::Down(causes)
-        } else if causes.is_empty() {
-            Health::Up
         } else {
             Health::Degraded(causes)
         }
@@ -313,8 +367,7 @@ impl fmt::Display for Place {
 
 /// What `CLUSTER SLOTS` answers: first, last, master, replicas…; a node is host, port, ….
 fn slots_of(answer: &Value, node: &Address) -> Option<Vec<Slots>> {
-    let Value::Array(replies) = answer else { return None };
-    let [Value::Array(ranges)] = &**replies else { return None };
+    let Value::Array(ranges) = answer else { return None };
     let mut all = Vec::with_capacity(ranges.len());
     for range in ranges {
         let Value::Array(range) = range else { return None };

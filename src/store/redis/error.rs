@@ -187,6 +187,11 @@ impl From<RedisError> for Failure {
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
                     Self::outage(error, Verdict::Lost)
                 }
+                // A script that looks at the sessions of a user, some of which have gone ahead to another node.
+                #[cfg(feature = "redis-cluster")]
+                Some("ERR") if error.detail().is_some_and(|detail| detail.contains("a non local key in a cluster")) => {
+                    Self { advice: Some(Advice::TryAgain), ..Self::outage(error, Verdict::Sound) }
+                }
                 Some("ERR") if error.detail().is_some_and(is_denied_in_script) => {
                     Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
                 }

@@ -12,6 +12,8 @@ pub(super) struct Request<'a> {
     replicas: Option<(usize, u64)>,
     /// To a server that another one names while it hands a slot over.
     asking: bool,
+    /// What is said of single reads, and may be an error, is for the caller to see.
+    lenient: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -23,7 +25,7 @@ enum What<'a> {
 
 impl<'a> Request<'a> {
     fn new(what: What<'a>) -> Self {
-        Self { what, replicas: None, asking: false }
+        Self { what, replicas: None, asking: false, lenient: false }
     }
 
     /// Commands that change nothing; their replies come as an array.
@@ -47,6 +49,11 @@ impl<'a> Request<'a> {
     #[cfg(feature = "redis-cluster")]
     pub(super) fn asking(self) -> Self {
         Self { asking: true, ..self }
+    }
+
+    #[cfg(feature = "redis-cluster")]
+    pub(super) fn lenient(self) -> Self {
+        Self { lenient: true, ..self }
     }
 
     /// The commands, if they are several that change nothing.
@@ -110,6 +117,9 @@ impl<'a> Request<'a> {
         };
         if replies.len() != commands.len() {
             return Err(Failure::unexpected_reply());
+        }
+        if self.lenient {
+            return Ok(replies);
         }
         Ok(replies.into_iter().map(reply).collect::<Result<_, _>>()?)
     }

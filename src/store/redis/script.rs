@@ -243,17 +243,19 @@ return list
 "#;
 
 /// Ends what the index has, and by the epoch what it has lost. `KEYS[1]` is the session that is spared, or nobody's.
+/// It looks at all before it ends one: in a cluster, some may be on their way to another node.
 const END_USER: &str = r#"
 local prefix, spared, reason, memory, epochs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local epoch, gone = redis.call('GET', KEYS[3]), {}
 local spare = spared ~= '' and redis.call('GET', KEYS[1])
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   local key = prefix .. member
-  if member ~= spared and live(redis.call('GET', key), epoch) then
-    if redis.pcall('SET', key, ended(reason), 'PX', memory).err then redis.call('UNLINK', key) end
-    redis.call('ZREM', KEYS[2], member)
-    table.insert(gone, member)
-  end
+  if member ~= spared and live(redis.call('GET', key), epoch) then table.insert(gone, member) end
+end
+for _, member in ipairs(gone) do
+  local key = prefix .. member
+  if redis.pcall('SET', key, ended(reason), 'PX', memory).err then redis.call('UNLINK', key) end
+  redis.call('ZREM', KEYS[2], member)
 end
 local next = string.format('%.0f', math.max(now(), tonumber(epoch or 0) + 1))
 if live(spare, epoch) then
