@@ -28,7 +28,7 @@ use super::{
     request::Request,
     route::page,
 };
-use crate::store::Health;
+use crate::store::{Health, StoreError};
 
 const SLOTS: u16 = 16384;
 /// How often the nodes are asked at most who has what.
@@ -42,8 +42,14 @@ pub(super) struct Cluster {
     seeds: Vec<Address>,
     config: RedisConfig,
     known: Mutex<Known>,
-    /// Only one request asks the nodes; when it last did.
-    asked: AsyncMutex<Option<Instant>>,
+    /// Only one request asks the nodes.
+    asked: AsyncMutex<Option<Asked>>,
+}
+
+/// When the nodes were last asked, and why that was in vain.
+struct Asked {
+    at: Instant,
+    failure: Option<Arc<StoreError>>,
 }
 
 #[derive(Default)]
@@ -180,8 +186,10 @@ impl Cluster {
     /// Asks the nodes who has what, unless somebody did just now: all but the one that is in doubt, at once.
     async fn ask(&self, doubted: Option<&Address>, deadline: Instant) -> Result<(), Failure> {
         let mut asked = timeout_at(deadline, self.asked.lock()).await.map_err(|_| Failure::timeout())?;
-        if asked.is_some_and(|asked| asked.elapsed() < ASK_INTERVAL) {
-            return Ok(());
+        if let Some(Asked { at, failure }) = &*asked
+            && at.elapsed() < ASK_INTERVAL
+        {
+            return failure.clone().map_or(Ok(()), |failure| Err(Failure::known_down(failure)));
         }
         let mut nodes: HashSet<_> = self.known().links.keys().chain(&self.seeds).cloned().collect();
         if nodes.len() > 1 {
@@ -205,7 +213,7 @@ impl Cluster {
                 Ok(Ok((Some(slots), node))) if !slots.is_empty() => {
                     tracing::debug!(%node, ranges = slots.len(), "the slots of the cluster");
                     self.learn(slots);
-                    *asked = Some(Instant::now());
+                    *asked = Some(Asked { at: Instant::now(), failure: None });
                     return Ok(());
                 }
                 Ok(Ok(_)) => failure = Some(Failure::no_master()),
@@ -213,8 +221,9 @@ impl Cluster {
                 Err(_) => {}
             }
         }
-        *asked = Some(Instant::now());
-        Err(failure.unwrap_or_else(Failure::no_master))
+        let failure = Arc::new(failure.unwrap_or_else(Failure::no_master).error);
+        *asked = Some(Asked { at: Instant::now(), failure: Some(failure.clone()) });
+        Err(Failure::known_down(failure))
     }
 
     /// From now on these have the slots; connections to others are closed.
