@@ -257,7 +257,7 @@ mod failing_over {
         assert!(sessions.revoke(&known.kept.id()).await.is_err());
         let health = sessions.health().await;
         assert_eq!(health.status, HealthStatus::Degraded, "{health:?}");
-        assert!(health.cause.unwrap().contains("too few replicas"));
+        assert!(health.cause.as_ref().unwrap().contains("too few replicas"), "{health:?}");
         assert!(is_served(&sessions).await, "what may come undone is served");
         scene.servers[2].resume();
         eventually("all is well", async || is_well(&sessions).await).await;

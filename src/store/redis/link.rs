@@ -22,7 +22,6 @@ use std::{
 use redis::{
     PushInfo, PushKind, RedisError, Value,
     aio::{MultiplexedConnection, SendError},
-    cmd,
 };
 use tokio::{
     runtime::Handle,
@@ -180,7 +179,7 @@ async fn keep(state: Arc<watch::Sender<State>>, target: Target, config: RedisCon
                 let line = Line { connection, since: Instant::now(), renewal, silence };
                 let since = line.since;
                 state.send_replace(State::Up(line.clone()));
-                watch_over(&state, line, config.timeout).await;
+                watch_over(&state, line, &target, config.timeout).await;
                 if since.elapsed() > RENEWAL {
                     backoff = BACKOFF.0;
                     continue;
@@ -263,17 +262,19 @@ fn disconnected(state: &Weak<watch::Sender<State>>, line: &Silence) {
 }
 
 /// Returns when the connection is not in use any more.
-async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, patience: Duration) {
+async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, target: &Target, patience: Duration) {
     let mut changes = state.subscribe();
-    let ping = cmd("PING");
+    let question = target.question();
     loop {
         let ended = changes.wait_for(|state| !state.is_up(&line.silence));
         if timeout(PING_INTERVAL, ended).await.is_ok() {
             return;
         }
-        // Whatever is an answer will do.
-        match timeout(patience, line.connection.send_packed_command(&ping)).await {
-            Ok(Ok(_)) => line.silence.store(0, Ordering::Relaxed),
+        match timeout(patience, line.connection.send_packed_command(&question)).await {
+            Ok(Ok(answer)) => match target.is_answered(&answer) {
+                Ok(()) => line.silence.store(0, Ordering::Relaxed),
+                Err(failure) => report(state, &line, &failure),
+            },
             Ok(Err(error)) => report(state, &line, &Failure::from(error)),
             Err(_) => report(state, &line, &Failure::timeout()),
         }

@@ -72,6 +72,8 @@ impl<'a> Request<'a> {
     pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, Failure> {
         match self.what {
             What::Write(command) => self.send_one(command, connection).await,
+            // Replicas would be waited for twice if the script were not known.
+            What::Script(call) if self.replicas.is_some() => self.send_one(&call.by_text(), connection).await,
             What::Script(call) => match self.send_one(&call.by_sha(), connection).await {
                 Err(failure) if failure.is_unknown_script() => self.send_one(&call.by_text(), connection).await,
                 answer => answer,
