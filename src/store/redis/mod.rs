@@ -45,6 +45,52 @@
 //!
 //! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
 //! more. All keys of a call share a cluster slot, but for the page of a scan.
+//!
+//! # Permissions
+//! An ACL user of its own needs these rights, and no others: for a service that creates, reads, changes, ends and lists the sessions of
+//! users (with the [prefix](RedisConfig::prefix) `sess:`):
+//! ```text
+//! ACL SETUSER app on >password resetchannels ~sess:* -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha
+//!   +zadd +zcount +zrange +zrem +zremrangebyscore +zscore
+//! ```
+//!
+//! | for | also |
+//! |---|---|
+//! | [scans](crate::Sessions::scan), [counts](crate::Sessions::count), [exports](crate::Sessions::export) | `+scan +getrange` |
+//! | [`max_sessions`](RedisConfig::max_sessions) | `+zcard` |
+//! | [`share_events`](RedisConfig::share_events) | `+xadd +xrange +xrevrange` |
+//! | [`wait_for_replicas`](RedisConfig::wait_for_replicas) | `+wait` |
+//! | a database other than 0 | `+select` |
+//! | Cluster | `+cluster\|slots +asking` |
+//! | Sentinel | `+role`; and of the Sentinels, if they ask for a login: `&+switch-master +sentinel\|get-master-addr-by-name +subscribe` |
+//! | a pool that tests connections before it gives them away, as `bb8` does by default | `+ping` |
+//!
+//! `PING` may be denied otherwise: a refusal is an answer. Neither `CONFIG` nor `CLIENT` nor notifications about keys are needed. What is
+//! refused is an error of the configuration, and makes the health degraded or down.
+//!
+//! # Cluster
+//! Of the nodes of a [cluster](RedisConfig::cluster) one that answers is enough: it tells of the others. There is a connection to each master,
+//! which is asked for what its slots have. Replicas are not asked. All sessions of a user are in one slot, so what is about a user is one
+//! call, and atomic, as on one server. `sess:all` and `sess:events` are one key each, so all writes go to one node for them: leave
+//! them off where one node cannot take that.
+//!
+//! | what happens | what becomes of sessions |
+//! |---|---|
+//! | a master dies | its sessions are away until its replica takes over (`cluster-node-timeout` and about a second); an operation fails at once. Others are served. The health is degraded, and names the node |
+//! | a master hangs | the same, once two operations in a row went unanswered |
+//! | a slot is being moved | what is read is read, wherever it is. What is written waits, for a script that concerns a key which has gone ahead, or was never there, is told to come again. When the slot has arrived it goes on; if that takes longer than the [timeout](RedisConfig::timeout), it fails, and nothing was written |
+//! | a slot has moved | the next operation is sent on, and later ones go there at once |
+//! | the cluster is down, or a slot has no master | an outage for sessions of that slot |
+//!
+//! A scan goes through the slots one range after the other, and asks the node each time whether it still has them; what has moved has its
+//! turn again. Of a slot that is half-way in that moment it may miss a session, or see one twice. [Counts](crate::Sessions::count) are
+//! made of scans.
+//!
+//! Redis replicates later than it confirms. What a master confirmed just before it died may be lost: a session is then unknown, or as it
+//! was a moment before. What was ended through this process stays ended here for [`remember_ended`](RedisConfig::remember_ended),
+//! and is ended again when it shows up; for other processes see [`wait_for_replicas`](RedisConfig::wait_for_replicas). Set
+//! `min-replicas-to-write 1` on the nodes, so that a master which is cut off takes no writes, and `maxmemory-policy noeviction` or
+//! `volatile-ttl`. The same holds for Sentinel.
 
 #[cfg(feature = "redis-cluster")]
 mod cluster;
