@@ -4,6 +4,10 @@
 
 mod support;
 
+use std::time::Duration;
+
+use bb8::Pool;
+use bb8_redis::RedisConnectionManager;
 use redis::Value;
 use support::{
     eventually,
@@ -114,4 +118,43 @@ async fn the_keys_of_others_are_out_of_reach() {
     assert_eq!(others.health().await.status, HealthStatus::Down);
     assert!(others.health().await.cause.unwrap().contains("no permissions"), "{:?}", others.health().await);
     assert_eq!(server.keys().await, [""; 0]);
+}
+
+/// The rule in the documentation is the one that is tried here.
+#[test]
+fn the_rule_is_documented() {
+    let docs = include_str!("../src/store/redis/mod.rs");
+    let rule: Vec<_> = docs.lines().skip_while(|line| !line.contains("ACL SETUSER app")).take(2).collect();
+    let documented: Vec<_> =
+        rule.iter().flat_map(|line| line.split(' ')).filter_map(|word| word.strip_prefix('+')).collect();
+    assert_eq!(documented, SESSIONS.split(' ').collect::<Vec<_>>());
+    for some in [SCANS, PLACES, EVENTS] {
+        assert!(docs.contains(&format!("| `+{}` |", some.replace(' ', " +"))), "{some}");
+    }
+}
+
+#[tokio::test]
+async fn another_database_replicas_and_a_pool_that_tests_need_one_right_more_each() {
+    let server = RedisServer::start().await;
+    let replica = RedisServer::start_replica_of(&server).await;
+    let config = || RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap();
+    let in_database = RedisConfig::from_url(&format!("{}2", server.url_as("app", "app-password"))).unwrap();
+    let manager = RedisConnectionManager::new(server.url_as("app", "app-password")).unwrap();
+    let pool = || Pool::builder().connection_timeout(Duration::from_millis(500)).build_unchecked(manager.clone());
+    for (right, config) in
+        [("select", in_database), ("wait", config().wait_for_replicas(1)), ("ping", RedisConfig::from_pool(pool()))]
+    {
+        server.add_user("app", "app-password", &rules(&[SESSIONS])).await;
+        let ends_one = async |config: RedisConfig| {
+            let sessions = sessions(patient(config));
+            match sessions.create("ana").await {
+                Ok(token) => sessions.revoke(&token.id()).await.is_ok_and(|revoked| revoked),
+                Err(_) => false,
+            }
+        };
+        assert!(!ends_one(config.clone()).await, "{right} was not needed");
+        server.add_user("app", "app-password", &rules(&[SESSIONS, right])).await;
+        assert!(ends_one(config).await, "{right} was not enough");
+    }
+    assert!(replica.is_in_sync().await);
 }

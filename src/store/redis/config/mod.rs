@@ -186,6 +186,10 @@ impl RedisConfig {
     /// Connections are taken from it, cloned and given back at once, for they are multiplexed: few of them serve many
     /// requests, and the pool needs no more than the rest of the application does. The
     /// [timeout](Self::timeout) covers the wait for one. See [`RedisStore::from_pool`](super::RedisStore::from_pool).
+    ///
+    /// An operation takes less than half the time if the pool does not send a ping before each use (`test_on_check_out(false)`; a
+    /// connection that was lost is noticed here, and replaced), and if its connections do not wait to fill packets
+    /// (`TcpSettings::set_nodelay`).
     #[cfg(feature = "redis-bb8")]
     pub fn from_pool(pool: bb8::Pool<bb8_redis::RedisConnectionManager>) -> Self {
         Self::of(Servers::Pool(pool), RedisConnectionInfo::default())
