@@ -538,3 +538,118 @@ fn two_at_once(place: Place) -> usize {
     }
     schedules
 }
+
+/// A store that cannot be reached, or has no place for more, when it is told so.
+mod failing {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::*;
+    use tower_keep::{HealthStatus, SessionLayer};
+
+    const AWAY: u8 = 1;
+    const FULL: u8 = 2;
+
+    #[derive(Clone)]
+    struct Failing {
+        inner: MemoryStore,
+        state: Arc<AtomicU8>,
+    }
+
+    impl Failing {
+        fn new() -> Self {
+            Self { inner: MemoryStore::new(), state: Arc::default() }
+        }
+
+        fn becomes(&self, state: u8) {
+            self.state.store(state, Ordering::Relaxed);
+        }
+
+        async fn before(&self) -> Result<(), StoreError> {
+            if self.state.load(Ordering::Relaxed) == AWAY {
+                return Err(StoreError::Outage("the test says so".into()));
+            }
+            Ok(())
+        }
+    }
+
+    impl SessionStore for Failing {
+        fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
+            StoreFuture::boxed(async move {
+                self.before().await?;
+                if self.state.load(Ordering::Relaxed) == FULL {
+                    return Ok(Created::Full);
+                }
+                self.inner.create(id, new, limits).await
+            })
+        }
+
+        asks_all_but_create! {}
+    }
+
+    struct Scene {
+        old: Failing,
+        new: Failing,
+        both: MigratingStore,
+    }
+
+    /// Session 0 has moved, session 1 has not.
+    async fn scene() -> Scene {
+        let (old, new) = (Failing::new(), Failing::new());
+        let both = MigratingStore::new(old.clone(), new.clone());
+        for n in [0, 1] {
+            old.create(&id(n), entry(n, 1), Limits::none()).await.unwrap();
+        }
+        both.load(&id(0)).await.unwrap().live().unwrap();
+        Scene { old, new, both }
+    }
+
+    #[tokio::test]
+    async fn without_the_old_store_those_that_have_moved_are_served() {
+        let Scene { old, both, .. } = scene().await;
+        old.becomes(AWAY);
+        assert!(both.load(&id(0)).await.unwrap().live().is_some());
+        let updated = both.update(&id(0), record(0, 1).version(), entry(0, 2)).await.unwrap();
+        assert!(matches!(updated, Outcome::Done));
+        for failed in [
+            both.load(&id(1)).await.is_err(),
+            both.create(&id(2), entry(2, 1), Limits::none()).await.is_err(),
+            both.list("ana").await.is_err(),
+            both.end_user("ana", None, EndReason::Revoked).await.is_err(),
+            both.count().await.is_err(),
+            both.move_all().await.is_err(),
+        ] {
+            assert!(failed);
+        }
+        let health = SessionLayer::new(both.clone()).sessions().health().await;
+        assert_eq!(health.status, HealthStatus::Down);
+        assert!(health.cause.unwrap().starts_with("the old store: "));
+        old.becomes(0);
+        assert!(both.load(&id(1)).await.unwrap().live().is_some());
+        assert_eq!(both.health().await.unwrap(), Health::Up);
+    }
+
+    #[tokio::test]
+    async fn without_the_new_store_nothing_is_served_and_nothing_lost() {
+        let Scene { new, both, old } = scene().await;
+        new.becomes(AWAY);
+        assert!(both.load(&id(0)).await.is_err() && both.load(&id(1)).await.is_err());
+        assert!(both.health().await.unwrap().cause().unwrap().starts_with("the new store: "));
+        new.becomes(0);
+        assert_eq!(both.move_all().await.unwrap(), 1);
+        assert_eq!(both.list("ana").await.unwrap().len(), 2);
+        assert_eq!(old.count().await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn while_the_new_store_is_full_the_old_ones_are_read_and_ended() {
+        let Scene { new, both, .. } = scene().await;
+        new.becomes(FULL);
+        assert!(both.load(&id(1)).await.unwrap().live().is_some());
+        assert!(both.update(&id(1), record(1, 1).version(), entry(1, 2)).await.is_err());
+        assert!(both.move_all().await.is_err());
+        assert!(matches!(both.end(&id(1), EndReason::LoggedOut).await.unwrap(), Outcome::Done));
+        new.becomes(0);
+        assert!(both.load(&id(1)).await.unwrap().live().is_none());
+        assert!(both.load(&id(0)).await.unwrap().live().is_some());
+    }
+}
