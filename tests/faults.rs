@@ -18,7 +18,7 @@ use support::{
     client::{Client, Reply},
     eventually,
     proxy::Proxy,
-    redis_server::{RedisServer, command_on, text},
+    redis_server::{Loading, RedisServer, command_on, text},
 };
 use tokio::{
     net::TcpListener,
@@ -565,25 +565,14 @@ mod read_only {
 
     #[tokio::test]
     async fn loading_its_data() {
-        let args = ["--enable-debug-command", "yes", "--rdbcompression", "no"];
-        let args = [&args[..], &["--loading-process-events-interval-bytes", "1024"]].concat();
-        let server = RedisServer::start_with(&args).await;
+        let server = RedisServer::start_with(&Loading::ARGS).await;
         let service = Service::at(&server.url()).await;
-        for i in 0..100 {
-            server.command(&format!("SET filler{i} {}", "x".repeat(2000))).await;
-        }
-        let mut control = server.connect().await.unwrap();
-        let mut reloading = server.connect().await.unwrap();
-        command_on(&mut control, "CONFIG SET key-load-delay 100000").await.unwrap();
-        let reload = tokio::spawn(async move { command_on(&mut reloading, "DEBUG RELOAD").await });
-        let loading = async || command_on(&mut control.clone(), "PING").await.is_err();
-        eventually("the server loads", loading).await;
+        let loading = Loading::of(&server).await;
         service.serves_the_public().await;
         assert_unavailable(&service.read().await);
         assert_unavailable(&service.write(99).await);
-        command_on(&mut control, "CONFIG SET key-load-delay 0").await.unwrap();
+        loading.ends().await;
         service.resumes(1).await;
-        assert!(reload.await.unwrap().is_ok());
     }
 }
 

@@ -31,7 +31,7 @@ use support::{
     client::{Client, Reply},
     eventually,
     log::Log,
-    redis_server::{RedisServer, command_on},
+    redis_server::{Loading, RedisServer, command_on},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
@@ -698,23 +698,12 @@ mod redis_store {
 
     #[tokio::test]
     async fn loading_its_data() {
-        let args = ["--enable-debug-command", "yes", "--rdbcompression", "no"];
-        let args = [&args[..], &["--loading-process-events-interval-bytes", "1024"]].concat();
-        let server = RedisServer::start_with(&args).await;
+        let server = RedisServer::start_with(&Loading::ARGS).await;
         let scene = Scene::at(&server.url()).await;
         scene.is_up().await;
-        for i in 0..100 {
-            server.command(&format!("SET filler{i} {}", "x".repeat(2000))).await;
-        }
-        let mut control = server.connect().await.unwrap();
-        let mut reloading = server.connect().await.unwrap();
-        command_on(&mut control, "CONFIG SET key-load-delay 100000").await.unwrap();
-        let reload = tokio::spawn(async move { command_on(&mut reloading, "DEBUG RELOAD").await });
-        let loading = async || command_on(&mut control.clone(), "PING").await.is_err();
-        eventually("the server loads", loading).await;
+        let loading = Loading::of(&server).await;
         scene.becomes(DOWN, "loading the dataset").await;
-        command_on(&mut control, "CONFIG SET key-load-delay 0").await.unwrap();
+        loading.ends().await;
         scene.is_up().await;
-        assert!(reload.await.unwrap().is_ok());
     }
 }

@@ -106,6 +106,14 @@ impl HealthService {
     }
 
     /// What `Retry-After` says in a 503. Default: 5 seconds. Whole seconds, rounded up.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::{MemoryStore, SessionLayer};
+    /// # let layer = SessionLayer::new(MemoryStore::new());
+    /// let health = layer.sessions().health_service().retry_after(Duration::from_secs(30));
+    /// # let _ = health;
+    /// ```
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = delay;
@@ -198,6 +206,19 @@ impl fmt::Debug for HealthService {
 /// The response of a [`HealthService`].
 ///
 /// Dropping it gives up the check, unless others wait for it: then one of them makes it.
+///
+/// ```
+/// use http::Request;
+/// use tower::Service;
+/// use tower_keep::{HealthFuture, MemoryStore, SessionLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let mut health = SessionLayer::new(MemoryStore::new()).sessions().health_service();
+/// let answer: HealthFuture = health.call(Request::new(()));
+/// assert!(answer.await.is_ok_and(|response| response.status() == 200));
+/// # }
+/// ```
 #[must_use = "futures do nothing unless polled"]
 pub struct HealthFuture(Answer);
 

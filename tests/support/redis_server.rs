@@ -9,6 +9,7 @@ use redis::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
+    task::JoinHandle,
 };
 
 use super::{
@@ -327,6 +328,38 @@ impl RedisServer {
         let line =
             info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{}:calls=", command.to_lowercase())));
         line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+}
+
+/// A server that loads its data, and takes its time.
+pub struct Loading {
+    control: MultiplexedConnection,
+    reload: JoinHandle<redis::RedisResult<Value>>,
+}
+
+impl Loading {
+    /// What the server must be started with.
+    pub const ARGS: [&str; 6] =
+        ["--enable-debug-command", "yes", "--rdbcompression", "no", "--loading-process-events-interval-bytes", "1024"];
+
+    /// Begins; with the data that is there, and some more.
+    pub async fn of(server: &RedisServer) -> Self {
+        for i in 0..100 {
+            server.command(&format!("SET filler{i} {}", "x".repeat(2000))).await;
+        }
+        let mut control = server.connect().await.unwrap();
+        let mut reloading = server.connect().await.unwrap();
+        command_on(&mut control, "CONFIG SET key-load-delay 100000").await.unwrap();
+        let reload = tokio::spawn(async move { command_on(&mut reloading, "DEBUG RELOAD").await });
+        let loads = async || command_on(&mut control.clone(), "PING").await.is_err();
+        eventually("the server loads", loads).await;
+        Self { control, reload }
+    }
+
+    /// It is done in a moment.
+    pub async fn ends(mut self) {
+        command_on(&mut self.control, "CONFIG SET key-load-delay 0").await.unwrap();
+        self.reload.await.unwrap().unwrap();
     }
 }
 
