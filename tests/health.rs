@@ -31,7 +31,7 @@ use support::{
     client::{Client, Reply},
     eventually,
     log::Log,
-    redis_server::{Loading, RedisServer, command_on},
+    redis_server::{Loading, RedisServer},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
