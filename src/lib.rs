@@ -61,10 +61,14 @@
 //! | one from before, changed a moment ago | has no session | keeps what it has: it is being given the new one |
 //! | one from before, later | ends the session | somebody has a copy: [`EndReason::TokenReused`] |
 //!
+//! A request that is being served while another changes the token at once keeps what it loaded, and what it saves is merged; but it is not told the new
+//! token, unless it logs in or rotates as well: the token may have been changed because of who sent it.
+//!
 //! Only a login begins another session, with another id, in the slot of its user. First that one is created, naming the one before, for half a
 //! minute; then the one before ends in its favour, if nobody wrote it meanwhile: at that moment the new one begins; and is told so, and
 //! gets its time to live, with a third write. So a request that is cut off anywhere leaves one of the two, and a new session that never began
-//! comes to nothing, however the other ends.
+//! comes to nothing, however the other ends. If somebody else ends it first, by a logout or by using it up, the login begins without anything
+//! of it: of what was ended nothing is carried on twice.
 //!
 //! # Users
 //! The ids of a user's sessions share a [slot tag](SessionId::slot_tag), so that a store can do what concerns a user in one step:

@@ -19,7 +19,7 @@ use crate::{
     observe::{Causes, Counters},
     record::{Json, Record},
     session::SessionError,
-    store::SessionStore,
+    store::{Found, SessionStore, StoreError},
     time::Clock,
     token::SessionId,
 };
@@ -75,6 +75,17 @@ impl Shared {
 
     pub(crate) fn limits_of(&self, user: Option<&str>) -> Limits {
         user.map_or(Limits::none(), |user| (self.limits)(user))
+    }
+
+    /// Whether a session waits for no other to end in its favour, or that has.
+    pub(crate) async fn has_begun(&self, id: &SessionId, record: &Record) -> Result<bool, StoreError> {
+        Ok(match &record.replaces {
+            Some(old) => match self.store.load(old).await? {
+                Found::Ended(ended) => ended.successor == Some(*id),
+                Found::Live(_) | Found::Unknown => false,
+            },
+            None => true,
+        })
     }
 
     /// Counts and tells what happened. What cannot be told to other processes is logged: it has happened all the same.

@@ -29,7 +29,7 @@ use tokio::{
 use tower_keep::{
     HealthStatus, OnOutage, SessionLayer,
     store::{
-        Cursor, Health, SessionStore,
+        Cursor, Health, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -509,6 +509,24 @@ mod read_only {
         service.client.one(json!(["logout"])).await;
         assert_eq!(service.client.cookie(COOKIE), None);
         assert_eq!(dead.one(json!(["user"])).await, json!(null));
+    }
+
+    /// The end of a session in favour of another must be remembered, or both are lost.
+    #[tokio::test]
+    async fn out_of_memory_nothing_is_replaced() {
+        let server = RedisServer::start().await;
+        let store = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
+        let sessions = SessionLayer::new(store.clone()).sessions();
+        let (old, new) = (sessions.create("ana").await.unwrap(), sessions.create("ana").await.unwrap());
+        server.command("CONFIG SET maxmemory 1").await;
+        assert!(matches!(store.replace(&old.id(), None, &new.id()).await, Err(StoreError::Outage(_))));
+        assert!(sessions.is_valid(&old).await.unwrap());
+        server.command("CONFIG SET maxmemory 0").await;
+        for _ in 0..2 {
+            let outcome = store.replace(&old.id(), None, &new.id()).await.unwrap();
+            assert!(matches!(outcome, Outcome::Done), "it can be repeated: {outcome:?}");
+        }
+        assert!(!sessions.is_valid(&old).await.unwrap());
     }
 
     #[tokio::test]

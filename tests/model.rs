@@ -181,6 +181,8 @@ struct Model {
     told: Told,
     /// The stored session has another token than the request brought.
     moved: bool,
+    /// Time has ended the session before it could be saved.
+    ended: bool,
 }
 
 impl Model {
@@ -206,6 +208,7 @@ impl Model {
             destroyed: false,
             told: Told::Nothing,
             moved: false,
+            ended: false,
         };
         model.settle();
         model
@@ -314,6 +317,7 @@ impl Model {
                     // Its new lifetime was over before it began.
                     self.end();
                     self.settle();
+                    self.ended = true;
                     return;
                 }
                 next.ends_at = now + ttl;
@@ -442,12 +446,20 @@ impl<'a> World<'a> {
         let sent: Vec<Value> = steps.iter().flat_map(wire).collect();
         let reply = client.post("/do", &Value::Array(sent)).await;
 
-        let status = steps.iter().rev().find_map(|step| if let Step::Status(code) = step { Some(*code) } else { None });
-        assert_eq!(reply.status, StatusCode::from_u16(status.unwrap_or(200)).unwrap(), "{reply:?}");
-        let Value::Array(results) = reply.json() else { panic!("{reply:?}") };
-        let mut results = results.into_iter();
+        let mut expected = Vec::new();
         for (place, step) in steps.iter().enumerate() {
-            let Some(expected) = model.perform(step) else { continue };
+            expected.extend(model.perform(step).map(|result| (place, step, result, model.moved)));
+            if model.ended {
+                break; // the handler is told, and gives up
+            }
+        }
+        let status = steps.iter().rev().find_map(|step| if let Step::Status(code) = step { Some(*code) } else { None });
+        let status = if model.ended { 401 } else { status.unwrap_or(200) };
+        assert_eq!(reply.status, StatusCode::from_u16(status).unwrap(), "{reply:?}");
+        let results = if model.ended { json!([]) } else { reply.json() };
+        let Value::Array(results) = results else { panic!("{reply:?}") };
+        let mut results = results.into_iter();
+        for (place, step, expected, moved) in expected.into_iter().filter(|_| !model.ended) {
             let result = results.next().expect("a result of every step");
             let what = format!("step {place}: {step:?}");
             match step {
@@ -456,7 +468,7 @@ impl<'a> World<'a> {
                     assert_eq!(json!([!result.is_null(), !token.is_null()]), expected, "{what}");
                     if let Some(token) = token.as_str() {
                         assert_eq!(json!(Token::parse(token).unwrap().id()), result, "{what}");
-                        assert_eq!(Some(token) == presented.as_deref(), !model.moved, "{what}");
+                        assert_eq!(Some(token) == presented.as_deref(), !moved, "{what}");
                         assert!(!self.dead.iter().any(|dead| dead == token), "{what}");
                     }
                 }
@@ -470,7 +482,7 @@ impl<'a> World<'a> {
         }
         assert_eq!(results.next(), None);
 
-        if !unused {
+        if !unused && !model.ended {
             model.save();
         }
         let new = self.check_cookie(&reply, &model, presented.as_deref());

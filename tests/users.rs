@@ -118,6 +118,7 @@ mod promised {
     promises! { memory
         a_user_sees_own_sessions_and_ends_them
         all_others_end_and_the_current_one_goes_on
+    who_is_spared_never_looks_ended
         the_next_request_is_told_why
         one_device_at_a_time
         a_strict_limit_refuses_the_login_and_keeps_the_visitor
@@ -218,6 +219,18 @@ async fn all_others_end_and_the_current_one_goes_on(w: World) {
     }
     current.one(json!(["rotate"])).await;
     assert_eq!(current.one(json!(["get", "l"])).await, 1);
+}
+
+async fn who_is_spared_never_looks_ended(w: World) {
+    let (here, there) = (w.here(), w.there());
+    let spared = here.create("ana").await.unwrap();
+    let id = spared.id();
+    for _ in 0..50 {
+        here.create("ana").await.unwrap();
+        let look = async || there.is_valid(&spared).await.unwrap();
+        let (.., alive, alive_still) = tokio::join!(here.revoke_others("ana", &id), look(), look(), look());
+        assert!(alive && alive_still);
+    }
 }
 
 async fn the_next_request_is_told_why(w: World) {

@@ -156,6 +156,9 @@ impl<R> SessionLayer<R> {
     ///
     /// A value that is no `T` is `None` to the closure.
     ///
+    /// When the answer to a save was lost, and another request has saved since, nobody can tell whether the first save was made:
+    /// then `theirs` may hold already what this request wants to save. A union does not mind, a sum does.
+    ///
     /// ```
     /// # use std::collections::BTreeSet;
     /// # use tower_keep::{Key, MemoryStore, SessionLayer};

@@ -173,18 +173,18 @@ impl Record {
         }
     }
 
-    /// Whether the token before the current one is dead.
-    pub(crate) fn served_no_more(&self) -> bool {
+    /// Whether the token before the current one was dead at once.
+    pub(crate) fn rotated_without_grace(&self) -> bool {
         self.rotation.is_none_or(|rotation| rotation.grace.is_zero())
     }
 
-    /// Makes another token the one that counts; that of now is served for `grace` still.
     /// Whether it was written with a new token.
     #[cfg(feature = "redis")]
     pub(crate) fn rotates(&self) -> bool {
         self.rotation.is_some_and(|rotation| rotation.at == self.written_at)
     }
 
+    /// Makes another token the one that counts; that of now is served for `grace` still.
     pub(crate) fn rotate(&mut self, now: Timestamp, grace: Duration) -> Result<(), getrandom::Error> {
         let (current, previous) = (Generation::new()?, self.generation());
         self.rotation = Some(Rotation { current, previous, at: now, grace });

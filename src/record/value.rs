@@ -1,12 +1,12 @@
 //! The values of a session.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::Error as _};
 use serde_json::value::RawValue;
 
 /// A value as JSON text, decoded only when read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Json(Arc<str>);
 
 impl Json {
@@ -37,20 +37,23 @@ impl Json {
 /// Equal as JSON: a map that was written in another order is the same map.
 impl PartialEq for Json {
     fn eq(&self, other: &Self) -> bool {
-        same(&self.0, &other.0)
+        same(&self.0, &other.0, DEEPEST)
     }
 }
 
-fn same(one: &str, other: &str) -> bool {
+/// How deep maps and lists are looked into, as `serde_json` does.
+const DEEPEST: usize = 128;
+
+fn same(one: &str, other: &str, depth: usize) -> bool {
     type Map<'a> = BTreeMap<String, &'a RawValue>;
     type List<'a> = Vec<&'a RawValue>;
-    let both = |(one, other): (&&RawValue, &&RawValue)| same(one.get(), other.get());
+    let both = |(one, other): (&&RawValue, &&RawValue)| same(one.get(), other.get(), depth - 1);
 
     if one == other {
         return true;
     }
     // What is no map, and holds none, is the same only if its text is: a number may be more than any type of ours holds.
-    if one.len() != other.len() || !one.starts_with(['{', '[']) {
+    if one.len() != other.len() || !one.starts_with(['{', '[']) || depth == 0 {
         return false;
     }
     if let (Ok(one), Ok(other)) = (serde_json::from_str::<Map<'_>>(one), serde_json::from_str::<Map<'_>>(other)) {
@@ -60,6 +63,13 @@ fn same(one: &str, other: &str) -> bool {
         return one.len() == other.len() && one.iter().zip(&other).all(both);
     }
     false
+}
+
+/// Not what it says: a value may be a secret.
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Json({} bytes)", self.0.len())
+    }
 }
 
 impl Serialize for Json {
@@ -73,5 +83,23 @@ impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
         Ok(Self(raw.get().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(depth: usize, value: &str) -> Json {
+        Json(format!("{}{value}{}", "[".repeat(depth), "]".repeat(depth)).into())
+    }
+
+    #[test]
+    fn values_are_compared_as_deep_as_they_can_be_read() {
+        assert_eq!(nested(100, r#"{"a":1,"b":2}"#), nested(100, r#"{"b":2,"a":1}"#));
+        assert_ne!(nested(100, "1"), nested(100, "2"));
+        // No deeper, however deep a client nests them.
+        assert_ne!(nested(30_000, "1"), nested(30_000, "2"));
+        assert_eq!(nested(30_000, "1"), nested(30_000, "1"));
     }
 }

@@ -61,7 +61,7 @@ impl Inner {
         let cookie = credentials.cookie().filter(|_| transport == Transport::Cookie)?;
         let now = self.shared.clock.now();
         match untold {
-            Untold::Token(until) => cookie.give(&self.token_of(state.live()?)?, now, until),
+            Untold::Token(until) => cookie.give(&self.token_of(state.begun()?)?, now, until),
             Untold::End if matches!(self.presented, Presented::Nothing) => None,
             Untold::End => cookie.remove(),
         }

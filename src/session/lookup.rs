@@ -120,10 +120,11 @@ impl Inner {
     /// What was loaded, unless it waits for another session to end in its favour. Once that has, it waits no more.
     async fn begun(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Loaded>, StoreError> {
         let record = &loaded.record;
-        let Some(old) = &record.replaces else { return Ok(Some(loaded)) };
-        match self.shared.store.load(old).await? {
-            Found::Ended(Ended { successor: Some(successor), .. }) if successor == *id => {}
-            _ => return Ok(None),
+        if record.replaces.is_none() {
+            return Ok(Some(loaded));
+        }
+        if !self.shared.has_begun(id, record).await? {
+            return Ok(None);
         }
         // Best effort: if it fails, the next request sees to it.
         let now = self.shared.clock.now();
@@ -160,7 +161,7 @@ impl Inner {
         }
         let expires_at = now.plus(left);
         let last_seen = record.last_used(now, left);
-        Some(Live { id, token, last_seen, expires_at, is_new: false, record, moved: None })
+        Some(Live { id, token, last_seen, expires_at, is_new: false, record, disowned: false, moved: None })
     }
 
     /// Extends the idle timeout, if enough of it has passed. Now, and not with the response: a slow handler's session must not end

@@ -710,7 +710,12 @@ impl Inner {
         Ok(mine)
     }
 
+    /// The token that its client is to use.
     fn token_of(&self, live: &Live) -> Option<Token> {
+        self.held(live).filter(|_| !live.disowned)
+    }
+
+    fn held(&self, live: &Live) -> Option<Token> {
         match (&live.token, &self.presented) {
             (Held::Minted(token), _) => Some(Token::clone(token)),
             (Held::Presented(place), Presented::Tokens(_, candidates)) => candidates.get(*place).cloned(),

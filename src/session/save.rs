@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Inner, SessionError,
-    state::{Fate, Known, Live, Move, State},
+    state::{Fate, Known, Live, Move, Stage, State},
 };
 use crate::{
     ended::EndReason,
@@ -25,7 +25,7 @@ use crate::{
     shared::Shared,
     store::{Created, Entry, Outcome, SessionStore, StoreError},
     time::Timestamp,
-    token::{SessionId, Tag, Token},
+    token::{Generation, SessionId, Tag, Token},
 };
 
 /// How often a save merges with others before it gives up. Each failure is another request's success, so only
@@ -60,6 +60,8 @@ pub(super) enum Write {
         entry: Entry,
         /// The token that counts from then on, if another does.
         token: Option<Token>,
+        /// It is the session of a login, which waits or begins.
+        begins: bool,
     },
     End {
         id: SessionId,
@@ -102,6 +104,20 @@ impl Write {
                 Answer::Written(store.replace(id, *expected, successor).await?)
             }
         })
+    }
+
+    /// Whether the client has to be told another token when it is done.
+    fn gives_token(&self) -> bool {
+        match self {
+            Self::Create(_) | Self::Replace { .. } => true,
+            Self::Update { token, begins, .. } => token.is_some() || *begins,
+            Self::End { .. } => false,
+        }
+    }
+
+    /// Whether it makes the token of this generation the one that counts.
+    pub(super) fn rotates_to(&self, generation: Option<Generation>) -> bool {
+        matches!(self, Self::Update { entry, token: Some(_), .. } if entry.record.generation() == generation)
     }
 
     /// The session that it must be the first to write, if somebody was before.
@@ -152,7 +168,7 @@ impl Inner {
                 Some(Write::End { id: new.id, reason: EndReason::LoggedOut })
             }
             // It may have changed the token, which cannot reach the client any more. Whether it did shows with the next write.
-            Some(Attempt { write: Write::Update { token: Some(_), .. }, .. }) if delivery != Delivery::Response => {
+            Some(attempt) if delivery != Delivery::Response && attempt.write.gives_token() => {
                 self.next_write(state, delivery)?
             }
             Some(_) => {
@@ -188,7 +204,7 @@ impl Inner {
         let rotates = match state.fate {
             Fate::Renew => can_be_told,
             // Without a response, what was changed is kept, under the token that the client has.
-            Fate::Rotate => delivery != Delivery::None || state.changes.login.is_some(),
+            Fate::Rotate => delivery != Delivery::None || state.changes.login().is_some(),
             Fate::Keep | Fate::Destroy => false,
         };
         if !rotates && state.changes.is_empty() {
@@ -197,8 +213,8 @@ impl Inner {
         if rotates && !can_be_told {
             return Err(SessionError::ResponseSent);
         }
-        let afresh = state.changes.afresh;
-        let moves = afresh || state.changes.login.as_ref().is_some_and(|user| id.tag() != Tag::of_user(user));
+        let afresh = state.changes.afresh();
+        let moves = afresh || state.changes.login().is_some_and(|user| id.tag() != Tag::of_user(user));
         let carried = (!afresh).then_some(&*live.record);
         let mut record = self.record(state, carried, moves.then_some(live))?;
         let ttl = record.full_ttl(now);
@@ -213,9 +229,9 @@ impl Inner {
         if rotates {
             let grace = if let Fate::Renew = state.fate { self.shared.rotation.grace } else { Duration::ZERO };
             record.rotate(now, grace)?;
-            token = self.token_of(live).map(|token| record.current_token(&token));
+            token = self.held(live).map(|token| record.current_token(&token));
         }
-        Ok(Some(Write::Update { id, expected, entry: Entry { record: Arc::new(record), ttl }, token }))
+        Ok(Some(Write::Update { id, expected, entry: Entry { record: Arc::new(record), ttl }, token, begins: false }))
     }
 
     /// The next write of a login: the new session is there, and begins when the old one ends.
@@ -227,26 +243,27 @@ impl Inner {
         delivery: Delivery,
         now: Timestamp,
     ) -> Result<Write, SessionError> {
-        let old = &moved.old;
-        Ok(if let Fate::Destroy = state.fate {
-            Write::End { id: if moved.has_ended { live.id } else { old.id }, reason: EndReason::LoggedOut }
-        } else if delivery != Delivery::Response {
-            Write::End { id: live.id, reason: EndReason::LoggedOut }
-        } else if moved.has_ended {
-            let now = self.shared.clock.now();
-            let record =
-                Record { version: live.record.version().next()?, replaces: None, ..Record::clone(&live.record) };
-            let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
-            Write::Update { id: live.id, expected: live.record.version(), entry, token: None }
-        } else if moved.is_stale {
-            let carried = Record { version: live.record.version(), ..Record::clone(&old.record) };
-            let record = self.record(state, Some(&carried), Some(old))?;
-            let entry = Entry { ttl: PENDING.min(record.full_ttl(now)), record: Arc::new(record) };
-            Write::Update { id: live.id, expected: live.record.version(), entry, token: None }
-        } else {
-            let expected = (!state.changes.afresh).then(|| old.record.version());
-            Write::Replace { id: old.id, expected, successor: live.id }
-        })
+        let (old, expected) = (&moved.old, live.record.version());
+        if let Fate::Destroy = state.fate {
+            let id = if moved.stage.is_over() { live.id } else { old.id };
+            return Ok(Write::End { id, reason: EndReason::LoggedOut });
+        }
+        if delivery != Delivery::Response {
+            return Ok(Write::End { id: live.id, reason: EndReason::LoggedOut });
+        }
+        let record = match moved.stage {
+            Stage::Waiting => {
+                let expected = (!state.changes.afresh()).then(|| old.record.version());
+                return Ok(Write::Replace { id: old.id, expected, successor: live.id });
+            }
+            Stage::Stale => self.record(state, Some(&old.record), Some(old))?,
+            Stage::Replaced => Record { replaces: None, ..Record::clone(&live.record) },
+            Stage::Lost => return self.created(self.record(state, Some(&live.record), None)?, now, delivery),
+            Stage::Alone => self.record(state, None, None)?,
+        };
+        let record = Arc::new(Record { version: expected.next()?, ..record });
+        let ttl = record.full_ttl(now).min(if record.replaces.is_some() { PENDING } else { Duration::MAX });
+        Ok(Write::Update { id: live.id, expected, entry: Entry { record, ttl }, token: None, begins: true })
     }
 
     /// What is to be stored: what is carried over, and the changes.
@@ -261,7 +278,7 @@ impl Inner {
             record.rotation = None; // it has a token of its own
         }
         if let Some(client) = &self.client
-            && (carried.is_none() || state.changes.login.is_some())
+            && (carried.is_none() || state.changes.login().is_some())
         {
             let mut metadata = client.clone();
             for (name, value) in record.metadata.fields() {

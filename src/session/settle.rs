@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Inner, SessionError,
     save::{Answer, Attempt, Minted, Write},
-    state::{Changes, Fate, Held, Known, Live, Move, State, Untold},
+    state::{Changes, Fate, Held, Known, Live, Move, Stage, State, Untold},
 };
 use crate::{
     ended::EndReason,
@@ -27,7 +27,7 @@ impl Inner {
                     state.happened(id, user.clone(), Happened::Ended(EndReason::Evicted));
                 }
                 state.happened(new.id, user, Happened::Created);
-                state.begun(attempt.generation, new);
+                state.created(attempt.generation, new);
             }
             // The id is taken, which 264 random bits rule out: the next attempt has another.
             (Write::Create(_), Answer::Created(Created::Taken)) => {}
@@ -36,14 +36,21 @@ impl Inner {
                 state.written(attempt.generation, entry, token.as_ref());
             }
             (Write::Replace { .. }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
-                state.replaced(matches!(outcome, Outcome::Done));
+                let by_us = matches!(outcome, Outcome::Done);
+                if !by_us {
+                    self.shared.counters.ended_meanwhile.count();
+                }
+                state.replaced(by_us);
             }
             (Write::End { id, reason }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
+                if *reason == EndReason::Expired {
+                    self.shared.counters.ended_meanwhile.count();
+                }
                 state.ended_by_us(id, *reason, matches!(outcome, Outcome::Done));
             }
             (_, Answer::Written(Outcome::Conflict(loaded))) => {
                 self.shared.counters.conflicts.count();
-                self.rebase(state, loaded);
+                self.rebase(state, &attempt.write, loaded);
             }
             (Write::Update { id, .. }, Answer::Written(Outcome::Gone)) => {
                 self.shared.counters.ended_meanwhile.count();
@@ -57,19 +64,19 @@ impl Inner {
     }
 
     /// Somebody else saved first: from here on their session is the one to change.
-    fn rebase(&self, state: &mut State, loaded: Loaded) {
+    fn rebase(&self, state: &mut State, write: &Write, loaded: Loaded) {
         let Known::Live(live) = &mut state.known else { return };
-        let token = self.token_of(live);
+        let token = self.held(live);
         // In a login, the old session is the one that others write.
         let base = match &mut live.moved {
             Some(moved) => {
-                moved.is_stale = true;
+                moved.stage = Stage::Stale;
                 &mut moved.old
             }
             None => &mut **live,
         };
-        for (key, mine) in &mut state.changes.values {
-            let (was, theirs) = (base.record.data.get(key), loaded.record.data.get(key));
+        for (key, mine) in state.changes.values.iter_mut().map(|made| &mut made.what) {
+            let (was, theirs) = (base.record.data.get(&**key), loaded.record.data.get(&**key));
             if was == theirs || theirs == mine.as_ref() {
                 continue;
             }
@@ -78,44 +85,55 @@ impl Inner {
                 None => self.shared.counters.overwrites.count(),
             }
         }
-        let rotated = loaded.record.generation() != base.record.generation();
+        let generation = loaded.record.generation();
+        let rotated = generation != base.record.generation();
         base.record = loaded.record;
         if rotated && let Some(token) = token.filter(|_| live.moved.is_none()) {
-            // The token that this request came with does not count any more, which is all a rotation is for. The client gets
-            // the one that the winner's gets.
-            let dead = live.record.served_no_more();
+            // The token that this request came with does not count any more, which is all a rotation is for.
+            let at_once = live.record.rotated_without_grace();
             live.token = Held::Minted(Box::new(live.record.current_token(&token)));
-            if state.fate == Fate::Renew || (state.fate == Fate::Rotate && dead) {
+            let by_us = write.rotates_to(generation); // and the answer was lost
+            live.disowned |= at_once && !by_us && state.fate != Fate::Rotate;
+            if state.fate == Fate::Renew || (state.fate == Fate::Rotate && at_once) {
                 state.fate = Fate::Keep;
                 state.untold = Some(Untold::Token(cookie_until(&live.record)));
             }
+            state.untold.take_if(|_| live.disowned);
         }
     }
 }
 
 impl State {
     /// A session with a new token is in the store.
-    fn begun(&mut self, generation: u64, new: &Minted) {
+    fn created(&mut self, generation: u64, new: &Minted) {
         let record = &new.entry.record;
-        let live = |moved| {
-            Known::Live(Box::new(Live {
-                id: new.id,
-                token: Held::Minted(Box::new(new.token.clone())),
-                record: record.clone(),
-                last_seen: record.written_at,
-                expires_at: record.written_at.plus(new.entry.ttl),
-                is_new: true,
-                moved,
-            }))
+        let mut live = Box::new(Live {
+            id: new.id,
+            token: Held::Minted(Box::new(new.token.clone())),
+            record: record.clone(),
+            last_seen: record.written_at,
+            expires_at: record.written_at.plus(new.entry.ttl),
+            is_new: true,
+            disowned: false,
+            moved: None,
+        });
+        let before = match std::mem::replace(&mut self.known, Known::Absent) {
+            Known::Live(before) => Some(before),
+            _ => None,
         };
-        match std::mem::replace(&mut self.known, Known::Absent) {
+        match before.map(|before| (before.moved.is_some(), before)) {
             // Not yet: first the old one must end.
-            Known::Live(old) if record.replaces.is_some() => {
-                let moved = Move { old: *old, generation, is_stale: false, has_ended: false };
-                self.known = live(Some(Box::new(moved)));
+            Some((false, old)) if record.replaces.is_some() => {
+                live.moved = Some(Box::new(Move { old: *old, generation, stage: Stage::Waiting }));
+                self.known = Known::Live(live);
+            }
+            Some((true, lost)) => {
+                live.moved = lost.moved;
+                self.known = Known::Live(live);
+                self.moved(generation);
             }
             _ => {
-                self.known = live(None);
+                self.known = Known::Live(live);
                 self.untold = Some(Untold::Token(cookie_until(record)));
                 self.logged_in();
                 self.saved(generation);
@@ -135,15 +153,20 @@ impl State {
         live.last_seen = record.written_at;
         live.expires_at = record.written_at.plus(entry.ttl);
         if let Some(moved) = &mut live.moved {
-            moved.is_stale = false;
-            if moved.has_ended {
-                self.moved();
+            match moved.stage {
+                Stage::Waiting | Stage::Stale => (moved.generation, moved.stage) = (generation, Stage::Waiting),
+                // It is what it was when the old one ended, and what was done since is still to be written.
+                Stage::Replaced => {
+                    let generation = moved.generation;
+                    self.moved(generation);
+                }
+                Stage::Alone | Stage::Lost => self.moved(generation),
             }
             return;
         }
         if let Some(token) = token {
             live.token = Held::Minted(Box::new(token.clone()));
-            if self.changes.login.is_none() {
+            if self.changes.login().is_none() {
                 let (id, user) = (live.id, record.user.clone());
                 self.happened(id, user, Happened::Rotated);
             }
@@ -152,30 +175,31 @@ impl State {
         self.saved(generation);
     }
 
-    /// The session before has ended, in favour of this one or otherwise: either way this one may begin.
+    /// The session before has ended, in favour of this one or otherwise. Either way this one may begin, but nobody carries on what
+    /// has ended otherwise.
     fn replaced(&mut self, by_us: bool) {
         let Known::Live(live) = &mut self.known else { return };
         let Some(moved) = &mut live.moved else { return };
-        moved.has_ended = true;
+        moved.stage = if by_us { Stage::Replaced } else { Stage::Alone };
         let (id, user) = (moved.old.id, moved.old.record.user.clone());
         if by_us {
             self.happened(id, user, Happened::Ended(EndReason::Replaced));
         }
     }
 
-    /// The new session of a login has begun.
-    fn moved(&mut self) {
-        let afresh = self.changes.afresh;
+    /// The new session of a login has begun, with what was done up to `generation`.
+    fn moved(&mut self, generation: u64) {
+        let afresh = self.changes.afresh();
         let Known::Live(live) = &mut self.known else { return };
         let Some(moved) = live.moved.take() else { return };
-        live.is_new = moved.old.is_new || afresh;
+        live.is_new = moved.old.is_new || afresh || moved.stage == Stage::Alone;
         self.untold = Some(Untold::Token(cookie_until(&live.record)));
         self.logged_in();
-        self.saved(moved.generation);
+        self.saved(generation);
     }
 
     fn logged_in(&mut self) {
-        if let (Some(user), Known::Live(live)) = (self.changes.login.clone(), &self.known)
+        if let (Some(user), Known::Live(live)) = (self.changes.login().cloned(), &self.known)
             && live.record.user.as_ref() == Some(&user)
         {
             let id = live.id;
@@ -190,7 +214,7 @@ impl State {
         if let Some(moved) = &mut live.moved
             && moved.old.id == *id
         {
-            moved.has_ended = true;
+            moved.stage = Stage::Alone;
             let user = moved.old.record.user.clone();
             if now {
                 self.happened(*id, user, Happened::Ended(reason));
@@ -205,31 +229,43 @@ impl State {
         }
         match live.moved.take() {
             // A login that was given up: the old session goes on.
-            Some(moved) if !moved.has_ended => **live = moved.old,
+            Some(moved) if !moved.stage.is_over() => **live = moved.old,
             _ => {
-                // What was changed since belongs to another session. Unless time ended it, and not this request.
                 self.untold = Some(Untold::End);
                 self.ended = Some(reason);
-                self.end(self.fate == Fate::Destroy, Known::Absent);
+                // What was changed since this request ended it belongs to another session.
+                self.end(self.fate == Fate::Destroy);
             }
         }
     }
 
     /// The session ended while this request was served.
     fn ended_by_others(&mut self) {
+        if let Known::Live(live) = &mut self.known
+            && let Some(mut moved) = live.moved.take()
+            && moved.stage != Stage::Alone
+        {
+            // Only the new one, which waited: there will be another.
+            if moved.stage.is_over() {
+                moved.stage = Stage::Lost;
+                live.moved = Some(moved);
+            } else {
+                **live = moved.old;
+            }
+            return;
+        }
         // A login, or what was begun after this request ended the session itself, is a session of its own. The
         // rest belonged to the session that is gone.
-        let own = self.changes.login.is_some() || self.fate == Fate::Destroy;
         self.untold = None;
-        self.end(own, Known::Ended);
+        self.end(self.changes.login().is_some() || self.fate == Fate::Destroy);
     }
 
     /// The stored session is no more. The changes stay if they are another session's already.
-    fn end(&mut self, another: bool, known: Known) {
+    fn end(&mut self, another: bool) {
         if another {
             self.known = Known::Absent;
         } else {
-            self.known = known;
+            self.known = Known::Ended;
             self.changes = Changes::default();
         }
         self.fate = Fate::Keep;

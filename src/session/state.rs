@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{lookup::Looked, save::Attempt};
+use super::{lookup::Looked, save::Attempt, settle::cookie_until};
 use crate::{
     ended::EndReason,
     event::Happened,
@@ -59,6 +59,9 @@ pub(super) struct Live {
     pub(super) expires_at: Timestamp,
     /// Created by this request.
     pub(super) is_new: bool,
+    /// Another request has made the token that this one came with count no more, at once: perhaps because somebody else has
+    /// it too. So this one is not told the new token, unless it is to have one itself, by a login or a rotation.
+    pub(super) disowned: bool,
     /// It is in the store, and begins when another has ended.
     pub(super) moved: Option<Box<Move>>,
 }
@@ -68,10 +71,29 @@ pub(super) struct Move {
     pub(super) old: Live,
     /// What was done up to here is in the new session.
     pub(super) generation: u64,
-    /// Others have written the old session since: the new one has to take that over.
-    pub(super) is_stale: bool,
-    /// The old session has ended: the new one only has to be told so.
-    pub(super) has_ended: bool,
+    pub(super) stage: Stage,
+}
+
+/// How far a login is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The old session is to end in favour of the new one.
+    Waiting,
+    /// Others have written the old session since: first the new one has to take that over.
+    Stale,
+    /// The old session has ended in favour of the new one, which only has to be told so.
+    Replaced,
+    /// The same, and the new one is gone: it has to be made once more.
+    Lost,
+    /// The old session has ended otherwise: the new one begins without anything of it.
+    Alone,
+}
+
+impl Stage {
+    /// Whether the old session has ended.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, Self::Replaced | Self::Lost | Self::Alone)
+    }
 }
 
 /// Where the token of a live session is.
@@ -106,17 +128,45 @@ pub(super) enum Untold {
 #[derive(Default)]
 pub(super) struct Changes {
     /// Nothing of the stored session is carried on: it was another user's.
-    pub(super) afresh: bool,
-    pub(super) cleared: bool,
-    pub(super) values: Vec<(Arc<str>, Option<Json>)>,
-    pub(super) login: Option<Arc<str>>,
-    pub(super) lifetime: Option<Box<Lifetime>>,
-    pub(super) metadata: Vec<(Arc<str>, Option<Arc<str>>)>,
+    afresh: Option<Made<()>>,
+    cleared: Option<Made<()>>,
+    pub(super) values: Vec<Entry<Json>>,
+    login: Option<Made<Arc<str>>>,
+    lifetime: Option<Box<Made<Lifetime>>>,
+    metadata: Vec<Entry<Arc<str>>>,
+}
+
+/// What a key is set to, or that it is removed.
+type Entry<T> = Made<(Arc<str>, Option<T>)>;
+
+/// A change, and the generation it was made in.
+pub(super) struct Made<T> {
+    pub(super) what: T,
+    at: u64,
 }
 
 impl Changes {
+    /// Who is to be logged in.
+    pub(super) fn login(&self) -> Option<&Arc<str>> {
+        self.login.as_ref().map(|login| &login.what)
+    }
+
+    pub(super) fn afresh(&self) -> bool {
+        self.afresh.is_some()
+    }
+
+    /// What was changed up to `generation` is stored: what remains was changed since.
+    fn stored(&mut self, generation: u64) {
+        self.afresh.take_if(|made| made.at <= generation);
+        self.cleared.take_if(|made| made.at <= generation);
+        self.values.retain(|made| made.at > generation);
+        self.login.take_if(|made| made.at <= generation);
+        self.lifetime.take_if(|made| made.at <= generation);
+        self.metadata.retain(|made| made.at > generation);
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        !self.cleared
+        self.cleared.is_none()
             && self.values.is_empty()
             && self.login.is_none()
             && self.lifetime.is_none()
@@ -125,28 +175,28 @@ impl Changes {
 
     /// Whether these changes make a session where there is none.
     pub(super) fn create(&self) -> bool {
-        self.login.is_some() || self.values.iter().any(|(_, value)| value.is_some())
+        self.login.is_some() || self.values.iter().any(|made| made.what.1.is_some())
     }
 
     /// These changes made to `record`.
     pub(super) fn apply(&self, record: &mut Record, now: Timestamp) {
         record.written_at = now;
-        if let Some(lifetime) = &self.lifetime {
+        if let Some(lifetime) = self.lifetime.as_ref().map(|made| &made.what) {
             record.idle_timeout = lifetime.idle_timeout();
             record.absolute_timeout = lifetime.absolute_timeout();
             record.persistent = lifetime.is_persistent();
         }
-        if let Some(user) = &self.login {
+        if let Some(user) = self.login() {
             record.user = Some(user.clone());
             record.created_at = now;
         }
-        if self.cleared {
+        if self.cleared.is_some() {
             record.data.clear();
         }
-        for (name, value) in &self.metadata {
+        for (name, value) in self.metadata.iter().map(|made| &made.what) {
             Arc::make_mut(&mut record.metadata).set_field(name, value.clone());
         }
-        for (key, value) in &self.values {
+        for (key, value) in self.values.iter().map(|made| &made.what) {
             match value {
                 Some(value) => record.data.insert(key.clone(), value.clone()),
                 None => record.data.remove(key),
@@ -204,8 +254,17 @@ impl State {
     /// The stored session, unless this request has ended it.
     pub(super) fn live(&self) -> Option<&Live> {
         match &self.known {
-            Known::Live(live) if self.fate != Fate::Destroy && !self.changes.afresh => Some(&**live),
+            Known::Live(live) if self.fate != Fate::Destroy && !self.changes.afresh() => Some(&**live),
             _ => None,
+        }
+    }
+
+    /// The same; while a login is under way, the session before it.
+    pub(super) fn begun(&self) -> Option<&Live> {
+        let live = self.live()?;
+        match &live.moved {
+            None => Some(live),
+            Some(moved) => (!moved.stage.is_over()).then_some(&moved.old),
         }
     }
 
@@ -226,18 +285,18 @@ impl State {
 
     /// The value of `key`, with this request's changes.
     pub(super) fn value(&self, key: &str) -> Option<&Json> {
-        match self.changes.values.iter().find(|(changed, _)| **changed == *key) {
-            Some((_, value)) => value.as_ref(),
+        match self.changes.values.iter().find(|made| *made.what.0 == *key) {
+            Some(Made { what: (_, value), .. }) => value.as_ref(),
             None => self.stored_value(key),
         }
     }
 
     fn stored_value(&self, key: &str) -> Option<&Json> {
-        if self.changes.cleared { None } else { self.live()?.record.data.get(key) }
+        if self.changes.cleared.is_some() { None } else { self.live()?.record.data.get(key) }
     }
 
     pub(super) fn user(&self) -> Option<&Arc<str>> {
-        self.changes.login.as_ref().or_else(|| self.live()?.record.user.as_ref())
+        self.changes.login().or_else(|| self.live()?.record.user.as_ref())
     }
 
     /// Sets or removes a value; `false` when that changes nothing.
@@ -247,15 +306,19 @@ impl State {
         }
         self.generation += 1;
         let undone = self.attempt.is_none() && self.stored_value(key) == value.as_ref();
-        let place = self.changes.values.iter().position(|(changed, _)| **changed == *key);
+        let at = self.generation;
+        let place = self.changes.values.iter().position(|made| *made.what.0 == *key);
         match place {
             // Back to what is stored: nothing has changed after all.
             Some(place) if undone => drop(self.changes.values.swap_remove(place)),
-            Some(place) => self.changes.values[place].1 = value,
+            Some(place) => {
+                let made = &mut self.changes.values[place];
+                (made.what.1, made.at) = (value, at);
+            }
             None => {
                 let stored = self.live().and_then(|live| live.record.data.get_key_value(key));
                 let key = stored.map_or_else(|| Arc::from(key), |(key, _)| key.clone());
-                self.changes.values.push((key, value));
+                self.changes.values.push(Made { what: (key, value), at });
             }
         }
         true
@@ -263,12 +326,12 @@ impl State {
 
     pub(super) fn clear(&mut self) {
         let stored = self.attempt.is_some() || self.live().is_some_and(|live| !live.record.data.is_empty());
-        if self.changes.values.is_empty() && (self.changes.cleared || !stored) {
+        if self.changes.values.is_empty() && (self.changes.cleared.is_some() || !stored) {
             return;
         }
         self.generation += 1;
         self.changes.values.clear();
-        self.changes.cleared = stored;
+        self.changes.cleared = stored.then_some(Made { what: (), at: self.generation });
     }
 
     pub(super) fn set_lifetime(&mut self, lifetime: Lifetime) {
@@ -280,21 +343,21 @@ impl State {
             });
         if !unchanged {
             self.generation += 1;
-            self.changes.lifetime = Some(Box::new(lifetime));
+            self.changes.lifetime = Some(Box::new(Made { what: lifetime, at: self.generation }));
         }
     }
 
     pub(super) fn set_metadata(&mut self, name: &str, value: Option<Arc<str>>) {
         self.generation += 1;
-        self.changes.metadata.retain(|(changed, _)| **changed != *name);
-        self.changes.metadata.push((name.into(), value));
+        self.changes.metadata.retain(|made| *made.what.0 != *name);
+        self.changes.metadata.push(Made { what: (name.into(), value), at: self.generation });
     }
 
     /// All values, with this request's changes.
     pub(super) fn values(&self) -> Data {
-        let stored = self.live().filter(|_| !self.changes.cleared);
+        let stored = self.live().filter(|_| self.changes.cleared.is_none());
         let mut values = stored.map(|live| live.record.data.clone()).unwrap_or_default();
-        for (key, value) in &self.changes.values {
+        for (key, value) in self.changes.values.iter().map(|made| &made.what) {
             match value {
                 Some(value) => drop(values.insert(key.clone(), value.clone())),
                 None => drop(values.remove(key)),
@@ -304,22 +367,32 @@ impl State {
     }
 
     pub(super) fn login(&mut self, user: Arc<str>) {
+        self.generation += 1;
+        let at = self.generation;
         // What belongs to one user is not handed to another.
         if self.user().is_some_and(|current| *current != user) {
-            let lifetime = self.changes.lifetime.take();
-            self.changes = Changes { afresh: self.may_be_stored(), lifetime, ..Changes::default() };
+            let afresh = self.may_be_stored().then_some(Made { what: (), at });
+            let lifetime = self.changes.lifetime.take().map(|made| Box::new(Made { at, ..*made }));
+            self.changes = Changes { afresh, lifetime, ..Changes::default() };
         }
         if let Known::Ended = self.known {
             self.known = Known::Absent;
         }
         self.rotate();
-        self.generation += 1;
-        self.changes.login = Some(user);
+        self.changes.login = Some(Made { what: user, at: self.generation });
     }
 
     pub(super) fn rotate(&mut self) {
-        if self.may_be_stored() && self.fate != Fate::Destroy {
-            self.fated(Fate::Rotate);
+        if !self.may_be_stored() || self.fate == Fate::Destroy {
+            return;
+        }
+        match &mut self.known {
+            // Its token is dead already.
+            Known::Live(live) if live.disowned => {
+                live.disowned = false;
+                self.untold = Some(Untold::Token(cookie_until(&live.record)));
+            }
+            _ => self.fated(Fate::Rotate),
         }
     }
 
@@ -347,9 +420,6 @@ impl State {
         if self.fated_at <= generation {
             self.fate = Fate::Keep;
         }
-        // If more was changed since, all changes are made once more: the same values twice are the same values.
-        if self.generation == generation {
-            self.changes = Changes::default();
-        }
+        self.changes.stored(generation);
     }
 }

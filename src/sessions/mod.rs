@@ -99,7 +99,7 @@ impl Sessions {
     /// ```
     pub async fn get(&self, id: &SessionId) -> Result<Option<SessionInfo>, StoreError> {
         match self.shared.store.load(id).await? {
-            Found::Live(loaded) => self.begun(*id, loaded).await,
+            Found::Live(loaded) => self.begun(*id, &loaded).await,
             Found::Ended(_) | Found::Unknown => Ok(None),
         }
     }
@@ -120,7 +120,7 @@ impl Sessions {
     pub async fn open(&self, token: &Token) -> Result<Option<SessionInfo>, StoreError> {
         let id = token.id();
         match self.shared.store.load(&id).await? {
-            Found::Live(loaded) if self.is_good(token, &loaded) => self.begun(id, loaded).await,
+            Found::Live(loaded) if self.is_good(token, &loaded) => self.begun(id, &loaded).await,
             _ => Ok(None),
         }
     }
@@ -160,7 +160,7 @@ impl Sessions {
     pub async fn list(&self, user: &str) -> Result<Vec<SessionInfo>, StoreError> {
         let mut sessions = Vec::new();
         for (id, loaded) in self.shared.store.list(user).await? {
-            sessions.extend(self.begun(id, loaded).await?);
+            sessions.extend(self.begun(id, &loaded).await?);
         }
         sessions.sort_by_key(|session| std::cmp::Reverse((session.created_at(), session.id())));
         Ok(sessions)
@@ -236,14 +236,17 @@ impl Sessions {
     /// ```
     pub async fn consume(&self, token: &Token) -> Result<Consumed, StoreError> {
         let id = token.id();
+        match self.shared.store.load(&id).await? {
+            Found::Ended(ended) => return Ok(Consumed::Before(ended)),
+            // Who brings what is no good uses nothing up.
+            Found::Live(loaded) if self.is_good(token, &loaded) && self.begun(id, &loaded).await?.is_some() => {}
+            Found::Live(_) | Found::Unknown => return Ok(Consumed::Unknown),
+        }
         let claim = Version::first().map_err(|error| StoreError::Outage(error.into()))?;
         Ok(match self.shared.store.consume(&id, claim).await? {
             Found::Live(loaded) => {
                 self.shared.announce(id, loaded.record.user.clone(), Happened::Ended(EndReason::Used)).await;
-                match self.alive(id, &loaded) {
-                    Some(info) if self.is_good(token, &loaded) => Consumed::Now(info),
-                    _ => Consumed::Unknown,
-                }
+                self.alive(id, &loaded).map_or(Consumed::Unknown, Consumed::Now)
             }
             Found::Ended(ended) => Consumed::Before(ended),
             Found::Unknown => Consumed::Unknown,
@@ -279,7 +282,7 @@ impl Sessions {
         let page = self.shared.store.scan(from, count).await?;
         let mut sessions = Vec::with_capacity(page.sessions.len());
         for (id, loaded) in page.sessions {
-            sessions.extend(self.begun(id, loaded).await?);
+            sessions.extend(self.begun(id, &loaded).await?);
         }
         Ok((sessions, page.next))
     }
@@ -375,15 +378,9 @@ impl Sessions {
     }
 
     /// A session that is alive, and does not wait for another to end.
-    async fn begun(&self, id: SessionId, loaded: Loaded) -> Result<Option<SessionInfo>, StoreError> {
-        let waits = match &loaded.record.replaces {
-            Some(old) => match self.shared.store.load(old).await? {
-                Found::Ended(ended) => ended.successor != Some(id),
-                Found::Live(_) | Found::Unknown => true,
-            },
-            None => false,
-        };
-        Ok(self.alive(id, &loaded).filter(|_| !waits))
+    async fn begun(&self, id: SessionId, loaded: &Loaded) -> Result<Option<SessionInfo>, StoreError> {
+        let begun = self.shared.has_begun(&id, &loaded.record).await?;
+        Ok(self.alive(id, loaded).filter(|_| begun))
     }
 }
 

@@ -133,7 +133,8 @@ pub trait SessionStore: Send + Sync + 'static {
     /// Ends a session in favour of another, if it is of version `expected` or none is named: as [`end`](Self::end) does for
     /// [`EndReason::Replaced`], and remembers the [successor](Ended::successor) as well.
     ///
-    /// The session of a login waits for this before it begins. With a version, an id that was unknown stays so.
+    /// The session of a login waits for this before it begins. With a version, an id that was unknown stays so. A session that ended in
+    /// favour of this successor already, has ended by this: it can be repeated.
     fn replace<'a>(
         &'a self,
         id: &'a SessionId,

@@ -27,6 +27,9 @@ pub const LISTED: &str = "every live session is listed, and no other";
 pub const ONE_TOKEN: &str = "a live session has exactly one token";
 pub const LIVES: &str = "a session that nobody ended is alive";
 
+/// What is true even if the store loses everything.
+pub const HOLDS_WHATEVER_IS_LOST: [&str; 3] = [NO_USE_AFTER_THE_END, LIMIT_KEPT, USED_ONCE];
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NOT TRUE: {}: {}", self.promise, self.of)?;
@@ -332,8 +335,10 @@ fn used_once(events: &[Event], end: &End) -> Vec<Violation> {
     for (ticket, uses) in &uses {
         let winners = uses.iter().filter(|event| event.answer == Answer::Won(true)).count();
         let unknown = uses.iter().any(|event| event.answer == Answer::Unknown);
-        if winners > 1 || (winners == 0 && !unknown) {
+        if winners > 1 {
             violations.push(violation(USED_ONCE, &format!("ticket {ticket} has {winners} winners"), uses));
+        } else if winners == 0 && !unknown {
+            violations.push(violation(LIVES, &format!("ticket {ticket} has no winner"), uses));
         }
     }
     for (ticket, is_good) in end.tickets.iter().enumerate() {
@@ -648,7 +653,7 @@ mod can_fail {
         let spent = End { tickets: vec![false], ..End::default() };
         let good = End { tickets: vec![true], ..End::default() };
         found(USED_ONCE, &[used(Answer::Won(true)), used(Answer::Won(true))], &spent);
-        found(USED_ONCE, &[used(Answer::Won(false))], &spent);
+        found(LIVES, &[used(Answer::Won(false))], &spent);
         found(USED_ONCE, &[used(Answer::Won(true))], &good);
         found(LIVES, &[], &spent);
         fine(&[used(Answer::Won(false)), used(Answer::Unknown)], &spent);

@@ -1,8 +1,9 @@
-//! What really happened: clients, several server processes and one Redis that is paused, killed and restarted; everything
+//! What really happened: clients, several server processes and one Redis that fails in every way it can; everything
 //! is written down, and then it is checked whether what the servers acknowledged can all be true.
 //!
 //! * `server.rs` — a process that serves, of this very binary;
 //! * `client.rs` — what the clients do, and how it is written down;
+//! * `faults.rs` — what happens to Redis;
 //! * `check.rs` — what must be true of what was written down.
 //!
 //! A run is made of a seed: each client's operations are then of the same kinds, for the same users, at the same servers, in the same
@@ -13,25 +14,28 @@
 //! ```text
 //! HISTORY_SEED=7 HISTORY_OPERATIONS=20000 cargo test --all-features --test history -- --ignored --nocapture long
 //! ```
+//! `HISTORY_FAULTS=none` leaves Redis alone; with `HISTORY_FAULTS=losses` it forgets everything from time to time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
 
 mod check;
 mod client;
+mod faults;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, env, sync::Arc};
 
 use check::Violation;
-use client::{Answer, Event, History, Random};
+use client::{Answer, Event, History};
+use faults::{Fault, Faults};
 use server::Server;
 use support::{
     eventually,
     redis_server::{RedisServer, text},
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::task::JoinSet;
 
 /// How many sessions a user may have.
 const LIMIT: usize = 3;
@@ -41,7 +45,7 @@ const CLIENTS: u64 = 8;
 struct Run {
     seed: u64,
     operations: usize,
-    faults: bool,
+    faults: &'static [Fault],
     guarded: bool,
 }
 
@@ -57,12 +61,12 @@ impl Run {
             let (servers, history, seed, operations) = (servers.clone(), history.clone(), self.seed, self.operations);
             clients.spawn(async move { client::run(number, seed, operations, &servers, &history).await });
         }
-        let mut faults = Faults::default();
+        let mut faults = Faults::new(self.faults, self.seed);
         tokio::select! {
             _ = clients.join_all() => {}
-            () = faults.happen(&mut redis, self.seed), if self.faults => {}
+            () = faults.happen(&mut redis), if !self.faults.is_empty() => {}
         }
-        redis.resume();
+        faults.end(&mut redis).await;
         let overwrites = client::overwrites(&servers).await;
         drop(servers);
         // What they sent before they were killed is done when Redis has noticed.
@@ -71,7 +75,10 @@ impl Run {
         })
         .await;
         let (events, end) = (history.events(), history.end(&redis.url(), overwrites).await);
-        let violations = check::all(&events, &end);
+        let mut violations = check::all(&events, &end);
+        if self.faults.contains(&Fault::Flush) {
+            violations.retain(|violation| check::HOLDS_WHATEVER_IS_LOST.contains(&violation.promise));
+        }
         self.report(&events, &faults, overwrites, &violations);
         violations
     }
@@ -88,13 +95,17 @@ impl Run {
         println!("    {faults:?}, {wrong} violations");
         // A run in which nothing happened proves nothing.
         assert!(refused > 0 && hung_up > 0 && refused + unknown + hung_up < all * 3 / 4, "nothing was served");
-        assert!(!self.faults || (unknown > 0 && faults.restarts > 0 && faults.pauses > 0), "no fault was felt");
+        assert!(self.faults.is_empty() || (unknown > 0 && faults.count() > 2), "no fault was felt");
     }
 
     /// How to do the same again.
     fn command(&self) -> String {
         let (seed, operations) = (self.seed, self.operations);
-        let faults = if self.faults { "" } else { "HISTORY_FAULTS=none " };
+        let faults = match self.faults {
+            [] => "HISTORY_FAULTS=none ",
+            [Fault::Flush, ..] => "HISTORY_FAULTS=losses ",
+            _ => "",
+        };
         format!(
             "HISTORY_SEED={seed} HISTORY_OPERATIONS={operations} {faults}\
              cargo test --all-features --test history -- --ignored --nocapture long"
@@ -111,50 +122,22 @@ impl Run {
     }
 }
 
-#[derive(Debug, Default)]
-struct Faults {
-    pauses: u32,
-    restarts: u32,
-    disconnections: u32,
-}
-
-impl Faults {
-    /// Redis is paused, killed and restarted, and loses its connections, for ever.
-    async fn happen(&mut self, redis: &mut RedisServer, seed: u64) {
-        for number in 0.. {
-            let mut random = Random::new(&[seed, u64::MAX, number]);
-            sleep(Duration::from_millis(random.below(200) + 50)).await;
-            // The first three come in any run.
-            match if number < 3 { number } else { random.below(4) } {
-                0 | 3 => {
-                    self.pauses += 1;
-                    redis.pause();
-                    sleep(Duration::from_millis(random.below(500) + 100)).await;
-                    redis.resume();
-                }
-                1 => {
-                    self.restarts += 1;
-                    redis.run().await; // killed first
-                }
-                _ => {
-                    self.disconnections += 1;
-                    let _ = redis.try_command("CLIENT KILL TYPE normal SKIPME yes").await;
-                }
-            }
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_true_without_faults() {
-    Run { seed: 1, operations: 250, faults: false, guarded: true }.assert_clean().await;
+    Run { seed: 1, operations: 250, faults: &[], guarded: true }.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_true_whatever_happens_to_redis() {
     for seed in [2, 3, 4] {
-        Run { seed, operations: 250, faults: true, guarded: true }.assert_clean().await;
+        Run { seed, operations: 250, faults: faults::HARMLESS, guarded: true }.assert_clean().await;
     }
+}
+
+/// Who loses their sessions has to log in again. Nobody gets back what has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_ended_stays_so_though_redis_loses_everything() {
+    Run { seed: 11, operations: 250, faults: faults::WITH_LOSSES, guarded: true }.assert_clean().await;
 }
 
 /// With scripts that check nothing, the violations are there, and are found.
@@ -162,7 +145,7 @@ async fn what_is_acknowledged_is_true_whatever_happens_to_redis() {
 async fn without_the_guards_the_violations_are_found() {
     let mut kinds = BTreeMap::<_, usize>::new();
     for seed in [5, 6] {
-        let run = Run { seed, operations: 250, faults: false, guarded: false };
+        let run = Run { seed, operations: 250, faults: &[], guarded: false };
         for violation in run.violations().await {
             *kinds.entry(violation.promise).or_default() += 1;
         }
@@ -188,7 +171,11 @@ async fn long() {
     let runs = if first.is_some() { 1 } else { number("HISTORY_RUNS").unwrap_or(1) };
     let first = first.unwrap_or(7);
     let operations = number("HISTORY_OPERATIONS").unwrap_or(5_000) as usize;
-    let faults = env::var("HISTORY_FAULTS").map_or(true, |faults| faults != "none");
+    let faults = match env::var("HISTORY_FAULTS").as_deref() {
+        Ok("none") => &[],
+        Ok("losses") => faults::WITH_LOSSES,
+        _ => faults::HARMLESS,
+    };
     for seed in first..first + runs {
         Run { seed, operations, faults, guarded: true }.assert_clean().await;
     }

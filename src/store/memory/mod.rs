@@ -246,6 +246,9 @@ impl MemoryStore {
     fn end_now(&self, id: &SessionId, expected: Option<Version>, ended: Ended) -> Outcome {
         let now = ended.at;
         let mut shard = self.shard_of(id, now);
+        if ended.successor.is_some() && shard.ended(id).is_some_and(|before| before.successor == ended.successor) {
+            return Outcome::Done; // by this very call, whose answer was lost
+        }
         let alive = match (expected, shard.live(id, now)) {
             (Some(expected), Some(kept)) if kept.record.version() != expected => {
                 return Outcome::Conflict(kept.loaded(now));

@@ -97,7 +97,12 @@ impl Shard {
     /// How a session ended that is not alive.
     pub(super) fn ending(&self, id: &SessionId) -> Option<Ended> {
         let expired = self.sessions.get(id).map(|kept| Ended::new(EndReason::Expired, kept.expires_at.actual));
-        expired.or_else(|| self.ended.get(id).map(|end| end.ended))
+        expired.or_else(|| self.ended(id))
+    }
+
+    /// What is remembered of a session that ended.
+    pub(super) fn ended(&self, id: &SessionId) -> Option<Ended> {
+        self.ended.get(id).map(|end| end.ended)
     }
 
     /// What this claim got, if it was the first.

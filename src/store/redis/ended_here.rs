@@ -19,12 +19,10 @@ use crate::{
     token::SessionId,
 };
 
-/// How many are remembered: some ten megabytes.
-const MOST: usize = 50_000;
-
 /// What this process has ended, not so long ago.
 pub(super) struct EndedHere {
     memory: Duration,
+    most: usize,
     all: Mutex<All>,
 }
 
@@ -36,8 +34,8 @@ struct All {
 }
 
 impl EndedHere {
-    pub(super) fn new(memory: Duration) -> Self {
-        Self { memory, all: Mutex::default() }
+    pub(super) fn new(memory: Duration, most: usize) -> Self {
+        Self { memory, most, all: Mutex::default() }
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
@@ -68,7 +66,7 @@ impl EndedHere {
             by_age.push_back((now, *id));
             (ended, claim)
         });
-        while by_age.len() > MOST || by_age.front().is_some_and(|(since, _)| now - *since > self.memory) {
+        while by_age.len() > self.most || by_age.front().is_some_and(|(since, _)| now - *since > self.memory) {
             if let Some((_, id)) = by_age.pop_front() {
                 known.remove(&id);
             }

@@ -37,7 +37,7 @@
 //!
 //! | operation | commands | round trips |
 //! |---|---|---|
-//! | load | `GET`, `PTTL`, `GET` of the epoch; of an unknown id again, with `ZSCORE` of the index | 1; 2 |
+//! | load | `GET` of the epoch, `GET`, `PTTL`; of an unknown id again, with `ZSCORE` of the index | 1; 2 |
 //! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
 //! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
 //! | health | `GET`; after a refused write also `EVALSHA` | 1; 2 |
@@ -163,6 +163,9 @@ pub struct RedisStore {
     inner: Arc<Inner>,
 }
 
+/// How many of the sessions that ended through it a store remembers by itself: some ten megabytes.
+const MOST_ENDED_HERE: usize = 50_000;
+
 struct Inner {
     route: Route,
     /// Where a request may wait for replicas, and hold up those behind it.
@@ -175,7 +178,8 @@ struct Inner {
 impl RedisStore {
     /// A store in the Redis that `config` names. Does not connect yet.
     pub fn new(config: RedisConfig) -> Self {
-        Self::with_scripts(config, Scripts::new(true))
+        let ended_here = EndedHere::new(config.remember_ended, MOST_ENDED_HERE);
+        Self::with(config, Scripts::new(true), ended_here)
     }
 
     /// A store on a pool of connections that the application has already, with the settings that
@@ -200,17 +204,17 @@ impl RedisStore {
         Self::new(RedisConfig::from_pool(pool))
     }
 
-    /// A store whose scripts check nothing: for tests that must show that they would notice.
+    /// A store that checks nothing: for tests that must show that they would notice.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn without_guards(config: RedisConfig) -> Self {
-        Self::with_scripts(config, Scripts::new(false))
+        let ended_here = EndedHere::new(config.remember_ended, 0);
+        Self::with(config, Scripts::new(false), ended_here)
     }
 
-    fn with_scripts(config: RedisConfig, scripts: Scripts) -> Self {
+    fn with(config: RedisConfig, scripts: Scripts, ended_here: EndedHere) -> Self {
         let route = Route::new(&config);
         let patient = config.replicas.map(|_| Route::new(&config));
-        let ended_here = EndedHere::new(config.remember_ended);
         Self { inner: Arc::new(Inner { route, patient, config, scripts, ended_here }) }
     }
 }
@@ -275,10 +279,11 @@ impl Inner {
 
     async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
         let keys = self.prefix().keys(id);
+        // The epoch first: a session that is spared gets a new one before the user does.
         let [session, _, epoch] = &keys.all;
-        let found = match &*self.read(session, pipe().get(session).pttl(session).get(epoch)).await? {
-            [Value::Nil, _, _] => self.unless_expired(&keys).await?,
-            [Value::BulkString(stored), Value::Int(ttl), epoch] => found(stored, *ttl, number(epoch))?,
+        let found = match &*self.read(session, pipe().get(epoch).get(session).pttl(session)).await? {
+            [_, Value::Nil, _] => self.unless_expired(&keys).await?,
+            [epoch, Value::BulkString(stored), Value::Int(ttl)] => found(stored, *ttl, number(epoch))?,
             _ => return Err(Failure::unexpected_reply()),
         };
         match (found, self.ended_here.get(id)) {
@@ -297,13 +302,13 @@ impl Inner {
     async fn unless_expired(&self, keys: &Keys) -> Result<Found, Failure> {
         let [session, index, epoch] = &keys.all;
         let mut reads = pipe();
-        reads.cmd("ZSCORE").arg(index).arg(&keys.member).get(session).pttl(session).get(epoch);
+        reads.cmd("ZSCORE").arg(index).arg(&keys.member).get(epoch).get(session).pttl(session);
         let expired = |at: f64| Found::Ended(Ended::new(EndReason::Expired, Timestamp::from_millis(at as u64)));
         match &*self.read(session, &reads).await? {
-            [_, Value::BulkString(stored), Value::Int(ttl), epoch] => found(stored, *ttl, number(epoch)),
-            [Value::Nil, Value::Nil, _, _] => Ok(Found::Unknown),
-            [Value::Double(at), Value::Nil, _, _] => Ok(expired(*at)),
-            [Value::BulkString(at), Value::Nil, _, _] => {
+            [_, epoch, Value::BulkString(stored), Value::Int(ttl)] => found(stored, *ttl, number(epoch)),
+            [Value::Nil, _, Value::Nil, _] => Ok(Found::Unknown),
+            [Value::Double(at), _, Value::Nil, _] => Ok(expired(*at)),
+            [Value::BulkString(at), _, Value::Nil, _] => {
                 let at = std::str::from_utf8(at).ok().and_then(|text| text.parse().ok());
                 Ok(expired(at.unwrap_or_default()))
             }
@@ -511,7 +516,7 @@ impl Inner {
         let mut loads = pipe();
         for id in &ids {
             let [session, _, epoch] = self.prefix().keys(id).all;
-            loads.get(&session).pttl(&session).get(&epoch);
+            loads.get(&epoch).get(&session).pttl(&session);
         }
         let replies = match ids.first() {
             Some(first) => self.read(self.prefix().keys(first).session(), &loads).await?,
@@ -519,7 +524,7 @@ impl Inner {
         };
         let mut sessions = Vec::new();
         for (id, reply) in ids.into_iter().zip(replies.chunks_exact(3)) {
-            if let [Value::BulkString(stored), Value::Int(ttl), epoch] = reply {
+            if let [epoch, Value::BulkString(stored), Value::Int(ttl)] = reply {
                 match found(stored, *ttl, number(epoch)) {
                     Ok(Found::Live(loaded)) if self.ended_here.get(&id).is_none() => sessions.push((id, loaded)),
                     Ok(_) => {}
@@ -537,14 +542,14 @@ impl Inner {
             let mut beginnings = pipe();
             for id in &ids {
                 let [session, _, epoch] = self.prefix().keys(id).all;
-                beginnings.cmd("GETRANGE").arg(session).arg(0).arg(HEAD_LEN + 25).get(epoch);
+                beginnings.get(epoch).cmd("GETRANGE").arg(session).arg(0).arg(HEAD_LEN + 25);
             }
             let replies = match ids.first() {
                 Some(first) => self.read(self.prefix().keys(first).session(), &beginnings).await?,
                 None => Vec::new(),
             };
             for reply in replies.chunks_exact(2) {
-                if let [Value::BulkString(beginning), epoch] = reply {
+                if let [epoch, Value::BulkString(beginning)] = reply {
                     count += u64::from(is_record(beginning) && !is_before(beginning, number(epoch)));
                 }
             }

@@ -191,11 +191,14 @@ return 1
 "#;
 
 /// 1 when the session has ended by this, 0 when it had before, and what is there when that is another version.
-/// Where memory is too short to remember the end, the session ends all the same.
+/// Where memory is too short to remember the end, the session ends all the same; not in favour of another, which has to be remembered.
 const END: &str = r#"
 local expected, reason, member, memory, successor = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
-if found and string.sub(found, 1, 7) == '{"end":' then return 0 end
+local favour = successor ~= '' and ',"to":"' .. successor .. '"}'
+if found and string.sub(found, 1, 7) == '{"end":' then
+  return favour and string.sub(found, -#favour) == favour and 1 or 0
+end
 if not found and redis.call('ZSCORE', KEYS[2], member) then return 0 end -- it has expired
 local alive = live(found, epoch)
 if expected ~= '' then
@@ -203,9 +206,13 @@ if expected ~= '' then
   if not alive then return 0 end
   if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
 end
-local text = ended(reason)
-if successor ~= '' then text = string.sub(text, 1, -2) .. ',"to":"' .. successor .. '"}' end
-if not guarded or redis.pcall('SET', KEYS[1], text, 'PX', memory).err then redis.call('UNLINK', KEYS[1]) end
+if not guarded then
+  redis.call('UNLINK', KEYS[1])
+elseif favour then
+  redis.call('SET', KEYS[1], string.sub(ended(reason), 1, -2) .. favour, 'PX', memory)
+elseif redis.pcall('SET', KEYS[1], ended(reason), 'PX', memory).err then
+  redis.call('UNLINK', KEYS[1])
+end
 redis.call('ZREM', KEYS[2], member)
 return alive and 1 or 0
 "#;

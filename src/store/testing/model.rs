@@ -97,6 +97,9 @@ impl Session {
             }
             (Op::End(_), _) => Answer::Gone,
 
+            (Op::Replace { successor, .. }, Self::Ended { successor: Some(favoured), .. }) if successor == favoured => {
+                Answer::Done
+            }
             (Op::Replace { expected: Some(expected), .. }, Self::Live(live)) if *expected != live.record.version() => {
                 Answer::Conflict(live.record.clone())
             }

@@ -159,6 +159,7 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
                 end(sessions, id, Ended::replaced(*successor, now));
                 Outcome::Gone
             }
+            Found::Ended(ended) if ended.successor == Some(*successor) => Outcome::Done,
             Found::Ended(_) | Found::Unknown => Outcome::Gone,
         })
     }

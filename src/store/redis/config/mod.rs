@@ -22,7 +22,10 @@ pub(super) use self::place::{Address, Servers};
 pub(super) use self::tls::Tls;
 #[cfg(feature = "redis-tls")]
 pub(super) use self::tls::provider;
-use crate::store::{Codec, REMEMBER_AT_LEAST};
+use crate::{
+    lifetime::LONGEST,
+    store::{Codec, REMEMBER_AT_LEAST},
+};
 
 /// Where Redis is, how to log in to it, and how long to wait for it.
 ///
@@ -415,7 +418,7 @@ impl RedisConfig {
     /// ```
     #[must_use]
     pub fn remember_ended(mut self, time: Duration) -> Self {
-        self.remember_ended = time.max(REMEMBER_AT_LEAST);
+        self.remember_ended = time.clamp(REMEMBER_AT_LEAST, LONGEST);
         self
     }
 
