@@ -13,6 +13,7 @@ use support::{
     app::App,
     client::{Client, Reply},
     log::Log,
+    proxy::Proxy,
     redis_server::{Monitor, RedisServer, text},
 };
 use tokio::task::JoinSet;
@@ -269,6 +270,29 @@ mod cost {
     /// Every command of the test comes on a connection of its own.
     fn is_handshake_of_the_test(line: &str) -> bool {
         ["\"HELLO\"", "\"CLIENT\"", "\"PING\""].iter().any(|name| line.contains(name))
+    }
+
+    /// Between the two questions that a look-up asks of a session that is not there.
+    #[tokio::test]
+    async fn a_session_that_begins_while_it_is_looked_up_has_not_expired() {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let slow = layer(patient(config_of(&proxy.url()))).sessions();
+        let old = layer(config(&server)).sessions();
+        let token = old.create("ana").await.unwrap();
+        let line = old.export().next().await.unwrap().unwrap();
+        server.command("FLUSHALL").await;
+        slow.health().await;
+
+        proxy.hold_reply_to("GET");
+        let looking = tokio::spawn({
+            let (slow, id) = (slow.clone(), token.id());
+            async move { (slow.ended(&id).await.unwrap(), slow.get(&id).await.unwrap().is_some()) }
+        });
+        proxy.holds().await;
+        old.import(&line).await.unwrap();
+        proxy.release();
+        assert_eq!(looking.await.unwrap(), (None, true));
     }
 
     #[tokio::test]

@@ -430,4 +430,53 @@ mod tests {
         }
         assert_eq!(slot_of("a{foo}b{bar}"), 12182);
     }
+
+    fn masters(cluster: &Cluster, slots: &[u16]) -> Vec<Option<String>> {
+        slots.iter().map(|slot| cluster.master_of(*slot).map(|master| master.to_string())).collect()
+    }
+
+    #[test]
+    fn a_slot_that_has_moved_is_elsewhere_and_its_neighbours_are_not() -> Result<(), Box<dyn std::error::Error>> {
+        let config = RedisConfig::cluster(["a:1"])?;
+        let cluster = Cluster::new(Vec::new(), config);
+        let node = |name| Address::tcp(name, 1).map_err(|problem| format!("{problem:?}"));
+        // Nobody has said yet who has what, but for single slots.
+        for slot in [9, 3] {
+            cluster.moved(slot, node("b")?);
+        }
+        let b = Some("b:1".to_owned());
+        assert_eq!(masters(&cluster, &[2, 3, 4, 9]), [None, b.clone(), None, b.clone()]);
+        let a = Some("a:1".to_owned());
+        cluster.learn(vec![Slots { first: 0, last: 9, master: node("a")? }]);
+        for slot in [0, 5, 9] {
+            cluster.moved(slot, node("b")?);
+        }
+        let expected = [b.clone(), a.clone(), a.clone(), b.clone(), a.clone(), a, b, None];
+        assert_eq!(masters(&cluster, &[0, 1, 4, 5, 6, 8, 9, 10]), expected);
+        Ok(())
+    }
+
+    #[test]
+    fn a_scan_goes_on_where_it_was_unless_the_slots_have_other_masters() -> Result<(), Box<dyn std::error::Error>> {
+        let slots = |first, last, name| {
+            let master = Address::tcp(name, 1).map_err(|problem| format!("{problem:?}"))?;
+            Ok::<_, String>(Slots { first, last, master })
+        };
+        let known = [slots(0, 99, "a")?, slots(100, 16383, "b")?];
+        let place = |text: &str| Place::parse(text, &known).map(|place| place.to_string());
+        for (from, to) in [
+            ("", Some("0/99/a:1/0")),
+            ("0/99/a:1/17", Some("0/99/a:1/17")),
+            ("0/50/a:1/17", Some("0/50/a:1/17")),
+            ("0/150/a:1/17", Some("0/99/a:1/0")),
+            ("0/99/b:1/17", Some("0/99/a:1/0")),
+            ("50", Some("50/99/a:1/0")),
+            ("100", Some("100/16383/b:1/0")),
+            ("16384", None),
+            ("nonsense", Some("0/99/a:1/0")),
+        ] {
+            assert_eq!(place(from).as_deref(), to, "{from}");
+        }
+        Ok(())
+    }
 }
