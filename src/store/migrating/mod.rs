@@ -214,6 +214,7 @@ impl MigratingStore {
     ) -> Result<Outcome, StoreError> {
         match self.moved(id).await.map_err(|stuck| stuck.error)? {
             Found::Live(_) => self.new.replace(id, expected, successor).await,
+            Found::Ended(ended) if ended.successor.as_ref() == Some(successor) => Ok(Outcome::Done), // by this, before
             Found::Ended(_) => Ok(Outcome::Gone),
             Found::Unknown if expected.is_some() => Ok(Outcome::Gone),
             Found::Unknown => {
