@@ -39,6 +39,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/token", post(token))
         .route("/public", get(async || "open to everybody, whatever happens to the sessions\n"))
         .route("/health", get(health))
+        .route_service("/health/{probe}", sessions.health_service()) // live, ready, and the report, for operators
         .with_state(sessions)
         .layer(layer);
     let stopped = support::stopped()?;
@@ -97,8 +98,8 @@ async fn token(State(sessions): State<Sessions>, Json(Login { user }): Json<Logi
 }
 
 async fn health(State(sessions): State<Sessions>) -> Json<serde_json::Value> {
-    let status = sessions.health().await.map_or("down", |health| health.as_str());
-    Json(json!({ "status": status, "store": sessions.store_name() }))
+    let health = sessions.health().await;
+    Json(json!({ "status": health.status.as_str(), "store": health.store }))
 }
 
 fn page(body: &str) -> String {

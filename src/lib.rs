@@ -88,6 +88,7 @@ mod ended;
 mod event;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+mod health;
 mod key;
 mod layer;
 mod lifetime;
@@ -106,6 +107,7 @@ pub use crate::{
     credential::{Bearer, InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
     ended::{EndReason, Ended},
     event::{Event, Events, Happened, Missed},
+    health::{HealthFuture, HealthReport, HealthService},
     key::{AsKey, Key, KeyOf},
     layer::{
         EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
@@ -116,9 +118,9 @@ pub use crate::{
     metadata::{ClientInfo, ForwardedHeader, InvalidProxy, Metadata, PeerAddr},
     observe::Stats,
     session::{Session, SessionError, Typed},
-    sessions::{Consumed, NewSession, Scan, SessionInfo, Sessions},
+    sessions::{Consumed, Export, ImportError, Imported, NewSession, Scan, SessionInfo, Sessions},
     shared::OnCorrupt,
-    store::MemoryStore,
+    store::{MemoryStore, health::HealthStatus},
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},
 };

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 use crate::{
     credential::Credentials,
     event::{self, Event, Happened},
+    health::Monitor,
     lifetime::Lifetime,
     limits::Limits,
     metadata::ClientInfo,
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) announcer: Announcer,
+    pub(crate) monitor: Arc<Monitor>,
 }
 
 /// Makes one value of what two requests made of it: from what it was, what is to be saved, and what was saved first.

@@ -11,12 +11,15 @@ use std::{
 
 /// A moment, in milliseconds since the Unix epoch: the resolution of Redis.
 ///
+/// Its text is that of RFC 3339, in UTC.
+///
 /// ```
 /// use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// use tower_keep::Timestamp;
 ///
 /// let moment = Timestamp::from(UNIX_EPOCH + Duration::from_millis(1_500));
 /// assert_eq!(moment.as_millis(), 1_500);
+/// assert_eq!(moment.to_string(), "1970-01-01T00:00:01.500Z");
 /// assert_eq!(SystemTime::from(moment), UNIX_EPOCH + Duration::from_millis(1_500));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +65,42 @@ impl From<Timestamp> for SystemTime {
     fn from(timestamp: Timestamp) -> Self {
         UNIX_EPOCH.checked_add(Duration::from_millis(timestamp.0)).unwrap_or(UNIX_EPOCH)
     }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, millis) = (self.0 / DAY, self.0 % DAY);
+        let (year, month, day) = date(days);
+        let (hour, minute, second) = (millis / 3_600_000, millis / 60_000 % 60, millis / 1000 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", millis % 1000)
+    }
+}
+
+/// Milliseconds.
+const DAY: u64 = 86_400_000;
+
+/// Year, month and day, so many days after 1970-01-01.
+fn date(days: u64) -> (u64, u64, u64) {
+    const DAYS_OF_400_YEARS: u64 = 146_097; // after which the calendar repeats itself
+    let (mut year, mut month) = (1970 + days / DAYS_OF_400_YEARS * 400, 1);
+    let mut day = days % DAYS_OF_400_YEARS;
+    while day >= 365 + leap_day(year) {
+        day -= 365 + leap_day(year);
+        year += 1;
+    }
+    for length in [31, 28 + leap_day(year), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < length {
+            break;
+        }
+        day -= length;
+        month += 1;
+    }
+    (year, month, day + 1)
+}
+
+/// How many leap days the year has: one or none.
+fn leap_day(year: u64) -> u64 {
+    (year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400)).into()
 }
 
 /// Where the time comes from: [`SystemClock`] unless a test says otherwise.

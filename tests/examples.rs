@@ -144,6 +144,9 @@ mod quickstart {
     async fn keeps_its_contract(server: &Server, store: &str) {
         let client = server.client();
         assert_eq!(health(&client).await, json!({ "status": "up", "store": store }));
+        assert_eq!(client.get("/health/live").await.status, StatusCode::OK);
+        assert_eq!(client.get("/health/ready").await.status, StatusCode::OK);
+        assert_eq!(client.get("/health/report").await.json()["store"], store);
         let public = client.get("/public").await;
         assert_eq!(public.status, StatusCode::OK);
         assert_eq!(public.set_cookies(), [""; 0]);
@@ -302,6 +305,9 @@ mod quickstart {
     /// The store is gone: sessions are refused, the rest is served.
     async fn is_down(client: &Client) {
         assert_eq!(health(client).await, json!({ "status": "down", "store": "redis" }));
+        assert_eq!(client.get("/health/live").await.status, StatusCode::OK);
+        assert_eq!(client.get("/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(client.get("/health/report").await.json()["cause"].is_string());
         assert_eq!(client.get("/public").await.status, StatusCode::OK);
         let cookie = client.cookie("session");
         let reply = login(client, "ana").await;

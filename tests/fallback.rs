@@ -19,7 +19,7 @@ use support::{
     redis_server::RedisServer,
 };
 use tower_keep::{
-    EndReason, Ended, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, WhenFull,
+    EndReason, Ended, HealthStatus, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, WhenFull,
     store::{
         Created, Cursor, Fallback, FallbackMode, Found, Health, OnReturn, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
@@ -252,9 +252,11 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_is_over() {
 
 #[tokio::test]
 async fn its_health_is_degraded_while_something_is_in_the_place_of_the_store() {
-    for (mode, health) in [(REJECT, None), (STALE, Some(Health::Degraded)), (MERGE, Some(Health::Degraded))] {
+    for (mode, health) in
+        [(REJECT, HealthStatus::Down), (STALE, HealthStatus::Degraded), (MERGE, HealthStatus::Degraded)]
+    {
         let test = Test::away(mode).await;
-        assert_eq!(test.store.health().await.unwrap(), health.unwrap_or(Health::Down), "{mode:?}");
+        assert_eq!(test.store.health().await.unwrap().status(), health, "{mode:?}");
         test.main.recover();
         assert_eq!(test.store.health().await.unwrap(), Health::Up);
     }

@@ -18,7 +18,7 @@ use support::{
     client::{Client, Reply},
     eventually,
     proxy::Proxy,
-    redis_server::{RedisServer, command_on, text},
+    redis_server::{Loading, RedisServer, command_on, text},
 };
 use tokio::{
     net::TcpListener,
@@ -27,7 +27,7 @@ use tokio::{
     time::timeout,
 };
 use tower_keep::{
-    OnOutage, SessionLayer,
+    HealthStatus, OnOutage, SessionLayer,
     store::{
         Cursor, Health, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
@@ -63,8 +63,8 @@ impl Service {
         Self { layer, app, tolerant, client }
     }
 
-    async fn health(&self) -> Health {
-        self.layer.sessions().health().await.unwrap()
+    async fn health(&self) -> HealthStatus {
+        self.layer.sessions().health().await.status
     }
 
     async fn read(&self) -> Reply {
@@ -114,7 +114,7 @@ impl Service {
         assert_eq!(self.read().await.json(), json!([value + 1]));
         let tolerated = self.client.at(&self.tolerant.url());
         assert_eq!(answer(&tolerated, json!([["is_degraded"], ["user"]])).await.json(), json!([false, "ana"]));
-        assert_eq!(self.health().await, Health::Up);
+        assert_eq!(self.health().await, HealthStatus::Up);
     }
 }
 
@@ -147,7 +147,7 @@ mod gone {
         let stranger = service.app.client();
         assert_eq!(answer(&stranger, json!([["get", "k"]])).await.status, OK);
         assert_unavailable(&answer(&stranger, json!([["insert", "k", 1]])).await);
-        assert_eq!(service.health().await, Health::Down);
+        assert_eq!(service.health().await, HealthStatus::Down);
 
         server.run().await;
         eventually("serving begins", async || service.read().await.status == OK).await;
@@ -162,7 +162,7 @@ mod gone {
         for round in 1..=3 {
             server.stop();
             service.is_out().await;
-            assert_eq!(service.health().await, Health::Down);
+            assert_eq!(service.health().await, HealthStatus::Down);
             server.run().await;
             service.resumes(round).await;
         }
@@ -224,7 +224,7 @@ mod hung {
         for round in 1..=2 {
             server.pause();
             service.is_out().await;
-            assert_eq!(service.health().await, Health::Down);
+            assert_eq!(service.health().await, HealthStatus::Down);
             server.resume();
             service.resumes(round).await;
         }
@@ -410,7 +410,7 @@ mod refused {
         command_on(&mut control, "CONFIG SET maxclients 1").await.unwrap();
         command_on(&mut control, "CLIENT KILL TYPE normal SKIPME yes").await.unwrap();
         service.is_out().await;
-        assert_eq!(service.health().await, Health::Down);
+        assert_eq!(service.health().await, HealthStatus::Down);
         command_on(&mut control, "CONFIG SET maxclients 100").await.unwrap();
         service.resumes(1).await;
     }
@@ -423,7 +423,7 @@ mod refused {
             server.set_password("second").await;
             server.command("CLIENT KILL TYPE normal").await;
             service.is_out().await;
-            assert_eq!(service.health().await, Health::Down);
+            assert_eq!(service.health().await, HealthStatus::Down);
             server.set_password("first").await;
             service.resumes(round).await;
         }
@@ -490,14 +490,14 @@ mod read_only {
         let service = Service::at(&server.url()).await;
         server.command("CONFIG SET maxmemory 1").await;
         service.only_reads().await;
-        assert_eq!(service.health().await, Health::Degraded);
+        assert_eq!(service.health().await, HealthStatus::Degraded);
         // To end a session needs no memory.
         let other = service.layer.sessions();
         assert!(other.create("ben").await.is_err());
         server.command("CONFIG SET maxmemory 0").await;
         service.resumes(1).await;
         assert_eq!(service.write(2).await.status, OK);
-        assert_eq!(service.health().await, Health::Up);
+        assert_eq!(service.health().await, HealthStatus::Up);
     }
 
     #[tokio::test]
@@ -578,30 +578,19 @@ mod read_only {
         let service = Service::at(&server.url()).await;
         fail_to_save(&server, &mut server.connect().await.unwrap()).await;
         assert_eq!(service.read().await.status, OK);
-        assert_ne!(service.health().await, Health::Down, "reads are served");
+        assert_ne!(service.health().await, HealthStatus::Down, "reads are served");
     }
 
     #[tokio::test]
     async fn loading_its_data() {
-        let args = ["--enable-debug-command", "yes", "--rdbcompression", "no"];
-        let args = [&args[..], &["--loading-process-events-interval-bytes", "1024"]].concat();
-        let server = RedisServer::start_with(&args).await;
+        let server = RedisServer::start_with(&Loading::ARGS).await;
         let service = Service::at(&server.url()).await;
-        for i in 0..100 {
-            server.command(&format!("SET filler{i} {}", "x".repeat(2000))).await;
-        }
-        let mut control = server.connect().await.unwrap();
-        let mut reloading = server.connect().await.unwrap();
-        command_on(&mut control, "CONFIG SET key-load-delay 100000").await.unwrap();
-        let reload = tokio::spawn(async move { command_on(&mut reloading, "DEBUG RELOAD").await });
-        let loading = async || command_on(&mut control.clone(), "PING").await.is_err();
-        eventually("the server loads", loading).await;
+        let loading = Loading::of(&server).await;
         service.serves_the_public().await;
         assert_unavailable(&service.read().await);
         assert_unavailable(&service.write(99).await);
-        command_on(&mut control, "CONFIG SET key-load-delay 0").await.unwrap();
+        loading.ends().await;
         service.resumes(1).await;
-        assert!(reload.await.unwrap().is_ok());
     }
 }
 
@@ -877,7 +866,7 @@ mod given_up {
         let server = RedisServer::stopped();
         let tasks = Handle::current().metrics().num_alive_tasks();
         let store = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
-        assert_eq!(store.health().await.unwrap(), Health::Down);
+        assert_eq!(store.health().await.unwrap().status(), HealthStatus::Down);
         drop(store);
         eventually("the task ends", async || Handle::current().metrics().num_alive_tasks() == tasks).await;
     }
@@ -899,9 +888,9 @@ mod given_up {
         }
         // Two at once, and then one of them no more.
         let (first, second) = (runtime(), runtime());
-        assert_eq!(first.block_on(layer.sessions().health()).unwrap(), Health::Up);
+        assert_eq!(first.block_on(layer.sessions().health()).status, HealthStatus::Up);
         drop(first);
-        assert_eq!(second.block_on(layer.sessions().health()).unwrap(), Health::Up);
+        assert_eq!(second.block_on(layer.sessions().health()).status, HealthStatus::Up);
     }
 
     #[test]
@@ -925,6 +914,6 @@ async fn what_is_no_redis_is_an_outage() {
     let service = Service::with(RedisConfig::from_url(&format!("redis://127.0.0.1:{port}")).unwrap()).await;
     service.client.set_cookie(COOKIE, &"a".repeat(56));
     service.is_out().await;
-    assert_eq!(service.health().await, Health::Down);
+    assert_eq!(service.health().await, HealthStatus::Down);
     answers.abort();
 }

@@ -16,7 +16,7 @@ use support::{
 };
 use tokio::time::{Instant, advance};
 use tower_keep::{
-    EndReason, Limits, ManualClock, MemoryStore,
+    EndReason, HealthStatus, Limits, ManualClock, MemoryStore,
     store::{
         Found, Guard, Health, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
@@ -96,7 +96,7 @@ async fn no_operation_takes_longer_than_the_deadline() {
     took(guard.list("ana").await.map(drop)).await;
     took(guard.end_user("ana", None, EndReason::Revoked).await.map(drop)).await;
     took(guard.scan(&from, 1).await.map(drop)).await;
-    assert_eq!(guard.health().await.unwrap(), Health::Down);
+    assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down);
     assert_eq!(began.elapsed(), 11 * DEADLINE, "time stands still but for what is waited for");
     assert_outage(guard.count().await);
     assert_eq!(began.elapsed(), 31 * DEADLINE, "counting looks at everything");
@@ -126,7 +126,7 @@ async fn a_store_that_is_known_to_be_down_is_not_asked() {
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert!(causes.contains("left alone"), "{causes}");
     assert!(causes.ends_with("the test says so"), "{causes}");
-    assert_eq!(guard.health().await.unwrap(), Health::Down);
+    assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down);
     assert_eq!(spy.calls(), [""; 0]);
 }
 
@@ -195,7 +195,7 @@ async fn one_operation_tries_whether_the_store_is_back() {
     probe_held.reached().await;
     for _ in 0..3 {
         assert_outage(guard.load(&id(1)).await);
-        assert_eq!(guard.health().await.unwrap(), Health::Down);
+        assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down);
     }
     assert_eq!(asked(&spy), 1, "the probe alone");
     probe_held.release();
@@ -306,7 +306,7 @@ async fn no_more_wait_than_may() {
 async fn its_health_finds_that_the_store_is_back() {
     let (spy, guard) = opened().await;
     spy.recover();
-    assert_eq!(guard.health().await.unwrap(), Health::Down, "not asked yet");
+    assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down, "not asked yet");
     advance(SECOND).await;
     assert_eq!(guard.health().await.unwrap(), Health::Up);
     assert_answers(guard.load(&id(1)).await);

@@ -13,11 +13,12 @@ use support::{
     app::App,
     client::{Client, Reply},
     log::Log,
+    proxy::Proxy,
     redis_server::{Monitor, RedisServer, text},
 };
 use tokio::task::JoinSet;
 use tower_keep::{
-    Bearer, Lifetime, ManualClock, SessionLayer,
+    Bearer, HealthStatus, Lifetime, ManualClock, SessionLayer,
     store::{
         Health, SessionStore,
         redis::{InvalidRedisConfig, RedisConfig, RedisStore},
@@ -271,6 +272,29 @@ mod cost {
         ["\"HELLO\"", "\"CLIENT\"", "\"PING\""].iter().any(|name| line.contains(name))
     }
 
+    /// Between the two questions that a look-up asks of a session that is not there.
+    #[tokio::test]
+    async fn a_session_that_begins_while_it_is_looked_up_has_not_expired() {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let slow = layer(patient(config_of(&proxy.url()))).sessions();
+        let old = layer(config(&server)).sessions();
+        let token = old.create("ana").await.unwrap();
+        let line = old.export().next().await.unwrap().unwrap();
+        server.command("FLUSHALL").await;
+        slow.health().await;
+
+        proxy.hold_reply_to("GET");
+        let looking = tokio::spawn({
+            let (slow, id) = (slow.clone(), token.id());
+            async move { (slow.ended(&id).await.unwrap(), slow.get(&id).await.unwrap().is_some()) }
+        });
+        proxy.holds().await;
+        old.import(&line).await.unwrap();
+        proxy.release();
+        assert_eq!(looking.await.unwrap(), (None, true));
+    }
+
     #[tokio::test]
     async fn what_cannot_be_a_token_costs_nothing() {
         let server = RedisServer::start().await;
@@ -284,7 +308,7 @@ mod cost {
         assert!(commands(&mut monitor).await.is_empty());
         client.set_cookie(COOKIE, &"a".repeat(56));
         assert_eq!(client.one(json!(["get", "k"])).await, json!(null));
-        assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL", "ZSCORE"]);
+        assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL", "ZSCORE", "GET", "GET", "PTTL"]);
     }
 
     #[tokio::test]
@@ -568,8 +592,8 @@ mod connecting {
         assert_ttl(&server, &client_key(&client).await, 30 * MINUTE).await;
         client.one(json!(["logout"])).await;
         assert_eq!(client.one(json!(["user"])).await, json!(null));
-        let health = layer(config_of(&url)).sessions().health().await.unwrap();
-        assert_eq!(health, Health::Up, "PING is not among its rights, and no matter");
+        let health = layer(config_of(&url)).sessions().health().await;
+        assert_eq!(health.status, HealthStatus::Up, "PING is not among its rights, and no matter: {health:?}");
     }
 
     #[tokio::test]

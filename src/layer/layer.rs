@@ -79,6 +79,7 @@ impl SessionLayer {
             counters: Arc::default(),
             queues: Arc::default(),
             announcer: Announcer::new(),
+            monitor: Arc::default(),
         };
         Self { shared: Arc::new(shared), policy: Policy::new(), reject: EmptyBody }
     }

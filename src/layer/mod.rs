@@ -26,6 +26,7 @@ mod respond;
 mod service;
 
 use self::policy::Lookup;
+pub(crate) use self::reject::retry_after;
 pub use self::{
     future::ResponseFuture,
     layer::SessionLayer,

@@ -149,8 +149,7 @@ impl Rejection {
             response.headers_mut().append(header::WWW_AUTHENTICATE, challenge.clone());
         }
         if let Some(delay) = self.retry_after {
-            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, retry_after(delay));
         }
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
@@ -168,6 +167,11 @@ impl Rejection {
             Reason::NoLayer => "no session layer",
         }
     }
+}
+
+/// In whole seconds, rounded up.
+pub(crate) fn retry_after(delay: Duration) -> HeaderValue {
+    HeaderValue::from(delay.as_secs() + u64::from(delay.subsec_nanos() > 0))
 }
 
 impl fmt::Display for Rejection {

@@ -26,6 +26,9 @@ pub struct Version {
 /// Characters of a version.
 const LEN: usize = 16;
 
+/// The bit of the counter that marks a copy. No session is written so often that it counts this far.
+const COPY: u32 = 1 << 31;
+
 /// Where the text of the version is in every encoding.
 pub(super) const PLACE: std::ops::Range<usize> = 12..12 + LEN;
 
@@ -43,7 +46,27 @@ impl Version {
 
     /// The version of the write after this one.
     pub(crate) fn next(self) -> Result<Self, getrandom::Error> {
-        Ok(Self { counter: self.counter.wrapping_add(1), nonce: getrandom::u64()? })
+        Ok(Self { counter: self.counter.wrapping_add(1) & !COPY, nonce: getrandom::u64()? })
+    }
+
+    /// Whether it is that of a copy, whose original may live on in another store.
+    pub(crate) fn is_copy(self) -> bool {
+        self.counter & COPY != 0
+    }
+
+    /// The version of a copy of what has this one: always the same.
+    pub(crate) fn of_copy(self) -> Self {
+        Self { counter: self.counter | COPY, ..self }
+    }
+
+    /// The version of what this is a copy of.
+    pub(crate) fn of_original(self) -> Self {
+        Self { counter: self.counter & !COPY, ..self }
+    }
+
+    /// Whether it was written after `other`, of the same session.
+    pub(crate) fn is_after(self, other: Self) -> bool {
+        self.of_original().counter > other.of_original().counter
     }
 
     /// Whether `other` was written on top of this one, perhaps with others between.

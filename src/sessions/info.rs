@@ -34,6 +34,14 @@ impl SessionInfo {
         (!left.is_zero()).then(|| Self { id, record: record.clone(), last_seen, expires_at })
     }
 
+    pub(super) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    pub(super) fn ends(&self) -> Timestamp {
+        self.expires_at
+    }
+
     /// Its id: no credential, and safe to show.
     pub fn id(&self) -> SessionId {
         self.id

@@ -3,6 +3,7 @@
 mod info;
 mod new;
 mod scan;
+mod transfer;
 
 use std::{fmt, sync::Arc};
 
@@ -10,15 +11,17 @@ pub use self::{
     info::{Consumed, SessionInfo},
     new::NewSession,
     scan::Scan,
+    transfer::{Export, ImportError, Imported},
 };
 use crate::{
     ended::{EndReason, Ended},
     event::{Events, Happened},
+    health::{HealthReport, HealthService},
     observe::Stats,
     record::{Standing, Version},
     session::SessionError,
     shared::Shared,
-    store::{Created, Cursor, Entry, Found, Health, Loaded, Outcome, StoreError},
+    store::{Created, Cursor, Entry, Found, Loaded, Outcome, StoreError},
     token::{SessionId, Tag, Token},
 };
 
@@ -326,12 +329,41 @@ impl Sessions {
         self.shared.counters.stats()
     }
 
-    /// Whether the store can serve right now.
+    /// How the store does: up, degraded or down, why, and since when. Asks it; who asks while it is asked already gets the same answer.
     ///
-    /// # Errors
-    /// What the store says when it cannot even be asked; for most purposes that is [`Health::Down`].
-    pub async fn health(&self) -> Result<Health, StoreError> {
-        self.shared.store.health().await
+    /// Since when, all clones of the layer know together, as far as one of them has asked: nobody watches in between.
+    ///
+    /// ```
+    /// # use tower_keep::{HealthStatus, Sessions};
+    /// async fn log_health(sessions: &Sessions) {
+    ///     let health = sessions.health().await;
+    ///     if health.status != HealthStatus::Up {
+    ///         println!("{} has been {} since {}: {:?}", health.store, health.status, health.since, health.cause);
+    ///     }
+    /// }
+    /// # let _ = log_health;
+    /// ```
+    pub async fn health(&self) -> HealthReport {
+        self.shared.monitor.check(&*self.shared.store, &*self.shared.clock).await
+    }
+
+    /// A service that answers liveness and readiness probes, and reports [`health`](Self::health) as JSON.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower::ServiceExt;
+    /// use tower_keep::{MemoryStore, SessionLayer};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let health = SessionLayer::new(MemoryStore::new()).sessions().health_service();
+    /// let response = health.oneshot(Request::get("/health/ready").body(())?).await?;
+    /// assert_eq!((response.status().as_u16(), response.body().as_str()), (200, "ready\n"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn health_service(&self) -> HealthService {
+        HealthService::new(self.clone())
     }
 
     /// What operators call the store: `"redis"`, `"memory"`.

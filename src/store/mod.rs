@@ -20,7 +20,9 @@ use crate::{
 
 mod fallback;
 mod guard;
+pub(crate) mod health;
 mod memory;
+mod migrating;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "testing")]
@@ -28,7 +30,9 @@ pub mod testing;
 
 pub use fallback::{Fallback, FallbackMode, FallbackStats, OnReturn};
 pub use guard::Guard;
+pub use health::Health;
 pub use memory::MemoryStore;
+pub use migrating::MigratingStore;
 
 /// No command is on its way for longer than this.
 const REMEMBER_AT_LEAST: Duration = Duration::from_secs(60);
@@ -165,7 +169,7 @@ pub trait SessionStore: Send + Sync + 'static {
     /// How many sessions are alive.
     fn count(&self) -> StoreFuture<'_, u64>;
 
-    /// Whether the store can serve right now.
+    /// Whether the store can serve right now. An error says that it is down, and why.
     fn health(&self) -> StoreFuture<'_, Health>;
 
     /// What operators call this store: `"redis"`, `"memory"`.
@@ -398,35 +402,6 @@ pub struct Published {
     pub events: Vec<Event>,
     /// Where to go on.
     pub next: Cursor,
-}
-
-/// Whether a store can serve.
-///
-/// ```
-/// use tower_keep::store::Health;
-///
-/// assert_eq!(Health::Up.as_str(), "up");
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Health {
-    /// Reads and writes are served.
-    Up,
-    /// Reads are served; some writes are not.
-    Degraded,
-    /// Nothing is served.
-    Down,
-}
-
-impl Health {
-    /// `"up"`, `"degraded"` or `"down"`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Degraded => "degraded",
-            Self::Down => "down",
-        }
-    }
 }
 
 /// Why a store could not answer.

@@ -16,10 +16,7 @@ use tokio::{
     join,
     time::{sleep, timeout},
 };
-use tower_keep::{
-    Sessions, Token,
-    store::{Cursor, Health},
-};
+use tower_keep::{HealthStatus, Sessions, Token, store::Cursor};
 
 use super::{
     CLIENTS,
@@ -164,7 +161,7 @@ impl History {
     /// Looks at everything once more, when nothing happens any more.
     pub async fn end(&self, redis: &str, overwrites: u64) -> End {
         let sessions: Sessions = server::layer(redis, true).sessions();
-        while !sessions.health().await.is_ok_and(|health| health == Health::Up) {
+        while sessions.health().await.status != HealthStatus::Up {
             sleep(Duration::from_millis(20)).await;
         }
         let Book { sessions: known, tickets, .. } = self.book().clone();

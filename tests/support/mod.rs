@@ -4,11 +4,18 @@
 #![allow(dead_code)] // each test binary uses its part
 
 pub mod app;
+pub mod certificates;
 pub mod client;
+pub mod cluster;
+pub mod dir;
 pub mod log;
+pub mod port;
+pub mod process;
 pub mod proxy;
 pub mod records;
 pub mod redis_server;
+pub mod sentinel;
+pub mod stores;
 
 use std::time::Duration;
 

@@ -1,13 +1,6 @@
 //! A `redis-server` of the test's own: on a free port, in a directory of its own, gone when dropped.
 
-use std::{
-    env, fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{self, Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
-    time::Duration,
-};
+use std::{collections::HashMap, fs, path::Path, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value,
@@ -16,17 +9,29 @@ use redis::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
+    task::JoinHandle,
 };
 
-use super::eventually;
+use super::{
+    certificates::{Certificate, Certificates},
+    dir::Dir,
+    eventually,
+    port::Port,
+    process::Process,
+};
+
+/// In the directory of the server.
+const SOCKET: &str = "redis.sock";
 
 pub struct RedisServer {
-    port: u16,
-    dir: PathBuf,
+    process: Option<Process>, // the first to be dropped
     args: Vec<String>,
-    child: Option<Child>,
     /// What the test itself logs in with.
     password: Option<String>,
+    dir: Dir,
+    port: Port,
+    /// Where it speaks TLS, if it does.
+    tls_port: Option<Port>,
 }
 
 impl RedisServer {
@@ -36,71 +41,167 @@ impl RedisServer {
 
     /// With more arguments: `&["--maxclients", "5"]`.
     pub async fn start_with(args: &[&str]) -> Self {
-        let mut server = Self::stopped();
-        server.args = args.iter().map(|arg| arg.to_string()).collect();
-        if let Some(place) = args.iter().position(|arg| *arg == "--requirepass") {
-            server.password = Some(args[place + 1].to_owned());
-        }
+        let mut server = Self::stopped_with(args);
         server.run().await;
         server
     }
 
+    /// With a Unix socket too: see [`unix_url`](Self::unix_url).
+    pub async fn start_unix() -> Self {
+        Self::start_with(&["--unixsocket", SOCKET]).await
+    }
+
+    /// Speaks TLS at [`tls_url`](Self::tls_url), and shows `shown` there; with `mutual` clients must show a certificate of
+    /// the same authority. The test's own connections stay plain, on the [`port`](Self::port).
+    pub async fn start_tls_as(certificates: &Certificates, shown: &Certificate, mutual: bool) -> Self {
+        let port = Port::free();
+        let number = port.number().to_string();
+        let mut server = Self::stopped_with(&[
+            "--tls-port",
+            &number,
+            "--tls-cert-file",
+            path(&shown.certificate),
+            "--tls-key-file",
+            path(&shown.key),
+            "--tls-ca-cert-file",
+            path(&certificates.authority),
+            "--tls-auth-clients",
+            if mutual { "yes" } else { "no" },
+        ]);
+        server.tls_port = Some(port);
+        server.run().await;
+        server
+    }
+
+    /// As above, with a certificate that is in order.
+    pub async fn start_tls(certificates: &Certificates, mutual: bool) -> Self {
+        Self::start_tls_as(certificates, &certificates.server, mutual).await
+    }
+
+    /// A replica of `master`, once it has everything that the master has. It stays a replica when it is restarted.
+    pub async fn start_replica_of(master: &RedisServer) -> Self {
+        let mut args = vec!["--repl-diskless-sync-delay", "0"];
+        if let Some(password) = &master.password {
+            args.extend(["--requirepass", password, "--masterauth", password]);
+        }
+        let replica = Self::start_with(&args).await;
+        replica.replicate(master).await;
+        replica
+    }
+
     /// Not started yet: a port on which nobody answers.
     pub fn stopped() -> Self {
-        let port = free_port();
-        let dir = env::temp_dir().join(format!("tower-keep-{}-{port}", process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        Self { port, dir, args: Vec::new(), child: None, password: None }
+        Self::stopped_with(&[])
+    }
+
+    /// Not started yet, with more arguments.
+    pub fn stopped_with(args: &[&str]) -> Self {
+        let port = if args.contains(&"--cluster-enabled") { Port::free_with_bus() } else { Port::free() };
+        let mut server = Self::of(port, "");
+        let number = server.port().to_string();
+        let own = ["--bind", "127.0.0.1", "--port", &number, "--save", "", "--appendonly", "no", "--daemonize", "no"];
+        server.args.extend(own.iter().chain(args).map(|arg| arg.to_string()));
+        if let Some(place) = args.iter().position(|arg| *arg == "--requirepass") {
+            server.password = Some(args[place + 1].to_owned());
+        }
+        server
+    }
+
+    /// A Sentinel, not started yet: to tests it is a server like any other.
+    pub fn stopped_sentinel(port: Port, config: &str) -> Self {
+        let config = format!("port {}\nbind 127.0.0.1\n{config}", port.number());
+        let mut sentinel = Self::of(port, &config);
+        sentinel.args.push("--sentinel".into());
+        sentinel.password =
+            config.lines().find_map(|line| line.strip_prefix("requirepass ")).map(|password| password.to_owned());
+        sentinel
+    }
+
+    /// The file of its configuration is its own: it may be told to write it anew.
+    fn of(port: Port, config: &str) -> Self {
+        let dir = Dir::new();
+        let file = dir.join("redis.conf");
+        fs::write(&file, config).unwrap();
+        let args = vec![path(&file).to_owned(), "--dir".into(), path(&dir).to_owned()];
+        Self { process: None, args, password: None, dir, port, tls_port: None }
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
+    }
+
+    /// `127.0.0.1:…`
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port())
     }
 
     /// Without a password.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        format!("redis://127.0.0.1:{}/", self.port())
+    }
+
+    /// As the user of that name.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        format!("redis://{}:{}@127.0.0.1:{}/", percent_encoded(user), percent_encoded(password), self.port())
+    }
+
+    /// Of a server that was started with [`start_unix`](Self::start_unix).
+    pub fn unix_url(&self) -> String {
+        format!("unix://{}", path(&self.dir.join(SOCKET)))
+    }
+
+    /// Of a server that speaks TLS.
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port.as_ref().expect("a server with TLS").number()
+    }
+
+    /// Of a server that speaks TLS.
+    pub fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}/", self.tls_port())
     }
 
     /// Starts the server, again if need be, on the same port; returns when it answers.
     pub async fn run(&mut self) {
+        self.launch();
+        self.answers().await;
+    }
+
+    /// As above, and does not wait.
+    pub fn launch(&mut self) {
         self.stop();
-        let binary = env::var("REDIS_SERVER_BIN").unwrap_or_else(|_| "redis-server".into());
-        let child = Command::new(&binary)
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
-            .arg("--dir")
-            .arg(&self.dir)
-            .args(&self.args)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{binary}: {error}"));
-        self.child = Some(child);
-        eventually("redis-server answers", async || self.connect().await.is_ok()).await;
+        self.process = Some(Process::start(&self.dir, &self.args));
+    }
+
+    pub async fn answers(&self) {
+        let answers = async || {
+            self.process().assert_runs();
+            self.connect().await.is_ok()
+        };
+        eventually("redis-server answers", answers).await;
     }
 
     /// Ends the server at once (SIGKILL).
     pub fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.process = None;
     }
 
     /// SIGSTOP: the server hangs; connections stay open, and new ones are accepted by the kernel.
     pub fn pause(&self) {
-        self.signal("-STOP");
+        self.process().pause();
     }
 
     /// SIGCONT.
     pub fn resume(&self) {
-        self.signal("-CONT");
+        self.process().resume();
     }
 
-    fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    /// Neither stopped nor paused by the test.
+    pub fn is_up(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| !process.is_paused())
+    }
+
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("a server that was started")
     }
 
     /// A connection of the test's own.
@@ -109,7 +210,7 @@ impl RedisServer {
         if let Some(password) = &self.password {
             settings = settings.set_password(password);
         }
-        let info: ConnectionInfo = ("127.0.0.1", self.port).into_connection_info()?.set_redis_settings(settings);
+        let info: ConnectionInfo = ("127.0.0.1", self.port()).into_connection_info()?.set_redis_settings(settings);
         let patience = Some(Duration::from_secs(30)); // the machine may be busy
         let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
         let mut connection = Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await?;
@@ -130,6 +231,46 @@ impl RedisServer {
     pub async fn set_password(&mut self, password: &str) {
         self.command(&format!("CONFIG SET requirepass {password}")).await;
         self.password = Some(password.to_owned());
+    }
+
+    /// Adds a user who may do what `rules` say: `"~keep:* +get +set"`.
+    pub async fn add_user(&self, user: &str, password: &str, rules: &str) {
+        let mut cmd = redis::cmd("ACL");
+        cmd.arg("SETUSER").arg(user).arg("reset").arg("on").arg(format!(">{password}"));
+        for rule in rules.split_whitespace() {
+            cmd.arg(rule);
+        }
+        cmd.exec_async(&mut self.connect().await.unwrap()).await.unwrap();
+    }
+
+    /// Makes it a replica of `master`; returns when it has everything that the master has.
+    pub async fn replicate(&self, master: &RedisServer) {
+        self.command(&format!("REPLICAOF 127.0.0.1 {}", master.port())).await;
+        self.command("CONFIG REWRITE").await;
+        eventually("the replica is in sync", async || self.is_in_sync().await).await;
+    }
+
+    /// Whether this is a replica that hears its master.
+    pub async fn is_in_sync(&self) -> bool {
+        let info = self.try_info("replication").await.unwrap_or_default();
+        info.get("master_link_status").is_some_and(|status| status == "up")
+    }
+
+    /// `master` or `slave`.
+    pub async fn role(&self) -> String {
+        self.info("replication").await["role"].clone()
+    }
+
+    /// What `INFO` says in one of its sections.
+    pub async fn info(&self, section: &str) -> HashMap<String, String> {
+        self.try_info(section).await.unwrap()
+    }
+
+    /// As above; a server that becomes a replica closes the connections of its clients.
+    pub async fn try_info(&self, section: &str) -> redis::RedisResult<HashMap<String, String>> {
+        let info = text(&self.try_command(&format!("INFO {section}")).await?);
+        let pairs = info.lines().filter_map(|line| line.split_once(':'));
+        Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
     pub async fn keys(&self) -> Vec<String> {
@@ -166,7 +307,7 @@ impl RedisServer {
 
     /// Watches every command the server is given from now on.
     pub async fn monitor(&self) -> Monitor<'_> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port())).await.unwrap();
         if let Some(password) = &self.password {
             stream.write_all(format!("AUTH {password}\r\n").as_bytes()).await.unwrap();
         }
@@ -190,15 +331,35 @@ impl RedisServer {
     }
 }
 
-/// Below those that the kernel gives to whoever asks for any: a server that is down does not lose its port.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let process = (process::id() as u16).wrapping_mul(127);
-        let port = 10_000 + process.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+/// A server that loads its data, and takes its time.
+pub struct Loading {
+    control: MultiplexedConnection,
+    reload: JoinHandle<redis::RedisResult<Value>>,
+}
+
+impl Loading {
+    /// What the server must be started with.
+    pub const ARGS: [&str; 6] =
+        ["--enable-debug-command", "yes", "--rdbcompression", "no", "--loading-process-events-interval-bytes", "1024"];
+
+    /// Begins; with the data that is there, and some more.
+    pub async fn of(server: &RedisServer) -> Self {
+        for i in 0..100 {
+            server.command(&format!("SET filler{i} {}", "x".repeat(2000))).await;
         }
+        let mut control = server.connect().await.unwrap();
+        let mut reloading = server.connect().await.unwrap();
+        command_on(&mut control, "CONFIG SET key-load-delay 100000").await.unwrap();
+        let reload = tokio::spawn(async move { command_on(&mut reloading, "DEBUG RELOAD").await });
+        let loads = async || command_on(&mut control.clone(), "PING").await.is_err();
+        eventually("the server loads", loads).await;
+        Self { control, reload }
+    }
+
+    /// It is done in a moment.
+    pub async fn ends(mut self) {
+        command_on(&mut self.control, "CONFIG SET key-load-delay 0").await.unwrap();
+        self.reload.await.unwrap().unwrap();
     }
 }
 
@@ -213,7 +374,7 @@ impl Monitor<'_> {
     /// The commands since the last call, a line each: `1763679600.123456 [0 127.0.0.1:50000] "GET" "key"`.
     pub async fn so_far(&mut self) -> Vec<String> {
         self.marks += 1;
-        let mark = format!("mark-{}-{}", self.server.port, self.marks);
+        let mark = format!("mark-{}-{}", self.server.port(), self.marks);
         self.server.command(&format!("ECHO {mark}")).await;
         let mut seen = Vec::new();
         loop {
@@ -248,9 +409,23 @@ pub fn text(value: &Value) -> String {
     }
 }
 
-impl Drop for RedisServer {
-    fn drop(&mut self) {
-        self.stop();
-        let _ = fs::remove_dir_all(&self.dir);
+/// A reply of names and values.
+pub fn pairs(value: &Value) -> HashMap<String, String> {
+    match value {
+        Value::Array(items) => items.chunks(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect(),
+        other => panic!("not pairs: {other:?}"),
     }
+}
+
+/// Names in URLs and their like.
+fn percent_encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
 }

@@ -217,12 +217,13 @@ impl<S: SessionStore> Fallback<S> {
 
     async fn health_of_both(&self) -> Result<Health, StoreError> {
         let health = match self.present_outage().await {
-            Some(_) => Ok(Health::Down),
+            Some(outage) => Ok(outage.health()),
             None => self.main.health().await,
         };
         match (self.mode, health) {
             (FallbackMode::Reject, health) => health,
-            (_, Ok(Health::Down) | Err(_)) => Ok(Health::Degraded),
+            (_, Ok(Health::Down(cause))) => Ok(Health::Degraded(cause)),
+            (_, Err(error)) => Ok(Health::degraded(&error)),
             (_, health) => health,
         }
     }

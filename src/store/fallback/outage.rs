@@ -69,6 +69,10 @@ impl Outage {
         }
     }
 
+    pub(super) fn health(&self) -> Health {
+        Health::down(&*self.cause)
+    }
+
     /// What everybody is told for whom nothing can be done.
     pub(super) fn error(&self) -> StoreError {
         Cause::Away(self.cause.clone()).into()
@@ -135,5 +139,5 @@ pub(super) async fn ask<T>(
 
 /// Whether nothing can be had from the store.
 pub(super) async fn is_away(store: &impl SessionStore) -> bool {
-    !matches!(timeout(MOMENT, store.health()).await, Ok(Ok(Health::Up | Health::Degraded)))
+    !matches!(timeout(MOMENT, store.health()).await, Ok(Ok(Health::Up | Health::Degraded(_))))
 }

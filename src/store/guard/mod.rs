@@ -161,7 +161,7 @@ impl<S: SessionStore> Guard<S> {
 
     /// A store that refuses writes may serve reads: that is no reason to leave it alone.
     async fn is_down(&self) -> bool {
-        matches!(self.store.health().await, Ok(Health::Down) | Err(_))
+        matches!(self.store.health().await, Ok(Health::Down(_)) | Err(_))
     }
 
     fn enter(&self) -> Result<Passage<'_, S>, StoreError> {
@@ -171,9 +171,12 @@ impl<S: SessionStore> Guard<S> {
 
     /// A store that says it is down has not answered.
     async fn ask_health(&self) -> Result<Health, StoreError> {
-        let Ok(passage) = self.enter() else { return Ok(Health::Down) };
+        let passage = match self.enter() {
+            Ok(passage) => passage,
+            Err(error) => return Ok(Health::down(&error)),
+        };
         let cause = match timeout(self.deadline, self.store.health()).await {
-            Ok(Ok(Health::Down)) => Cause::Unwell,
+            Ok(Ok(Health::Down(cause))) => Cause::Unwell(cause),
             Ok(Ok(health)) => {
                 passage.answered();
                 return Ok(health);
@@ -181,8 +184,7 @@ impl<S: SessionStore> Guard<S> {
             Ok(Err(error)) => return Err(passage.outage(error)),
             Err(_) => Cause::Timeout(self.deadline),
         };
-        drop(passage.outage(outage(cause)));
-        Ok(Health::Down)
+        Ok(Health::down(&passage.outage(outage(cause))))
     }
 }
 
@@ -316,7 +318,7 @@ fn outage(cause: Cause) -> StoreError {
 enum Cause {
     Timeout(Duration),
     Full(usize),
-    Unwell,
+    Unwell(Arc<str>),
     Open(Arc<StoreError>),
 }
 
@@ -325,7 +327,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Timeout(deadline) => write!(f, "no answer within {deadline:?}"),
             Self::Full(operations) => write!(f, "{operations} operations are waiting for it"),
-            Self::Unwell => f.write_str("it says that it is down"),
+            Self::Unwell(cause) => write!(f, "it says that it is down: {cause}"),
             Self::Open(_) => f.write_str("it did not answer lately, and is left alone for a while"),
         }
     }

@@ -6,12 +6,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use redis::{Pipeline, Value, pipe};
+use redis::{Arg, Cmd, Pipeline, Value, pipe};
 use tokio::{
     sync::Mutex as AsyncMutex,
     task::JoinSet,
@@ -23,11 +23,12 @@ use super::{
     config::Address,
     connect::Target,
     error::{Advice, Failure},
-    link::Link,
+    health::Check,
+    link::{Link, reply},
     request::Request,
     route::page,
 };
-use crate::store::Health;
+use crate::store::{Health, StoreError};
 
 const SLOTS: u16 = 16384;
 /// How often the nodes are asked at most who has what.
@@ -35,14 +36,20 @@ const ASK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long to wait when a slot is between two nodes.
 const PAUSE: Duration = Duration::from_millis(5);
 /// How often an operation is sent elsewhere at most.
-const MAX_HOPS: usize = 64;
+const MAX_HOPS: usize = 16;
 
 pub(super) struct Cluster {
     seeds: Vec<Address>,
     config: RedisConfig,
     known: Mutex<Known>,
-    /// Only one request asks the nodes; when it last did.
-    asked: AsyncMutex<Option<Instant>>,
+    /// Only one request asks the nodes.
+    asked: AsyncMutex<Option<Asked>>,
+}
+
+/// When the nodes were last asked, and why that was in vain.
+struct Asked {
+    at: Instant,
+    failure: Option<Arc<StoreError>>,
 }
 
 #[derive(Default)]
@@ -58,6 +65,12 @@ pub(super) struct Slots {
     pub(super) first: u16,
     pub(super) last: u16,
     pub(super) master: Address,
+}
+
+impl Slots {
+    fn has(&self, slot: u16) -> bool {
+        (self.first..=self.last).contains(&slot)
+    }
 }
 
 impl Cluster {
@@ -83,41 +96,43 @@ impl Cluster {
 
     /// Makes `request` by `deadline`, where the slot of `key` is.
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
-        match self.follow(slot_of(key), request, deadline).await {
-            // While a slot moves, its keys are on two nodes.
-            Err(Failure { advice: Some(_), .. }) if request.reads().is_some() => {
-                self.one_by_one(request.reads().into_iter().flat_map(Pipeline::cmd_iter), deadline).await
-            }
-            answer => answer,
+        let Some(commands) = request.reads() else {
+            return self.follow(slot_of(key), request, deadline).await;
+        };
+        let replies = match self.follow(slot_of(key), request.lenient(), deadline).await? {
+            Value::Array(replies) if replies.len() == commands.len() => replies,
+            _ => return Err(Failure::unexpected_reply()),
+        };
+        let mut answers = Vec::with_capacity(replies.len());
+        for (command, answer) in commands.cmd_iter().zip(replies) {
+            answers.push(match reply(answer).map_err(Failure::from) {
+                Ok(answer) => answer,
+                // While a slot moves, its keys are on two nodes; and a page has keys of many slots.
+                Err(failure) if failure.advice.is_some() || failure.is_away() => self.alone(command, deadline).await?,
+                Err(failure) => return Err(failure),
+            });
+        }
+        Ok(Value::Array(answers))
+    }
+
+    /// A command whose first argument is its key.
+    async fn alone(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
+        let Some(Arg::Simple(key)) = command.args_iter().nth(1) else { return Err(Failure::unexpected_reply()) };
+        let slot = slot_of(&String::from_utf8_lossy(key));
+        let mut alone = pipe();
+        alone.add_command(command.clone());
+        match self.follow(slot, Request::read(&alone), deadline).await? {
+            Value::Array(mut answers) => answers.pop().ok_or_else(Failure::unexpected_reply),
+            _ => Err(Failure::unexpected_reply()),
         }
     }
 
-    async fn one_by_one(
-        &self,
-        commands: impl Iterator<Item = &redis::Cmd>,
-        deadline: Instant,
-    ) -> Result<Value, Failure> {
-        let mut replies = Vec::new();
-        for command in commands {
-            let key = match command.args_iter().nth(1) {
-                Some(redis::Arg::Simple(key)) => String::from_utf8_lossy(key).into_owned(),
-                _ => return Err(Failure::unexpected_reply()),
-            };
-            let mut alone = pipe();
-            alone.add_command(command.clone());
-            match self.follow(slot_of(&key), Request::read(&alone), deadline).await? {
-                Value::Array(reply) => replies.extend(reply),
-                _ => return Err(Failure::unexpected_reply()),
-            }
-        }
-        Ok(Value::Array(replies))
-    }
-
-    /// Goes wherever the nodes send it.
+    /// Goes wherever the nodes send it, until the deadline.
     async fn follow(&self, slot: u16, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
-        let mut asked = None;
-        for _ in 0..MAX_HOPS {
-            let (master, request) = match (asked.take(), self.master_of(slot)) {
+        let mut named = None;
+        let mut hops = 0;
+        loop {
+            let (master, request) = match (named.take(), self.master_of(slot)) {
                 (Some(address), _) => (address, request.asking()),
                 (None, Some(master)) => (master, request),
                 (None, None) => {
@@ -125,16 +140,22 @@ impl Cluster {
                     (self.master_of(slot).ok_or_else(Failure::no_master)?, request)
                 }
             };
-            let failure = match self.link(&master).call(&request, deadline).await {
+            let failure = match self.link(&master).call(request, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            hops += 1;
+            if hops > MAX_HOPS || Instant::now() + PAUSE >= deadline {
+                return Err(failure);
+            }
             match &failure.advice {
-                _ if Instant::now() >= deadline => return Err(failure),
-                Some(_) if request.reads().is_some() => return Err(failure),
                 Some(Advice::Moved(address)) => self.moved(slot, address.clone()),
-                Some(Advice::Ask(address)) => asked = Some(address.clone()),
-                Some(Advice::TryAgain) => sleep(PAUSE).await,
+                Some(Advice::Ask(address)) => named = Some(address.clone()),
+                Some(Advice::TryAgain) => {
+                    // Each time it is sent to both nodes: that does not count.
+                    hops = 0;
+                    sleep(PAUSE).await;
+                }
                 None if failure.is_away() => {
                     // Perhaps another has taken its place.
                     let _ = self.ask(Some(&master), deadline).await;
@@ -145,20 +166,18 @@ impl Cluster {
                 None => return Err(failure),
             }
         }
-        Err(Failure::no_master())
     }
 
     fn moved(&self, slot: u16, to: Address) {
         let mut known = self.known();
-        let Some(place) = known.slots.iter().position(|slots| (slots.first..=slots.last).contains(&slot)) else {
-            return known.slots.push(Slots { first: slot, last: slot, master: to });
-        };
-        let Slots { first, last, master } = known.slots.swap_remove(place);
-        if first < slot {
-            known.slots.push(Slots { first, last: slot - 1, master: master.clone() });
-        }
-        if slot < last {
-            known.slots.push(Slots { first: slot + 1, last, master });
+        if let Some(place) = known.slots.iter().position(|slots| slots.has(slot)) {
+            let Slots { first, last, master } = known.slots.swap_remove(place);
+            if first < slot {
+                known.slots.push(Slots { first, last: slot - 1, master: master.clone() });
+            }
+            if slot < last {
+                known.slots.push(Slots { first: slot + 1, last, master });
+            }
         }
         known.slots.push(Slots { first: slot, last: slot, master: to });
         known.slots.sort_unstable_by_key(|slots| slots.first);
@@ -167,8 +186,10 @@ impl Cluster {
     /// Asks the nodes who has what, unless somebody did just now: all but the one that is in doubt, at once.
     async fn ask(&self, doubted: Option<&Address>, deadline: Instant) -> Result<(), Failure> {
         let mut asked = timeout_at(deadline, self.asked.lock()).await.map_err(|_| Failure::timeout())?;
-        if asked.is_some_and(|asked| asked.elapsed() < ASK_INTERVAL) {
-            return Ok(());
+        if let Some(Asked { at, failure }) = &*asked
+            && at.elapsed() < ASK_INTERVAL
+        {
+            return failure.clone().map_or(Ok(()), |failure| Err(Failure::known_down(failure)));
         }
         let mut nodes: HashSet<_> = self.known().links.keys().chain(&self.seeds).cloned().collect();
         if nodes.len() > 1 {
@@ -178,10 +199,12 @@ impl Cluster {
         for node in nodes {
             let link = self.link(&node);
             questions.spawn(async move {
-                let mut question = pipe();
-                question.cmd("CLUSTER").arg("SLOTS");
-                let answer = link.call(&Request::read(&question), deadline).await?;
-                Ok::<_, Failure>((slots_of(&answer, &node), node))
+                let answer = link.call(Request::read(pipe().cmd("CLUSTER").arg("SLOTS")), deadline).await?;
+                let slots = match answer {
+                    Value::Array(replies) => replies.first().and_then(|slots| slots_of(slots, &node)),
+                    _ => None,
+                };
+                Ok::<_, Failure>((slots, node))
             });
         }
         let mut failure = None;
@@ -189,11 +212,8 @@ impl Cluster {
             match answer {
                 Ok(Ok((Some(slots), node))) if !slots.is_empty() => {
                     tracing::debug!(%node, ranges = slots.len(), "the slots of the cluster");
-                    let mut known = self.known();
-                    let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
-                    known.links.retain(|address, _| masters.contains(address));
-                    known.slots = slots;
-                    *asked = Some(Instant::now());
+                    self.learn(slots);
+                    *asked = Some(Asked { at: Instant::now(), failure: None });
                     return Ok(());
                 }
                 Ok(Ok(_)) => failure = Some(Failure::no_master()),
@@ -201,8 +221,21 @@ impl Cluster {
                 Err(_) => {}
             }
         }
-        *asked = Some(Instant::now());
-        Err(failure.unwrap_or_else(Failure::no_master))
+        let failure = Arc::new(failure.unwrap_or_else(Failure::no_master).error);
+        *asked = Some(Asked { at: Instant::now(), failure: Some(failure.clone()) });
+        Err(Failure::known_down(failure))
+    }
+
+    /// From now on these have the slots; connections to others are closed.
+    fn learn(&self, slots: Vec<Slots>) {
+        let mut known = self.known();
+        let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
+        let all = mem::take(&mut known.links);
+        let (links, gone): (HashMap<_, _>, HashMap<_, _>) =
+            all.into_iter().partition(|(address, _)| masters.contains(address));
+        (known.links, known.slots) = (links, slots);
+        drop(known);
+        drop(gone); // not under the lock
     }
 
     /// All slots and their masters, by the first.
@@ -221,46 +254,89 @@ impl Cluster {
         scan: impl Fn(&str) -> Pipeline,
         deadline: Instant,
     ) -> Result<(Vec<Value>, Option<String>), Failure> {
-        let slots = self.slots(deadline).await?;
-        let Some(Place { slots, cursor }) = Place::parse(from, &slots) else {
+        let known = self.slots(deadline).await?;
+        let Some(Place { slots, cursor }) = Place::parse(from, &known) else {
             return Ok((Vec::new(), None));
         };
-        let answer = self.link(&slots.master).call(&Request::read(&scan(&cursor)), deadline).await;
+        // A scan is not told that a slot has moved: so the node is asked what it has, after it has looked.
+        let mut question = scan(&cursor);
+        question.cmd("CLUSTER").arg("SLOTS");
+        let answer = self.link(&slots.master).call(Request::read(&question), deadline).await;
         if answer.as_ref().is_err_and(Failure::is_away) {
             let _ = self.ask(Some(&slots.master), deadline).await;
         }
-        let (next, keys) = page(answer?)?;
-        let turn = slots.first..=slots.last;
+        let Value::Array(mut replies) = answer? else { return Err(Failure::unexpected_reply()) };
+        let now = replies.pop().and_then(|answer| slots_of(&answer, &slots.master));
+        let now = now.ok_or_else(Failure::unexpected_reply)?;
+        let (next, keys) = page(Value::Array(replies))?;
+        let owner = |slot| now.iter().find(|slots| slots.has(slot)).map(|slots| &slots.master);
         let keys = keys.into_iter().filter(|key| match key {
-            Value::BulkString(key) => turn.contains(&slot_of(&String::from_utf8_lossy(key))),
+            Value::BulkString(key) => {
+                let slot = slot_of(&String::from_utf8_lossy(key));
+                // A key that has come before its slot is nobody else's to show.
+                slots.has(slot) || owner(slot) != Some(&slots.master)
+            }
             _ => false,
         });
+        let keys = keys.collect();
+        let still_there = (slots.first..=slots.last).all(|slot| owner(slot) == Some(&slots.master));
+        if now != known && !now.is_empty() {
+            self.learn(now);
+        }
         let next = match next {
+            _ if !still_there => Some(slots.first.to_string()),
             Some(cursor) => Some(Place { slots, cursor }.to_string()),
             None => (slots.last < SLOTS - 1).then(|| (slots.last + 1).to_string()),
         };
-        Ok((keys.collect(), next))
+        Ok((keys, next))
     }
 
-    /// Up if all masters are, down if none is, or a slot has none.
-    pub(super) async fn health(&self, deadline: Instant) -> Health {
+    /// Up if all masters are, down if none is; else the causes of those that are not.
+    pub(super) async fn health(&self, check: &Check, deadline: Instant) -> Health {
         let slots = match self.slots(deadline).await {
             Ok(slots) => slots,
-            Err(failure) => return failure.health,
+            Err(failure) => return Health::down(&failure.error),
         };
-        let covered: u32 = slots.iter().map(|slots| u32::from(slots.last - slots.first) + 1).sum();
-        let masters: HashSet<_> = slots.into_iter().map(|slots| slots.master).collect();
-        let mut pings = JoinSet::new();
-        for master in masters {
-            let link = self.link(&master);
-            pings.spawn(async move { link.health(deadline).await });
+        let health = self.health_of(&slots, check, deadline).await;
+        if health == Health::Up {
+            return health;
         }
-        let answers = pings.join_all().await;
-        let count = |health| answers.iter().filter(|answer| **answer == health).count();
-        match (count(Health::Up), count(Health::Down)) {
-            (up, _) if up == answers.len() && covered == u32::from(SLOTS) => Health::Up,
-            (_, down) if down == answers.len() => Health::Down,
-            _ => Health::Degraded,
+        // Perhaps another has taken the place of who is down, and nobody has asked for a session of it since.
+        let _ = self.ask(None, deadline).await;
+        match self.slots(deadline).await {
+            Ok(now) if now != slots => self.health_of(&now, check, deadline).await,
+            _ => health,
+        }
+    }
+
+    async fn health_of(&self, slots: &[Slots], check: &Check, deadline: Instant) -> Health {
+        let masters: HashSet<_> = slots.iter().map(|slots| &slots.master).collect();
+        let mut checks = JoinSet::new();
+        for master in masters {
+            let (link, check) = (self.link(master), check.clone());
+            let own: Vec<_> = slots.iter().filter(|slots| slots.master == *master).cloned().collect();
+            let name = master.to_string();
+            checks.spawn(async move {
+                let has_slot = |slot| own.iter().any(|slots| slots.has(slot));
+                (name, check.of_node(&*link, has_slot, deadline).await)
+            });
+        }
+        let mut healths = checks.join_all().await;
+        healths.sort_unstable_by(|(name, _), (other, _)| name.cmp(other));
+        let mut causes: Vec<_> =
+            healths.iter().filter_map(|(name, health)| Some(format!("{name}: {}", health.cause()?))).collect();
+        let covered: usize = slots.iter().map(|slots| usize::from(slots.last - slots.first) + 1).sum();
+        if covered < usize::from(SLOTS) {
+            causes.push(format!("{} slots have no master", usize::from(SLOTS) - covered));
+        }
+        if causes.is_empty() {
+            return Health::Up;
+        }
+        let causes = causes.join("; ").into();
+        if healths.iter().all(|(_, health)| matches!(health, Health::Down(_))) {
+            Health::Down(causes)
+        } else {
+            Health::Degraded(causes)
         }
     }
 }
@@ -300,8 +376,7 @@ impl fmt::Display for Place {
 
 /// What `CLUSTER SLOTS` answers: first, last, master, replicas…; a node is host, port, ….
 fn slots_of(answer: &Value, node: &Address) -> Option<Vec<Slots>> {
-    let Value::Array(replies) = answer else { return None };
-    let [Value::Array(ranges)] = &**replies else { return None };
+    let Value::Array(ranges) = answer else { return None };
     let mut all = Vec::with_capacity(ranges.len());
     for range in ranges {
         let Value::Array(range) = range else { return None };
@@ -354,5 +429,54 @@ mod tests {
             assert_eq!(slot_of(key), slot, "{key}");
         }
         assert_eq!(slot_of("a{foo}b{bar}"), 12182);
+    }
+
+    fn masters(cluster: &Cluster, slots: &[u16]) -> Vec<Option<String>> {
+        slots.iter().map(|slot| cluster.master_of(*slot).map(|master| master.to_string())).collect()
+    }
+
+    #[test]
+    fn a_slot_that_has_moved_is_elsewhere_and_its_neighbours_are_not() -> Result<(), Box<dyn std::error::Error>> {
+        let config = RedisConfig::cluster(["a:1"])?;
+        let cluster = Cluster::new(Vec::new(), config);
+        let node = |name| Address::tcp(name, 1).map_err(|problem| format!("{problem:?}"));
+        // Nobody has said yet who has what, but for single slots.
+        for slot in [9, 3] {
+            cluster.moved(slot, node("b")?);
+        }
+        let b = Some("b:1".to_owned());
+        assert_eq!(masters(&cluster, &[2, 3, 4, 9]), [None, b.clone(), None, b.clone()]);
+        let a = Some("a:1".to_owned());
+        cluster.learn(vec![Slots { first: 0, last: 9, master: node("a")? }]);
+        for slot in [0, 5, 9] {
+            cluster.moved(slot, node("b")?);
+        }
+        let expected = [b.clone(), a.clone(), a.clone(), b.clone(), a.clone(), a, b, None];
+        assert_eq!(masters(&cluster, &[0, 1, 4, 5, 6, 8, 9, 10]), expected);
+        Ok(())
+    }
+
+    #[test]
+    fn a_scan_goes_on_where_it_was_unless_the_slots_have_other_masters() -> Result<(), Box<dyn std::error::Error>> {
+        let slots = |first, last, name| {
+            let master = Address::tcp(name, 1).map_err(|problem| format!("{problem:?}"))?;
+            Ok::<_, String>(Slots { first, last, master })
+        };
+        let known = [slots(0, 99, "a")?, slots(100, 16383, "b")?];
+        let place = |text: &str| Place::parse(text, &known).map(|place| place.to_string());
+        for (from, to) in [
+            ("", Some("0/99/a:1/0")),
+            ("0/99/a:1/17", Some("0/99/a:1/17")),
+            ("0/50/a:1/17", Some("0/50/a:1/17")),
+            ("0/150/a:1/17", Some("0/99/a:1/0")),
+            ("0/99/b:1/17", Some("0/99/a:1/0")),
+            ("50", Some("50/99/a:1/0")),
+            ("100", Some("100/16383/b:1/0")),
+            ("16384", None),
+            ("nonsense", Some("0/99/a:1/0")),
+        ] {
+            assert_eq!(place(from).as_deref(), to, "{from}");
+        }
+        Ok(())
     }
 }

@@ -5,14 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    RedisConnectionInfo, RedisError,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    RedisConnectionInfo, RedisError, Value,
     aio::{MultiplexedConnection, SendError},
+    cmd,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 
 #[cfg(feature = "redis-sentinel")]
-use super::sentinel::Sentinels;
+use super::sentinel::{Sentinels, is_master, role};
 use super::{RedisConfig, config::Address, error::Failure};
 
 /// How often the kernel asks an idle connection whether its peer is there, so that what lies between does not forget it.
@@ -46,6 +47,27 @@ impl Target {
             }
             #[cfg(feature = "redis-sentinel")]
             Self::Master(sentinels) => sentinels.connect_to_master(config, &options).await,
+        }
+    }
+}
+
+impl Target {
+    /// What is asked now and then, to see whether somebody is there.
+    pub(super) fn question(&self) -> Cmd {
+        match self {
+            Self::Server(_) => cmd("PING"),
+            #[cfg(feature = "redis-sentinel")]
+            Self::Master(_) => role(),
+        }
+    }
+
+    /// Whether that is the answer of whom we want: of a server any will do, and what calls itself a replica is no master any more.
+    #[cfg_attr(not(feature = "redis-sentinel"), allow(unused_variables))]
+    pub(super) fn is_answered(&self, answer: &Value) -> Result<(), Failure> {
+        match (self, answer) {
+            #[cfg(feature = "redis-sentinel")]
+            (Self::Master(_), Value::Array(_)) => is_master(answer),
+            _ => Ok(()),
         }
     }
 }

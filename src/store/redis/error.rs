@@ -6,7 +6,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 #[cfg(feature = "redis-cluster")]
 use super::config::Address;
-use crate::store::{Health, InvalidRecord, StoreError};
+use crate::store::{InvalidRecord, StoreError};
 
 /// A failed operation.
 #[derive(Debug)]
@@ -14,8 +14,8 @@ pub(super) struct Failure {
     pub(super) error: StoreError,
     /// What it says about the connection it happened on.
     pub(super) verdict: Verdict,
-    /// What it says about the server.
-    pub(super) health: Health,
+    /// If it was a write that failed, reads may be served all the same.
+    pub(super) writes_only: bool,
     /// What a node of a cluster advises to do.
     #[cfg(feature = "redis-cluster")]
     pub(super) advice: Option<Advice>,
@@ -50,7 +50,7 @@ impl Failure {
         Self {
             error,
             verdict,
-            health: Health::Down,
+            writes_only: false,
             #[cfg(feature = "redis-cluster")]
             advice: None,
         }
@@ -59,7 +59,7 @@ impl Failure {
     /// Whether it did not reach a server that serves.
     #[cfg(feature = "redis-cluster")]
     pub(super) fn is_away(&self) -> bool {
-        self.health == Health::Down && !matches!(self.error, StoreError::Corrupt(_))
+        !self.writes_only && !matches!(self.error, StoreError::Corrupt(_))
     }
 
     /// Whether the server has not seen the script yet.
@@ -84,11 +84,21 @@ impl Failure {
     }
 
     pub(super) fn too_few_replicas() -> Self {
-        Self { health: Health::Degraded, ..Self::outage(Cause::TooFewReplicas, Verdict::Sound) }
+        Self { writes_only: true, ..Self::outage(Cause::TooFewReplicas, Verdict::Sound) }
     }
 
     pub(super) fn timeout() -> Self {
         Self::outage(Cause::Timeout, Verdict::Silent)
+    }
+
+    /// The same, of an attempt to connect with TLS: a server that does not speak it waits for the rest of what it does not
+    /// understand.
+    #[cfg(feature = "redis-tls")]
+    pub(super) fn with_tls(self) -> Self {
+        match self.verdict {
+            Verdict::Silent => Self::outage(Cause::TimeoutOfTls, Verdict::Silent),
+            _ => self,
+        }
     }
 
     pub(super) fn no_runtime() -> Self {
@@ -130,6 +140,10 @@ impl From<Failure> for StoreError {
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         use ServerErrorKind as Server;
+        // A server that does not know a command repeats what came with it: a password, when that was to log in.
+        if let Some((known, _)) = error.to_string().split_once(", with args") {
+            return Self::new(StoreError::Configuration(Cause::UnknownCommand(known.into()).into()), Verdict::Sound);
+        }
         match error.kind() {
             // The client's text would show the reply.
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::outage(Cause::Garbage, Verdict::Lost),
@@ -157,18 +171,15 @@ impl From<RedisError> for Failure {
             ErrorKind::Server(Server::BusyLoading | Server::ClusterDown | Server::MasterDown) => {
                 Self::outage(error, Verdict::Sound)
             }
-            ErrorKind::Server(Server::ReadOnly) => {
-                Self { health: Health::Degraded, ..Self::outage(error, Verdict::Useless) }
-            }
-            // It answers: this user may just not ask.
+            ErrorKind::Server(Server::ReadOnly) => Self { writes_only: true, ..Self::outage(error, Verdict::Useless) },
             ErrorKind::Server(Server::NoPerm) => {
-                Self { health: Health::Up, ..Self::configuration(error, Verdict::Sound) }
+                Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
             }
             ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Useless),
             _ => match error.code() {
                 // Reads are served.
                 Some("OOM" | "MISCONF" | "NOREPLICAS") => {
-                    Self { health: Health::Degraded, ..Self::outage(error, Verdict::Sound) }
+                    Self { writes_only: true, ..Self::outage(error, Verdict::Sound) }
                 }
                 Some("BUSY" | "UNKILLABLE") => Self::outage(error, Verdict::Sound),
                 Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Useless),
@@ -176,28 +187,35 @@ impl From<RedisError> for Failure {
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
                     Self::outage(error, Verdict::Lost)
                 }
+                // A script that looks at the sessions of a user, some of which have gone ahead to another node.
+                #[cfg(feature = "redis-cluster")]
+                Some("ERR") if error.detail().is_some_and(|detail| detail.contains("a non local key in a cluster")) => {
+                    Self { advice: Some(Advice::TryAgain), ..Self::outage(error, Verdict::Sound) }
+                }
+                Some("ERR") if error.detail().is_some_and(is_denied_in_script) => {
+                    Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
+                }
                 _ => Self::configuration(error, Verdict::Sound),
             },
         }
     }
 }
 
-/// Whether it is the certificate of one side that the other does not accept.
+/// Whether the two sides do not come to terms on TLS: one does not accept the certificate of the other, or does not speak it.
 #[cfg(feature = "redis-tls")]
 fn is_about_tls(error: &RedisError) -> bool {
-    let mut source: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        let io = error
-            .downcast_ref::<std::io::Error>()
-            .or_else(|| error.downcast_ref::<Arc<std::io::Error>>().map(|error| &**error));
-        if error.is::<rustls::Error>()
-            || io.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
-        {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    // The client keeps the error of the socket behind two pointers, and that the one of TLS as its inner error, not as its source.
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>())
+        .and_then(|shared| shared.downcast_ref::<std::io::Error>())
+        .and_then(std::io::Error::get_ref)
+        .is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+/// What is `NOPERM` outside a script. The second is what Redis says up to 7.0.
+fn is_denied_in_script(detail: &str) -> bool {
+    detail.starts_with("ACL failure in script") || detail.starts_with("The user executing the script can't")
 }
 
 /// What the last attempt to connect met, shared by all that fail because of it.
@@ -217,9 +235,11 @@ impl Error for Known {
 }
 
 /// Causes that are no error of the client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Cause {
     Timeout,
+    #[cfg(feature = "redis-tls")]
+    TimeoutOfTls,
     NoRuntime,
     Garbage,
     UnexpectedReply,
@@ -228,12 +248,16 @@ enum Cause {
     #[cfg(feature = "redis-sentinel")]
     UnknownMaster,
     TooFewReplicas,
+    /// What Redis said, up to what it was told.
+    UnknownCommand(String),
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Timeout => "no answer from Redis in time",
+            #[cfg(feature = "redis-tls")]
+            Self::TimeoutOfTls => "no answer from Redis in time: it may not speak TLS at this port",
             Self::NoRuntime => "there is no tokio runtime to connect to Redis on",
             Self::Garbage => "what Redis answered is not of its protocol",
             Self::UnexpectedReply => "Redis answered what the command never answers",
@@ -242,6 +266,7 @@ impl fmt::Display for Cause {
             #[cfg(feature = "redis-sentinel")]
             Self::UnknownMaster => "no Sentinel knows a master of this name",
             Self::TooFewReplicas => "too few replicas have confirmed it in time",
+            Self::UnknownCommand(said) => said,
         })
     }
 }

@@ -14,7 +14,7 @@ use std::{
     fmt, mem,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +22,6 @@ use std::{
 use redis::{
     PushInfo, PushKind, RedisError, Value,
     aio::{MultiplexedConnection, SendError},
-    cmd,
 };
 use tokio::{
     runtime::Handle,
@@ -35,12 +34,10 @@ use super::{
     RedisConfig,
     connect::Target,
     error::{Failure, Verdict},
+    health::{Server, Writes},
     request::Request,
 };
-use crate::{
-    observe::Causes,
-    store::{Health, StoreError},
-};
+use crate::{observe::Causes, store::StoreError};
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -50,10 +47,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SILENCE: u32 = 2;
 /// How long a connection lasts at least that answers, but is of no use.
 const RENEWAL: Duration = Duration::from_secs(1);
+
 pub(super) struct Link {
     state: Arc<watch::Sender<State>>,
-    /// The last write was refused by a server that serves reads.
-    refuses_writes: AtomicBool,
+    writes: Writes,
     target: Target,
     config: RedisConfig,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -89,24 +86,15 @@ impl Link {
     pub(super) fn new(target: Target, config: RedisConfig) -> Self {
         Self {
             state: Arc::new(watch::Sender::new(State::Connecting)),
-            refuses_writes: AtomicBool::new(false),
+            writes: Writes::default(),
             target,
             config,
             task: Mutex::new(None),
         }
     }
 
-    /// Whether Redis answers, and serves writes: as far as the last one told, for a ping tells nothing of that.
-    pub(super) async fn health(&self, deadline: Instant) -> Health {
-        match self.call(&Request::ping(), deadline).await {
-            Ok(_) if self.refuses_writes.load(Ordering::Relaxed) => Health::Degraded,
-            Ok(_) => Health::Up,
-            Err(failure) => failure.health,
-        }
-    }
-
     /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
-    pub(super) async fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<Value, Failure> {
+    pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         self.keep_task()?;
         let mut used = None;
         let answer = timeout_at(deadline, async {
@@ -122,15 +110,7 @@ impl Link {
         })
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()));
-        if request.writes() {
-            match &answer {
-                Ok(_) => self.refuses_writes.store(false, Ordering::Relaxed),
-                Err(failure) if failure.health == Health::Degraded => {
-                    self.refuses_writes.store(true, Ordering::Relaxed)
-                }
-                Err(_) => {}
-            }
-        }
+        self.writes.note(&request, &answer);
         match (&answer, &used) {
             (Ok(_), Some((line, _))) => line.silence.store(0, Ordering::Relaxed),
             // Most of the time went by before there was a connection: that is not its fault.
@@ -171,6 +151,16 @@ impl Link {
     }
 }
 
+impl Server for Link {
+    async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
+        Self::call(self, request, deadline).await
+    }
+
+    fn writes(&self) -> &Writes {
+        &self.writes
+    }
+}
+
 /// The task: connects, watches, connects again.
 async fn keep(state: Arc<watch::Sender<State>>, target: Target, config: RedisConfig) {
     let mut backoff = BACKOFF.0;
@@ -180,13 +170,16 @@ async fn keep(state: Arc<watch::Sender<State>>, target: Target, config: RedisCon
     loop {
         let silence = Silence::default();
         let connected = timeout(config.connect_timeout, connect(&state, &target, &config, silence.clone())).await;
-        let pause = match connected.map_err(|_| Failure::timeout()).and_then(|connected| connected) {
+        let connected = connected.map_err(|_| Failure::timeout()).and_then(|connected| connected);
+        #[cfg(feature = "redis-tls")]
+        let connected = connected.map_err(|failure| if config.tls.is_some() { failure.with_tls() } else { failure });
+        let pause = match connected {
             Ok(connection) => {
                 tracing::info!(server = %target, "connected to Redis");
                 let line = Line { connection, since: Instant::now(), renewal, silence };
                 let since = line.since;
                 state.send_replace(State::Up(line.clone()));
-                watch_over(&state, line, config.timeout).await;
+                watch_over(&state, line, &target, config.timeout).await;
                 if since.elapsed() > RENEWAL {
                     backoff = BACKOFF.0;
                     continue;
@@ -269,17 +262,19 @@ fn disconnected(state: &Weak<watch::Sender<State>>, line: &Silence) {
 }
 
 /// Returns when the connection is not in use any more.
-async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, patience: Duration) {
+async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, target: &Target, patience: Duration) {
     let mut changes = state.subscribe();
-    let ping = cmd("PING");
+    let question = target.question();
     loop {
         let ended = changes.wait_for(|state| !state.is_up(&line.silence));
         if timeout(PING_INTERVAL, ended).await.is_ok() {
             return;
         }
-        // Whatever is an answer will do.
-        match timeout(patience, line.connection.send_packed_command(&ping)).await {
-            Ok(Ok(_)) => line.silence.store(0, Ordering::Relaxed),
+        match timeout(patience, line.connection.send_packed_command(&question)).await {
+            Ok(Ok(answer)) => match target.is_answered(&answer) {
+                Ok(()) => line.silence.store(0, Ordering::Relaxed),
+                Err(failure) => report(state, &line, &failure),
+            },
             Ok(Err(error)) => report(state, &line, &Failure::from(error)),
             Err(_) => report(state, &line, &Failure::timeout()),
         }

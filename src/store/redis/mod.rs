@@ -1,6 +1,6 @@
 //! Sessions in Redis.
 //!
-//! * `config.rs` — where Redis is, and how long to wait for it;
+//! * `config/` — where Redis is, and how long to wait for it;
 //! * `route.rs` — who gets a request: `link.rs`, a connection that all requests share, and who keeps it alive; `cluster.rs`, one for each
 //!   node; `pool.rs`, those of somebody else;
 //! * `connect.rs` — how a connection is made; `sentinel.rs`, to whom, where that changes;
@@ -8,7 +8,8 @@
 //! * `script.rs` — the operations that Redis must check before it makes them;
 //! * `keys.rs`, `reply.rs` — what things are called there, and what it answers;
 //! * `shared.rs` — what concerns all sessions at once: their number, and events;
-//! * `error.rs` — what an error of the client means;
+//! * `error.rs` — what an error of the client means; `health.rs`, how Redis does;
+//! * `ended_here.rs` — what this process has ended, in case Redis forgets;
 //! * this file — the store.
 //!
 //! # In Redis
@@ -31,17 +32,65 @@
 //!   index knew of them or not.
 //!
 //! With [`max_sessions`](RedisConfig::max_sessions) there is `sess:all`, a sorted set of all ids; with
-//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream.
+//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream. A check of the health reads `sess:{health}`, and writes it, for
+//! a second, if writes have been refused.
 //!
 //! | operation | commands | round trips |
 //! |---|---|---|
-//! | load | `GET` of the epoch, `GET`, `PTTL`; of an unknown id also `ZSCORE` of the index | 1; 2 |
+//! | load | `GET` of the epoch, `GET`, `PTTL`; of an unknown id again, with `ZSCORE` of the index | 1; 2 |
 //! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
 //! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
+//! | health | `GET`; after a refused write also `EVALSHA` | 1; 2 |
 //! | scan | `SCAN`, and a load of each | 2 a page |
 //!
 //! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
 //! more. All keys of a call share a cluster slot, but for the page of a scan.
+//!
+//! # Permissions
+//! An ACL user of its own needs these rights, and no others: for a service that creates, reads, changes, ends and lists the sessions of
+//! users (with the [prefix](RedisConfig::prefix) `sess:`):
+//! ```text
+//! ACL SETUSER app on >password resetchannels ~sess:* -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha
+//!   +zadd +zcount +zrange +zrem +zremrangebyscore +zscore
+//! ```
+//!
+//! | for | also |
+//! |---|---|
+//! | [scans](crate::Sessions::scan), [counts](crate::Sessions::count), [exports](crate::Sessions::export) | `+scan +getrange` |
+//! | [`max_sessions`](RedisConfig::max_sessions) | `+zcard` |
+//! | [`share_events`](RedisConfig::share_events) | `+xadd +xrange +xrevrange` |
+//! | [`wait_for_replicas`](RedisConfig::wait_for_replicas) | `+wait` |
+//! | a database other than 0 | `+select` |
+//! | Cluster | `+cluster\|slots +asking` |
+//! | Sentinel | `+role`; and of the Sentinels, if they ask for a login: `&+switch-master +sentinel\|get-master-addr-by-name +subscribe` |
+//! | a pool that tests connections before it gives them away, as `bb8` does by default | `+ping` |
+//!
+//! `PING` may be denied otherwise: a refusal is an answer. Neither `CONFIG` nor `CLIENT` nor notifications about keys are needed. What is
+//! refused is an error of the configuration, and makes the health degraded or down.
+//!
+//! # Cluster
+//! Of the nodes of a [cluster](RedisConfig::cluster) one that answers is enough: it tells of the others. There is a connection to each master,
+//! which is asked for what its slots have. Replicas are not asked. All sessions of a user are in one slot, so what is about a user is one
+//! call, and atomic, as on one server. `sess:all` and `sess:events` are one key each, so all writes go to one node for them: leave
+//! them off where one node cannot take that.
+//!
+//! | what happens | what becomes of sessions |
+//! |---|---|
+//! | a master dies | its sessions are away until its replica takes over (`cluster-node-timeout` and about a second); an operation fails at once. Others are served. The health is degraded, and names the node |
+//! | a master hangs | the same, once two operations in a row went unanswered |
+//! | a slot is being moved | what is read is read, wherever it is. What is written waits, for a script that concerns a key which has gone ahead, or was never there, is told to come again. When the slot has arrived it goes on; if that takes longer than the [timeout](RedisConfig::timeout), it fails, and nothing was written |
+//! | a slot has moved | the next operation is sent on, and later ones go there at once |
+//! | the cluster is down, or a slot has no master | an outage for sessions of that slot |
+//!
+//! A scan goes through the slots one range after the other, and asks the node each time whether it still has them; what has moved has its
+//! turn again. Of a slot that is half-way in that moment it may miss a session, or see one twice. [Counts](crate::Sessions::count) are
+//! made of scans.
+//!
+//! Redis replicates later than it confirms. What a master confirmed just before it died may be lost: a session is then unknown, or as it
+//! was a moment before. What was ended through this process stays ended here for [`remember_ended`](RedisConfig::remember_ended),
+//! and is ended again when it shows up; for other processes see [`wait_for_replicas`](RedisConfig::wait_for_replicas). Set
+//! `min-replicas-to-write 1` on the nodes, so that a master which is cut off takes no writes, and `maxmemory-policy noeviction` or
+//! `volatile-ttl`. The same holds for Sentinel.
 
 #[cfg(feature = "redis-cluster")]
 mod cluster;
@@ -49,6 +98,7 @@ mod config;
 mod connect;
 mod ended_here;
 mod error;
+mod health;
 mod keys;
 mod link;
 #[cfg(feature = "redis-bb8")]
@@ -70,6 +120,7 @@ pub use self::config::{InvalidRedisConfig, RedisConfig};
 use self::{
     ended_here::EndedHere,
     error::Failure,
+    health::Check,
     keys::{Keys, Prefix},
     reply::{found, id, ids, is_before, is_record, loaded, number, outcome},
     request::Request,
@@ -178,6 +229,11 @@ impl Inner {
         millis(self.config.remember_ended)
     }
 
+    /// How long replicas have to confirm, in milliseconds.
+    fn patience(&self) -> u64 {
+        millis(self.config.timeout / 2).max(1)
+    }
+
     fn deadline(&self) -> Instant {
         Instant::now() + self.config.timeout
     }
@@ -205,8 +261,20 @@ impl Inner {
             return self.run(script, keys, args).await;
         };
         let call = Call { script, keys, args };
-        let request = Request::script(&call).confirmed_by(replicas, millis(self.config.timeout / 2).max(1));
+        let request = Request::script(&call).confirmed_by(Some((replicas, self.patience())));
         route.call(&keys[0], request, self.deadline()).await
+    }
+
+    async fn health(&self) -> Health {
+        let (check, deadline) = (Check::new(&self.config.prefix, &self.scripts.probe), self.deadline());
+        let health = self.route.health(&check, deadline).await;
+        let (Health::Up, Some(route), Some(replicas)) = (&health, &self.patient, self.config.replicas) else {
+            return health;
+        };
+        match route.health(&check.confirmed_by(replicas, self.patience()), deadline).await {
+            Health::Up => Health::Up,
+            Health::Degraded(cause) | Health::Down(cause) => Health::Degraded(cause),
+        }
     }
 
     async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
@@ -214,7 +282,7 @@ impl Inner {
         // The epoch first: a session that is spared gets a new one before the user does.
         let [session, _, epoch] = &keys.all;
         let found = match &*self.read(session, pipe().get(epoch).get(session).pttl(session)).await? {
-            [_, Value::Nil, _] => self.expired(&keys).await?,
+            [_, Value::Nil, _] => self.unless_expired(&keys).await?,
             [epoch, Value::BulkString(stored), Value::Int(ttl)] => found(stored, *ttl, number(epoch))?,
             _ => return Err(Failure::unexpected_reply()),
         };
@@ -229,17 +297,23 @@ impl Inner {
         }
     }
 
-    /// Whether the session of a key that is not there has expired: the index remembers.
-    async fn expired(&self, keys: &Keys) -> Result<Found, Failure> {
-        let score = self.read(&keys.all[1], pipe().cmd("ZSCORE").arg(&keys.all[1]).arg(&keys.member)).await?;
-        let at = match score.first() {
-            Some(Value::Double(score)) => *score,
-            Some(Value::BulkString(score)) => {
-                std::str::from_utf8(score).ok().and_then(|text| text.parse().ok()).unwrap_or(0.0)
+    /// Whether the session of a key that was not there has expired: the index remembers. Or has begun since: so the index is asked
+    /// first, and what it knows and is not there was there before.
+    async fn unless_expired(&self, keys: &Keys) -> Result<Found, Failure> {
+        let [session, index, epoch] = &keys.all;
+        let mut reads = pipe();
+        reads.cmd("ZSCORE").arg(index).arg(&keys.member).get(epoch).get(session).pttl(session);
+        let expired = |at: f64| Found::Ended(Ended::new(EndReason::Expired, Timestamp::from_millis(at as u64)));
+        match &*self.read(session, &reads).await? {
+            [_, epoch, Value::BulkString(stored), Value::Int(ttl)] => found(stored, *ttl, number(epoch)),
+            [Value::Nil, _, Value::Nil, _] => Ok(Found::Unknown),
+            [Value::Double(at), _, Value::Nil, _] => Ok(expired(*at)),
+            [Value::BulkString(at), _, Value::Nil, _] => {
+                let at = std::str::from_utf8(at).ok().and_then(|text| text.parse().ok());
+                Ok(expired(at.unwrap_or_default()))
             }
-            _ => return Ok(Found::Unknown),
-        };
-        Ok(Found::Ended(Ended::new(EndReason::Expired, Timestamp::from_millis(at as u64))))
+            _ => Err(Failure::unexpected_reply()),
+        }
     }
 
     async fn create(&self, id: &SessionId, new: Entry, limits: Limits) -> Result<Created, Failure> {
@@ -576,7 +650,7 @@ impl SessionStore for RedisStore {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(async move { Ok(self.inner.route.health(self.inner.deadline()).await) })
+        StoreFuture::boxed(async move { Ok(self.inner.health().await) })
     }
 
     fn name(&self) -> &'static str {

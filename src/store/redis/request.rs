@@ -1,6 +1,6 @@
 //! What goes to Redis in one round trip.
 
-use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, cmd, pipe};
+use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, pipe};
 
 use super::{error::Failure, link::reply, script::Call};
 
@@ -12,11 +12,12 @@ pub(super) struct Request<'a> {
     replicas: Option<(usize, u64)>,
     /// To a server that another one names while it hands a slot over.
     asking: bool,
+    /// What is said of single reads, and may be an error, is for the caller to see.
+    lenient: bool,
 }
 
 #[derive(Clone, Copy)]
 enum What<'a> {
-    Ping,
     Read(&'a Pipeline),
     Write(&'a Cmd),
     Script(&'a Call<'a>),
@@ -24,11 +25,7 @@ enum What<'a> {
 
 impl<'a> Request<'a> {
     fn new(what: What<'a>) -> Self {
-        Self { what, replicas: None, asking: false }
-    }
-
-    pub(super) fn ping() -> Self {
-        Self::new(What::Ping)
+        Self { what, replicas: None, asking: false, lenient: false }
     }
 
     /// Commands that change nothing; their replies come as an array.
@@ -44,14 +41,19 @@ impl<'a> Request<'a> {
         Self::new(What::Script(call))
     }
 
-    /// The same, and so many replicas must confirm it within so many milliseconds. It blocks its connection that long.
-    pub(super) fn confirmed_by(self, replicas: usize, within: u64) -> Self {
-        Self { replicas: Some((replicas, within)), ..self }
+    /// The same, and so many replicas must confirm it within so many milliseconds, if any. It blocks its connection that long.
+    pub(super) fn confirmed_by(self, replicas: Option<(usize, u64)>) -> Self {
+        Self { replicas, ..self }
     }
 
     #[cfg(feature = "redis-cluster")]
     pub(super) fn asking(self) -> Self {
         Self { asking: true, ..self }
+    }
+
+    #[cfg(feature = "redis-cluster")]
+    pub(super) fn lenient(self) -> Self {
+        Self { lenient: true, ..self }
     }
 
     /// The commands, if they are several that change nothing.
@@ -69,8 +71,9 @@ impl<'a> Request<'a> {
 
     pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, Failure> {
         match self.what {
-            What::Ping => self.send_one(&cmd("PING"), connection).await,
             What::Write(command) => self.send_one(command, connection).await,
+            // Replicas would be waited for twice if the script were not known.
+            What::Script(call) if self.replicas.is_some() => self.send_one(&call.by_text(), connection).await,
             What::Script(call) => match self.send_one(&call.by_sha(), connection).await {
                 Err(failure) if failure.is_unknown_script() => self.send_one(&call.by_text(), connection).await,
                 answer => answer,
@@ -116,6 +119,9 @@ impl<'a> Request<'a> {
         };
         if replies.len() != commands.len() {
             return Err(Failure::unexpected_reply());
+        }
+        if self.lenient {
+            return Ok(replies);
         }
         Ok(replies.into_iter().map(reply).collect::<Result<_, _>>()?)
     }

@@ -13,7 +13,9 @@ use super::cluster::Cluster;
 use super::pool::Pooled;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
-use super::{RedisConfig, config::Servers, connect::Target, error::Failure, link::Link, request::Request};
+use super::{
+    RedisConfig, config::Servers, connect::Target, error::Failure, health::Check, link::Link, request::Request,
+};
 use crate::store::Health;
 
 /// Where the requests of a store go.
@@ -38,7 +40,7 @@ impl Route {
             #[cfg(feature = "redis-cluster")]
             Servers::Cluster(nodes) => Self::Cluster(Cluster::new(nodes, config)),
             #[cfg(feature = "redis-bb8")]
-            Servers::Pool(pool) => Self::Pool(Pooled(pool)),
+            Servers::Pool(pool) => Self::Pool(Pooled::new(pool)),
         }
     }
 
@@ -46,7 +48,7 @@ impl Route {
     #[cfg_attr(not(feature = "redis-cluster"), allow(unused_variables))]
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         match self {
-            Self::One(link) => link.call(&request, deadline).await,
+            Self::One(link) => link.call(request, deadline).await,
             #[cfg(feature = "redis-cluster")]
             Self::Cluster(cluster) => cluster.call(key, request, deadline).await,
             #[cfg(feature = "redis-bb8")]
@@ -70,13 +72,13 @@ impl Route {
         Ok((keys, next))
     }
 
-    pub(super) async fn health(&self, deadline: Instant) -> Health {
+    pub(super) async fn health(&self, check: &Check, deadline: Instant) -> Health {
         match self {
-            Self::One(link) => link.health(deadline).await,
+            Self::One(link) => check.of(link, deadline).await,
             #[cfg(feature = "redis-cluster")]
-            Self::Cluster(cluster) => cluster.health(deadline).await,
+            Self::Cluster(cluster) => cluster.health(check, deadline).await,
             #[cfg(feature = "redis-bb8")]
-            Self::Pool(pool) => pool.health(deadline).await,
+            Self::Pool(pool) => check.of(pool, deadline).await,
         }
     }
 }

@@ -14,6 +14,7 @@
 
 use redis::{Cmd, cmd};
 
+#[derive(Clone)]
 pub(super) struct Script {
     text: String,
     sha: String,
@@ -54,6 +55,7 @@ pub(super) struct Scripts {
     pub(super) list: Script,
     pub(super) end_user: Script,
     pub(super) reserve: Script,
+    pub(super) probe: Script,
 }
 
 impl Scripts {
@@ -73,6 +75,7 @@ impl Scripts {
             list: script(LIST),
             end_user: script(END_USER),
             reserve: script(RESERVE),
+            probe: script(PROBE),
         }
     }
 }
@@ -248,17 +251,19 @@ return list
 "#;
 
 /// Ends what the index has, and by the epoch what it has lost. `KEYS[1]` is the session that is spared, or nobody's.
+/// It looks at all before it ends one: in a cluster, some may be on their way to another node.
 const END_USER: &str = r#"
 local prefix, spared, reason, memory, epochs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local epoch, gone = redis.call('GET', KEYS[3]), {}
 local spare = spared ~= '' and redis.call('GET', KEYS[1])
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   local key = prefix .. member
-  if member ~= spared and live(redis.call('GET', key), epoch) then
-    if redis.pcall('SET', key, ended(reason), 'PX', memory).err then redis.call('UNLINK', key) end
-    redis.call('ZREM', KEYS[2], member)
-    table.insert(gone, member)
-  end
+  if member ~= spared and live(redis.call('GET', key), epoch) then table.insert(gone, member) end
+end
+for _, member in ipairs(gone) do
+  local key = prefix .. member
+  if redis.pcall('SET', key, ended(reason), 'PX', memory).err then redis.call('UNLINK', key) end
+  redis.call('ZREM', KEYS[2], member)
 end
 local next = string.format('%.0f', math.max(now(), tonumber(epoch or 0) + 1))
 if live(spare, epoch) then
@@ -280,3 +285,6 @@ redis.call('ZADD', KEYS[1], math.max(time + ttl, tonumber(held or 0)), member)
 if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
 return 1
 "#;
+
+/// Of a single key: a write that leaves nothing behind.
+const PROBE: &str = "return redis.call('SET', KEYS[1], '', 'PX', 1000)";

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_core::Stream;
-use redis::{AsyncConnectionConfig, RedisConnectionInfo, Value, aio::MultiplexedConnection, cmd};
+use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, Value, aio::MultiplexedConnection, cmd};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -54,15 +54,9 @@ impl Sentinels {
         };
         let client = client(config, &master, &config.login)?;
         let mut connection = client.get_multiplexed_async_connection_with_config(options).await?;
-        let role = reply(connection.send_packed_command(&cmd("ROLE")).await?);
-        match role {
-            Ok(Value::Array(role)) if role.first().is_some_and(|role| text(role) == Some("master")) => {
-                tracing::debug!(server = %master, master = %self.master, "connected to the master");
-                Ok(connection)
-            }
-            Ok(_) => Err(Failure::no_master()),
-            Err(error) => Err(error.into()),
-        }
+        is_master(&reply(connection.send_packed_command(&role()).await?)?)?;
+        tracing::debug!(server = %master, master = %self.master, "connected to the master");
+        Ok(connection)
     }
 
     /// Asks all Sentinels at once; the first that knows the master is believed.
@@ -142,6 +136,19 @@ impl Sentinels {
 impl fmt::Display for Sentinels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the master {}", self.master)
+    }
+}
+
+/// Asks a server what it is.
+pub(super) fn role() -> Cmd {
+    cmd("ROLE")
+}
+
+/// Whether it has answered that it is a master.
+pub(super) fn is_master(role: &Value) -> Result<(), Failure> {
+    match role {
+        Value::Array(role) if role.first().is_some_and(|role| text(role) == Some("master")) => Ok(()),
+        _ => Err(Failure::no_master()),
     }
 }
 

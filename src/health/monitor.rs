@@ -1,0 +1,70 @@
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::Semaphore;
+
+use super::HealthReport;
+use crate::{
+    store::{Health, SessionStore},
+    time::Clock,
+};
+
+/// Checks the store, once for all who ask at the same time. Shared by the clones of a layer.
+pub(crate) struct Monitor {
+    /// Whoever has it checks.
+    turn: Semaphore,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// How many checks have ended.
+    checks: u64,
+    last: Option<HealthReport>,
+}
+
+impl Monitor {
+    pub(crate) async fn check(&self, store: &dyn SessionStore, clock: &dyn Clock) -> HealthReport {
+        let before = self.seen().checks;
+        let _turn = self.turn.acquire().await; // never closed
+        if let Some(report) = self.seen().since(before) {
+            return report; // of the check that was under way
+        }
+        let start = Instant::now();
+        let health = store.health().await.unwrap_or_else(|error| Health::down(&error));
+        let latency = start.elapsed();
+        let mut seen = self.seen();
+        let status = health.status();
+        let since = match &seen.last {
+            Some(last) if last.status == status => last.since,
+            _ => clock.now(),
+        };
+        let cause = match health {
+            Health::Up => None,
+            Health::Degraded(cause) | Health::Down(cause) => Some(cause),
+        };
+        let report = HealthReport { status, store: store.name(), cause, latency, since };
+        seen.checks += 1;
+        seen.last = Some(report.clone());
+        report
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    /// What was found after so many checks had ended.
+    fn since(&self, checks: u64) -> Option<HealthReport> {
+        self.last.clone().filter(|_| self.checks > checks)
+    }
+}
+
+impl Default for Monitor {
+    fn default() -> Self {
+        Self { turn: Semaphore::new(1), seen: Mutex::default() }
+    }
+}

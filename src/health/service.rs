@@ -1,0 +1,256 @@
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{Future, Ready, ready},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use tower_service::Service;
+
+use super::HealthReport;
+use crate::{layer::retry_after, sessions::Sessions, store::health::HealthStatus};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+/// Answers probes of the process and its store: a service for requests with any body, to be mounted wherever you like. Made by
+/// [`Sessions::health_service`].
+///
+/// What is asked for, the last segment of the path says, so it does not matter under which prefix the service is mounted:
+///
+/// | path ends with | is the answer to | and it is |
+/// |---|---|---|
+/// | `/live` | Must the process be restarted? | 200, always. The store is not asked: no restart mends Redis, and many at once make it worse |
+/// | `/ready` | Should requests be sent here? | 200 when the store is up or [degraded](Self::ready_when_degraded), else 503 with `Retry-After` |
+/// | anything else | What is the matter? | the [`HealthReport`] as JSON, with the status that `/ready` has |
+///
+/// The methods are GET and HEAD; others are answered 405. No answer is to be kept by a cache.
+///
+/// The answers to `/live` and `/ready` say nothing but that. The report is for operators: its cause may name servers, and
+/// what they said. Do not show it to the world.
+///
+/// A check of the store ends within the time that the store sets itself (for Redis its
+/// [timeout](crate::store::redis::RedisConfig::timeout)). However many probes come at once, the store is asked once: who comes
+/// while a check is under way gets the answer to that one. Nothing is kept longer.
+///
+/// Mount it outside the session layer, or inside one that is not [eager](crate::SessionLayer::eager): health has no session.
+///
+/// ```
+/// # #[cfg(feature = "axum")] {
+/// use axum::{Router, routing::get};
+/// use tower_keep::{MemoryStore, SessionLayer};
+///
+/// let layer = SessionLayer::new(MemoryStore::new());
+/// let health = layer.sessions().health_service();
+/// let app: Router = Router::new()
+///     .route("/", get(async || "hello"))
+///     .layer(layer)
+///     .nest_service("/health", health); // also /health/live and /health/ready
+/// # let _ = app;
+/// # }
+/// ```
+///
+/// A service with another response body calls it, and converts:
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::Full;
+/// use hyper::body::Incoming;
+/// use tower::{BoxError, Service};
+/// use tower_keep::Sessions;
+///
+/// async fn route(request: Request<Incoming>, sessions: Sessions) -> Result<Response<Full<Bytes>>, BoxError> {
+///     match request.uri().path() {
+///         path if path.starts_with("/health") => Ok(sessions.health_service().call(request).await?.map(Full::from)),
+///         _ => Ok(Response::new("hello".into())),
+///     }
+/// }
+/// # let _ = route;
+/// ```
+#[derive(Clone)]
+pub struct HealthService {
+    sessions: Sessions,
+    ready_when_degraded: bool,
+    retry_after: Duration,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+enum Probe {
+    Ready,
+    Report,
+}
+
+impl HealthService {
+    pub(crate) fn new(sessions: Sessions) -> Self {
+        Self { sessions, ready_when_degraded: true, retry_after: Duration::from_secs(5) }
+    }
+
+    /// Whether an instance whose store is degraded is ready. Default: `true`, for most requests only read their session, and no other
+    /// instance does better when all have the same store.
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, SessionLayer};
+    /// # let layer = SessionLayer::new(MemoryStore::new());
+    /// let health = layer.sessions().health_service().ready_when_degraded(false);
+    /// # let _ = health;
+    /// ```
+    #[must_use]
+    pub fn ready_when_degraded(mut self, ready: bool) -> Self {
+        self.ready_when_degraded = ready;
+        self
+    }
+
+    /// What `Retry-After` says in a 503. Default: 5 seconds. Whole seconds, rounded up.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::{MemoryStore, SessionLayer};
+    /// # let layer = SessionLayer::new(MemoryStore::new());
+    /// let health = layer.sessions().health_service().retry_after(Duration::from_secs(30));
+    /// # let _ = health;
+    /// ```
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = delay;
+        self
+    }
+
+    fn answer(&self, probe: Probe, health: &HealthReport) -> Response<String> {
+        let ready = match health.status {
+            HealthStatus::Up => true,
+            HealthStatus::Degraded => self.ready_when_degraded,
+            HealthStatus::Down => false,
+        };
+        let (kind, body) = match probe {
+            Probe::Ready => (TEXT, String::from(if ready { "ready\n" } else { "not ready\n" })),
+            // It has nothing that no JSON can hold.
+            Probe::Report => (JSON, serde_json::to_string(health).unwrap_or_default()),
+        };
+        if ready {
+            return response(StatusCode::OK, kind, body);
+        }
+        let mut response = response(StatusCode::SERVICE_UNAVAILABLE, kind, body);
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after(self.retry_after));
+        response
+    }
+}
+
+impl<B> Service<Request<B>> for HealthService {
+    type Response = Response<String>;
+    type Error = Infallible;
+    type Future = HealthFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> HealthFuture {
+        let head = match *request.method() {
+            Method::GET => false,
+            Method::HEAD => true,
+            _ => return HealthFuture::ready(not_allowed()),
+        };
+        let path = request.uri().path().trim_end_matches('/');
+        let probe = match path.rsplit('/').next() {
+            Some("live") => {
+                return HealthFuture::ready(without_body(response(StatusCode::OK, TEXT, "live\n".into()), head));
+            }
+            Some("ready") => Probe::Ready,
+            _ => Probe::Report,
+        };
+        let service = self.clone();
+        HealthFuture::checking(async move {
+            let health = service.sessions.health().await;
+            without_body(service.answer(probe, &health), head)
+        })
+    }
+}
+
+fn response(status: StatusCode, kind: HeaderValue, body: String) -> Response<String> {
+    let length = body.len();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, kind);
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn not_allowed() -> Response<String> {
+    let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".into());
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
+}
+
+/// The answer to HEAD says how long the body would be, and has none.
+fn without_body(response: Response<String>, head: bool) -> Response<String> {
+    if head { response.map(|_| String::new()) } else { response }
+}
+
+impl fmt::Debug for HealthService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthService")
+            .field("store", &self.sessions.store_name())
+            .field("ready_when_degraded", &self.ready_when_degraded)
+            .field("retry_after", &self.retry_after)
+            .finish()
+    }
+}
+
+/// The response of a [`HealthService`].
+///
+/// Dropping it gives up the check, unless others wait for it: then one of them makes it.
+///
+/// ```
+/// use http::Request;
+/// use tower::Service;
+/// use tower_keep::{HealthFuture, MemoryStore, SessionLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let mut health = SessionLayer::new(MemoryStore::new()).sessions().health_service();
+/// let answer: HealthFuture = health.call(Request::new(()));
+/// assert!(answer.await.is_ok_and(|response| response.status() == 200));
+/// # }
+/// ```
+#[must_use = "futures do nothing unless polled"]
+pub struct HealthFuture(Answer);
+
+enum Answer {
+    Ready(Ready<Response<String>>),
+    Checking(Pin<Box<dyn Future<Output = Response<String>> + Send>>),
+}
+
+impl HealthFuture {
+    fn ready(response: Response<String>) -> Self {
+        Self(Answer::Ready(ready(response)))
+    }
+
+    fn checking(response: impl Future<Output = Response<String>> + Send + 'static) -> Self {
+        Self(Answer::Checking(Box::pin(response)))
+    }
+}
+
+impl Future for HealthFuture {
+    type Output = Result<Response<String>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Answer::Ready(response) => Pin::new(response).poll(cx),
+            Answer::Checking(response) => response.as_mut().poll(cx),
+        }
+        .map(Ok)
+    }
+}
+
+impl fmt::Debug for HealthFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HealthFuture")
+    }
+}

@@ -1,0 +1,316 @@
+//! Sessions as lines of text, out of one store and into another.
+//!
+//! ```json
+//! {"id":"AAAAAAAAAAAAHHHH…","expires_at":1763681400000,"record":{"v":2,"n":"AAAAAxbk0fTjK8pw",…}}
+//! ```
+
+use std::{
+    error::Error,
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Scan, SessionInfo, Sessions};
+use crate::{
+    limits::Limits,
+    record::Record,
+    store::{Codec, Created, Entry, Found, Loaded, Outcome, StoreError},
+    time::Timestamp,
+    token::{SessionId, Tag},
+};
+
+/// What a line may have beside the record.
+const FRAME: usize = 4096;
+
+/// One byte of a record is at most so many of a line: a control character becomes `\u0000`.
+const ESCAPED: usize = 6;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    id: SessionId,
+    /// In milliseconds since the Unix epoch.
+    expires_at: u64,
+    #[serde(borrow)]
+    record: &'a RawValue,
+}
+
+impl Sessions {
+    /// All live sessions as lines of JSON, in no order, for [`import`](Self::import) into another store. It only reads.
+    ///
+    /// A line holds what the store does: id, deadlines, user, metadata, values, and which of a session's tokens counts. So it is
+    /// personal data; but it holds no token, and nothing that opens a session.
+    ///
+    /// A session that is alive all the while comes at least once, and perhaps twice. The session of a login that has not yet
+    /// [begun](crate#tokens-and-ids) does not come: its request fails, or begins it.
+    ///
+    /// From memory to Redis, so that a deploy logs nobody out:
+    /// ```
+    /// use std::io::Write;
+    /// use tower_keep::{MemoryStore, SessionLayer};
+    ///
+    /// # async fn main_of_old(file: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    /// let layer = SessionLayer::new(MemoryStore::new());
+    /// // …serve, until a signal says stop. When the last request is answered:
+    /// let mut file = std::fs::File::create_new(file)?; // in a place that nobody else can read
+    /// let mut export = layer.sessions().export();
+    /// while let Some(line) = export.next().await {
+    ///     writeln!(file, "{}", line?)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn export(&self) -> Export {
+        Export { scan: self.scan() }
+    }
+
+    /// Takes in a session that was [exported](Self::export) from another store: same id, user, deadlines and values, and the token that
+    /// its client has opens it.
+    ///
+    /// Once, or any number of times: what is there already in the same version, or a later one, stays as it is; an earlier one
+    /// is replaced. A session that this store knows to have ended stays ended. [Limits](crate::SessionLayer::limits) are not applied, for
+    /// nobody logs in, and no event tells of it.
+    ///
+    /// A session that ends where it came from after it was exported does not end here. So export when nobody is served any more, or use
+    /// a [`MigratingStore`](crate::store::MigratingStore) while they are.
+    ///
+    /// # Errors
+    /// [`ImportError::Invalid`] for what is no line of an export, [`ImportError::TooLarge`] when its record is
+    /// larger than the layer [allows](crate::SessionLayer::max_size), [`ImportError::Full`] when the store is, [`ImportError::Store`] when it
+    /// does not answer: the same line can be imported again.
+    ///
+    /// ```
+    /// use std::io::{BufRead, BufReader};
+    /// use tower_keep::{Imported, Sessions};
+    ///
+    /// async fn import(sessions: &Sessions, file: std::fs::File) -> Result<(), Box<dyn std::error::Error>> {
+    ///     for line in BufReader::new(file).lines() {
+    ///         match sessions.import(&line?).await? {
+    ///             Imported::Created | Imported::Updated | Imported::There => {}
+    ///             over => println!("not alive any more: {over:?}"),
+    ///         }
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # let _ = import;
+    /// ```
+    pub async fn import(&self, line: &str) -> Result<Imported, ImportError> {
+        let shared = &self.shared;
+        let limit = shared.max_size.saturating_mul(ESCAPED).saturating_add(FRAME);
+        if line.len() > limit {
+            return Err(ImportError::TooLarge { size: line.len(), limit });
+        }
+        let Some((id, expires_at, record)) = read(line) else { return Err(ImportError::Invalid) };
+        let (size, limit) = (record.weight(), shared.max_size);
+        if size > limit {
+            return Err(ImportError::TooLarge { size, limit });
+        }
+        let now = shared.clock.now();
+        let ttl = record.full_ttl(now).min(expires_at.since(now));
+        if ttl.is_zero() {
+            return Ok(Imported::Expired);
+        }
+        let new = Entry { record: Arc::new(record), ttl };
+        match shared.store.create(&id, new.clone(), Limits::none()).await? {
+            Created::Done { .. } => Ok(Imported::Created),
+            Created::Full => Err(ImportError::Full),
+            Created::Taken => match shared.store.load(&id).await? {
+                Found::Live(there) => self.catch_up(&id, there, new).await,
+                Found::Ended(_) | Found::Unknown => Ok(Imported::Ended),
+            },
+        }
+    }
+
+    /// What is there was imported before, or somebody has used it since.
+    async fn catch_up(&self, id: &SessionId, there: Loaded, new: Entry) -> Result<Imported, ImportError> {
+        let expected = there.record.version();
+        if !new.record.version().is_after(expected) {
+            return Ok(Imported::There);
+        }
+        Ok(match self.shared.store.update(id, expected, new).await? {
+            Outcome::Done => Imported::Updated,
+            Outcome::Conflict(_) => Imported::There,
+            Outcome::Gone => Imported::Ended,
+        })
+    }
+}
+
+/// A line, if it is one. What a user may not have written is not looked at: neither who the user is nor what the values are.
+fn read(line: &str) -> Option<(SessionId, Timestamp, Record)> {
+    let Line { id, expires_at, record } = serde_json::from_str(line).ok()?;
+    let record = Record::decode(record.get().as_bytes()).ok()?;
+    // Its session would be found by nobody who looks for those of the user.
+    let has_its_place = record.user().is_none_or(|user| id.tag() == Tag::of_user(user));
+    // What is exported has begun, and has a version of its own.
+    let is_whole = record.replaces.is_none() && !record.version().is_copy();
+    (has_its_place && is_whole).then_some((id, Timestamp::from_millis(expires_at), record))
+}
+
+/// The line of a session that has begun, whether its record knows that or not.
+fn line_of(session: &SessionInfo) -> Result<String, serde_json::Error> {
+    let (mut record, mut expires_at) = (Record::clone(session.record()), session.ends());
+    if record.replaces.take().is_some() {
+        expires_at = record.written_at.plus(record.full_ttl(record.written_at));
+    }
+    record.version = record.version.of_original();
+    let text = String::from_utf8_lossy(&record.encode_as(Codec::Json)).into_owned(); // JSON is UTF-8
+    let record = RawValue::from_string(text)?;
+    serde_json::to_string(&Line { id: session.id(), expires_at: expires_at.as_millis(), record: &record })
+}
+
+/// A stream of the lines of all live sessions: see [`Sessions::export`].
+///
+/// An error does not end the stream: the next call asks again.
+///
+/// ```
+/// use tower_keep::{ImportError, Sessions};
+///
+/// async fn copy(from: &Sessions, to: &Sessions) -> Result<(), ImportError> {
+///     let mut export = from.export();
+///     while let Some(line) = export.next().await {
+///         to.import(&line?).await?;
+///     }
+///     Ok(())
+/// }
+/// # let _ = copy;
+/// ```
+pub struct Export {
+    scan: Scan,
+}
+
+impl Export {
+    /// The next line, without its end.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer; the next call asks again.
+    ///
+    /// ```
+    /// # use tower_keep::{Sessions, store::StoreError};
+    /// async fn size(sessions: &Sessions) -> Result<usize, StoreError> {
+    ///     let (mut export, mut size) = (sessions.export(), 0);
+    ///     while let Some(line) = export.next().await {
+    ///         size += line?.len() + 1;
+    ///     }
+    ///     Ok(size)
+    /// }
+    /// # let _ = size;
+    /// ```
+    pub async fn next(&mut self) -> Option<Result<String, StoreError>> {
+        poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+}
+
+impl Stream for Export {
+    type Item = Result<String, StoreError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let session = ready!(Pin::new(&mut self.scan).poll_next(cx));
+        let line = |session: SessionInfo| line_of(&session).map_err(|error| StoreError::Corrupt(error.into()));
+        Poll::Ready(session.map(|session| session.and_then(line)))
+    }
+}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export").field("scan", &self.scan).finish()
+    }
+}
+
+/// What became of a line: see [`Sessions::import`].
+///
+/// ```
+/// use tower_keep::{Imported, MemoryStore, SessionLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let [old, new] = [(); 2].map(|()| SessionLayer::new(MemoryStore::new()).sessions());
+/// let token = old.create("ana").await?;
+/// let line = old.export().next().await.ok_or("no session")??;
+///
+/// assert_eq!(new.import(&line).await?, Imported::Created);
+/// assert!(new.is_valid(&token).await?);
+/// new.revoke(&token.id()).await?;
+/// assert_eq!(new.import(&line).await?, Imported::Ended);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Imported {
+    /// It is alive here now. The same line says so again until somebody writes the session.
+    Created,
+    /// An earlier version was here, and this has replaced it.
+    Updated,
+    /// It is here in a later version, or is being written, and stays as it is.
+    There,
+    /// It has ended here, and stays so.
+    Ended,
+    /// Its time was over: nothing was written.
+    Expired,
+}
+
+/// Why a line was not imported.
+///
+/// It says nothing of what is in the line: that is somebody's session.
+///
+/// ```
+/// use tower_keep::{ImportError, MemoryStore, SessionLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let sessions = SessionLayer::new(MemoryStore::new()).sessions();
+/// let error = sessions.import(r#"{"id":"secret"}"#).await.unwrap_err();
+/// assert!(matches!(error, ImportError::Invalid));
+/// assert_eq!(error.to_string(), "not a line of an export that this version can read");
+/// # }
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// It is no line of an export, or is of a later version of this crate.
+    Invalid,
+    /// It has more bytes than a session of this layer may have.
+    TooLarge {
+        /// Of the record, or of the line if that alone is too long.
+        size: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// There are as many sessions as the store may have.
+    Full,
+    /// The store does not answer.
+    Store(StoreError),
+}
+
+impl fmt::Display for ImportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid => f.write_str("not a line of an export that this version can read"),
+            Self::TooLarge { size, limit } => write!(f, "a session of {size} bytes, where {limit} are allowed"),
+            Self::Full => f.write_str("the session store is full"),
+            Self::Store(_) => f.write_str("the session store failed"),
+        }
+    }
+}
+
+impl Error for ImportError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Invalid | Self::TooLarge { .. } | Self::Full => None,
+        }
+    }
+}
+
+impl From<StoreError> for ImportError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}

@@ -1,0 +1,101 @@
+//! What a store says of itself.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use crate::observe::Causes;
+
+/// Whether a store can serve, and if it cannot, why.
+///
+/// A cause is read by operators, never by clients: it may name servers and what they said, and must not hold a password, a
+/// token, or a URL that has one.
+///
+/// ```
+/// use std::io;
+/// use tower_keep::{HealthStatus, store::Health};
+///
+/// assert_eq!(Health::Up.status(), HealthStatus::Up);
+///
+/// let full = Health::Degraded("the disk is full".into());
+/// assert_eq!((full.status(), full.cause()), (HealthStatus::Degraded, Some("the disk is full")));
+///
+/// let error = io::Error::from(io::ErrorKind::ConnectionRefused);
+/// assert_eq!(Health::down(&error).cause(), Some("connection refused"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// Reads and writes are served.
+    Up,
+    /// Reads are served, and some writes are not; or only the sessions of some servers are. And why.
+    Degraded(Arc<str>),
+    /// Nothing is served; and why.
+    Down(Arc<str>),
+}
+
+impl Health {
+    /// [`Degraded`](Self::Degraded) because of an error: its text and those of its [sources](Error::source).
+    pub fn degraded(cause: &(dyn Error + 'static)) -> Self {
+        Self::Degraded(text(cause))
+    }
+
+    /// [`Down`](Self::Down) because of an error: its text and those of its [sources](Error::source).
+    pub fn down(cause: &(dyn Error + 'static)) -> Self {
+        Self::Down(text(cause))
+    }
+
+    /// Which of the three it is.
+    pub const fn status(&self) -> HealthStatus {
+        match self {
+            Self::Up => HealthStatus::Up,
+            Self::Degraded(_) => HealthStatus::Degraded,
+            Self::Down(_) => HealthStatus::Down,
+        }
+    }
+
+    /// Why it is not up; `None` when it is.
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            Self::Up => None,
+            Self::Degraded(cause) | Self::Down(cause) => Some(cause),
+        }
+    }
+}
+
+fn text(error: &(dyn Error + 'static)) -> Arc<str> {
+    Causes(error).to_string().into()
+}
+
+/// A [`Health`](crate::store::Health) without its cause: for logs, metrics and decisions.
+///
+/// ```
+/// use tower_keep::HealthStatus;
+///
+/// assert_eq!(HealthStatus::Degraded.as_str(), "degraded");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HealthStatus {
+    /// Reads and writes are served.
+    Up,
+    /// Reads are served, and some writes are not; or only the sessions of some servers are.
+    Degraded,
+    /// Nothing is served.
+    Down,
+}
+
+impl HealthStatus {
+    /// `"up"`, `"degraded"` or `"down"`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl fmt::Display for HealthStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

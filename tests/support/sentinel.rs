@@ -1,0 +1,196 @@
+//! A master, its replicas, and the Sentinels that watch them.
+
+use std::time::Duration;
+
+use super::{
+    eventually,
+    port::Port,
+    redis_server::{RedisServer, pairs, text},
+};
+use redis::Value;
+
+const SERVERS: usize = 3;
+const SENTINELS: usize = 3;
+/// What the Sentinels call the master.
+const NAME: &str = "keep";
+
+/// Three servers, of which one is the master, and three Sentinels, of which two must agree. All gone when dropped.
+///
+/// A server is named by its number, which it keeps whatever its role.
+pub struct Sentinels {
+    pub servers: Vec<RedisServer>,
+    pub sentinels: Vec<RedisServer>,
+}
+
+/// What is asked of those who connect.
+#[derive(Default, Clone, Copy)]
+pub struct Passwords<'a> {
+    pub servers: Option<&'a str>,
+    pub sentinels: Option<&'a str>,
+}
+
+impl Sentinels {
+    pub async fn start() -> Self {
+        Self::start_with(Passwords::default(), &[]).await
+    }
+
+    /// With passwords, and more arguments for the servers: `&["--min-replicas-to-write", "1"]`. Server 0 is the master at
+    /// first. Returns when everybody knows everybody.
+    pub async fn start_with(passwords: Passwords<'_>, args: &[&str]) -> Self {
+        let mut all = vec!["--repl-diskless-sync-delay", "0"];
+        if let Some(password) = passwords.servers {
+            all.extend(["--requirepass", password, "--masterauth", password]);
+        }
+        all.extend(args);
+        let mut servers: Vec<_> = (0..SERVERS).map(|_| RedisServer::stopped_with(&all)).collect();
+        servers.iter_mut().for_each(RedisServer::launch);
+        for server in &servers {
+            server.answers().await;
+        }
+        for replica in &servers[1..] {
+            replica.replicate(&servers[0]).await;
+        }
+
+        let ports: Vec<_> = (0..SENTINELS).map(|_| Port::free()).collect();
+        let numbers: Vec<_> = ports.iter().map(Port::number).collect();
+        let config = |i| config(i, &numbers, servers[0].port(), passwords);
+        let mut sentinels: Vec<_> =
+            ports.into_iter().enumerate().map(|(i, port)| RedisServer::stopped_sentinel(port, &config(i))).collect();
+        sentinels.iter_mut().for_each(RedisServer::launch);
+        let started = Self { servers, sentinels };
+        for sentinel in &started.sentinels {
+            sentinel.answers().await;
+        }
+        eventually("the Sentinels see everybody", async || started.is_complete().await).await;
+        started
+    }
+
+    pub fn master_name(&self) -> &'static str {
+        NAME
+    }
+
+    /// The URLs of the Sentinels.
+    pub fn urls(&self) -> Vec<String> {
+        self.sentinels.iter().map(RedisServer::url).collect()
+    }
+
+    /// `127.0.0.1:…` of each Sentinel.
+    pub fn addresses(&self) -> Vec<String> {
+        self.sentinels.iter().map(RedisServer::address).collect()
+    }
+
+    /// Who the master is, as the first Sentinel that is up has it.
+    pub async fn master(&self) -> usize {
+        let sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_up()).expect("a Sentinel that is up");
+        self.master_by(sentinel).await
+    }
+
+    pub async fn master_server(&self) -> &RedisServer {
+        &self.servers[self.master().await]
+    }
+
+    /// Has the Sentinels replace the master, which is well; returns who it was. See [`switched`](Self::switched).
+    pub async fn failover(&self) -> usize {
+        let old = self.master().await;
+        let sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_up()).expect("a Sentinel that is up");
+        // Not while another one is under way.
+        let agreed = async || sentinel.try_command(&format!("SENTINEL FAILOVER {NAME}")).await.is_ok();
+        eventually("a failover begins", agreed).await;
+        old
+    }
+
+    /// Waits until all the Sentinels that are up agree on another master than `old`, and it knows that it is one; returns
+    /// who it is.
+    pub async fn switched(&self, old: usize) -> usize {
+        let switched = async || match self.agreed().await {
+            Some(new) if new != old && self.servers[new].is_up() => {
+                let info = self.servers[new].try_info("replication").await.unwrap_or_default();
+                info.get("role").is_some_and(|role| role == "master")
+            }
+            _ => false,
+        };
+        eventually("another master", switched).await;
+        self.master().await
+    }
+
+    /// Waits until `server` is a replica of the present master, and in sync.
+    pub async fn rejoined(&self, server: usize) {
+        let rejoined = async || {
+            let master = self.servers[self.master().await].port().to_string();
+            let info = self.servers[server].try_info("replication").await.unwrap_or_default();
+            info.get("master_port") == Some(&master) && info["master_link_status"] == "up"
+        };
+        eventually("the server is a replica", rejoined).await;
+    }
+
+    async fn agreed(&self) -> Option<usize> {
+        let mut agreed = None;
+        for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.is_up()) {
+            let master = self.master_by(sentinel).await;
+            if *agreed.get_or_insert(master) != master {
+                return None;
+            }
+        }
+        agreed
+    }
+
+    async fn master_by(&self, sentinel: &RedisServer) -> usize {
+        let address = match sentinel.command(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}")).await {
+            Value::Array(address) => text(&address[1]),
+            other => panic!("{other:?}"),
+        };
+        self.servers.iter().position(|server| server.port().to_string() == address).expect("a server of ours")
+    }
+
+    async fn is_complete(&self) -> bool {
+        for sentinel in &self.sentinels {
+            if sentinel.try_command(&format!("SENTINEL CKQUORUM {NAME}")).await.is_err() {
+                return false;
+            }
+            for (others, number) in [("SENTINELS", SENTINELS - 1), ("REPLICAS", SERVERS - 1)] {
+                let seen = match sentinel.command(&format!("SENTINEL {others} {NAME}")).await {
+                    Value::Array(seen) => seen,
+                    other => panic!("{other:?}"),
+                };
+                if seen.len() != number || !seen.iter().all(is_well) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Connected, and a replica has been asked about its master.
+fn is_well(seen: &Value) -> bool {
+    let seen = pairs(seen);
+    let flags: Vec<_> = seen["flags"].split(',').collect();
+    !flags.contains(&"disconnected")
+        && !flags.contains(&"s_down")
+        && seen.get("master-link-status").is_none_or(|status| status == "ok")
+}
+
+/// As a Sentinel writes it that has met the others: they need not find each other first, which takes seconds.
+fn config(i: usize, sentinels: &[u16], master: u16, passwords: Passwords<'_>) -> String {
+    let id = |i: usize| format!("{:040x}", i + 1);
+    let millis = |time: Duration| time.as_millis();
+    let (down, failover) = (millis(Duration::from_secs(1)), millis(Duration::from_secs(3)));
+    let mut lines = vec![
+        format!("sentinel myid {}", id(i)),
+        format!("sentinel monitor {NAME} 127.0.0.1 {master} 2"),
+        format!("sentinel down-after-milliseconds {NAME} {down}"),
+        format!("sentinel failover-timeout {NAME} {failover}"),
+        format!("sentinel parallel-syncs {NAME} {SERVERS}"),
+    ];
+    if let Some(password) = passwords.servers {
+        lines.push(format!("sentinel auth-pass {NAME} {password}"));
+    }
+    if let Some(password) = passwords.sentinels {
+        lines.push(format!("requirepass {password}"));
+        lines.push(format!("sentinel sentinel-pass {password}"));
+    }
+    for (other, port) in sentinels.iter().enumerate().filter(|(other, _)| *other != i) {
+        lines.push(format!("sentinel known-sentinel {NAME} 127.0.0.1 {port} {}", id(other)));
+    }
+    lines.join("\n") + "\n"
+}
