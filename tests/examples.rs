@@ -403,15 +403,19 @@ async fn a_wrong_variable_is_named_in_one_line() {
         for (culprit, value) in [
             ("REDIS_URL", "http://x"),
             ("REDIS_URL", "redis://user:hunter2@"),
-            ("REDIS_URL", "rediss://user:hunter2@127.0.0.1"),
+            ("REDIS_URL", "rediss://user:hunter2@127.0.0.1/x"),
             ("REDIS_PORT", "seventy"),
             ("REDIS_PORT", "70000"),
             ("REDIS_DB", "hunter2"),
             ("REDIS_HOST", "hunter2/"),
             ("USE_REDIS", "hunter2"),
-            ("REDIS_TLS", "true"),
-            ("REDIS_SENTINELS", "127.0.0.1:26379"),
-            ("REDIS_CLUSTER_NODES", "127.0.0.1:7000"),
+            ("REDIS_TLS", "hunter2"),
+            ("REDIS_USERNAME", "hunter2"),
+            ("REDIS_CA_CERT", "/hunter2"),
+            ("REDIS_SENTINELS", "127.0.0.1:26379"), // and no master
+            ("REDIS_SENTINEL_MASTER", "hunter2"),
+            ("REDIS_CLUSTER_NODES", "hunter2/"),
+            ("SESSION_SECRET", "hunter2"),
         ] {
             assert_refused(&refuses(name, &[(culprit, value)]).await, culprit, "hunter2");
         }

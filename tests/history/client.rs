@@ -177,10 +177,6 @@ impl History {
                 }
             }
         }
-        for user in known.values().map(|known| &known.user).collect::<BTreeSet<_>>() {
-            let ids = sessions.list(user).await.unwrap().iter().map(|session| session.id().to_string()).collect();
-            end.listed.insert(user.clone(), ids);
-        }
         let mut from = Some(Cursor::start());
         while let Some(place) = from {
             let page;
@@ -190,6 +186,12 @@ impl History {
                     end.scanned.entry(user.to_owned()).or_default().insert(session.id().to_string());
                 }
             }
+        }
+        // Of some, a server has made a session and nobody was told.
+        let users: BTreeSet<_> = known.values().map(|known| &known.user).chain(end.scanned.keys()).cloned().collect();
+        for user in users {
+            let ids = sessions.list(&user).await.unwrap().iter().map(|session| session.id().to_string()).collect();
+            end.listed.insert(user, ids);
         }
         for ticket in tickets {
             end.tickets.push(sessions.is_valid(&Token::parse(ticket).unwrap()).await.unwrap());
