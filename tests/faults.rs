@@ -7,7 +7,11 @@ mod support;
 
 use std::{
     fs,
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use http::StatusCode;
@@ -27,7 +31,7 @@ use tokio::{
     time::timeout,
 };
 use tower_keep::{
-    HealthStatus, OnOutage, SessionLayer,
+    Clock, HealthStatus, OnOutage, SessionCookie, SessionLayer, Timestamp,
     store::{
         Cursor, Health, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
@@ -595,6 +599,219 @@ mod read_only {
 }
 
 /// The store sent a command, Redis made it, and the connection broke before the reply came.
+
+/// What lies between us and Redis.
+mod network {
+    use super::*;
+
+    async fn scene() -> (RedisServer, Proxy, Service) {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let service = Service::at(&proxy.url()).await;
+        (server, proxy, service)
+    }
+
+    #[tokio::test]
+    async fn cut_and_healed() {
+        let (_server, proxy, service) = scene().await;
+        for value in 1..=2 {
+            proxy.black_hole();
+            service.is_out().await;
+            assert_eq!(service.health().await, HealthStatus::Down);
+            proxy.heal();
+            service.resumes(value).await;
+        }
+    }
+
+    /// A firewall has forgotten the connection: nothing comes, and nobody says that it is over.
+    #[tokio::test]
+    async fn a_connection_that_is_half_open_is_replaced() {
+        let (_server, proxy, service) = scene().await;
+        for value in 1..=2 {
+            proxy.strand_connections();
+            service.resumes(value).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn reset_between_requests_costs_no_request() {
+        let (_server, proxy, service) = scene().await;
+        for value in 2..=10 {
+            proxy.reset_connections();
+            assert_eq!(service.write(value).await.status, OK);
+            assert_eq!(service.read().await.json(), json!([value]));
+        }
+    }
+
+    #[tokio::test]
+    async fn refused_and_accepted_again() {
+        let (_server, proxy, service) = scene().await;
+        proxy.refuse().await;
+        proxy.close_connections();
+        service.is_out().await;
+        proxy.accept();
+        service.resumes(1).await;
+    }
+
+    #[tokio::test]
+    async fn far_away_but_in_time() {
+        let (_server, proxy, service) = scene().await;
+        proxy.delay_replies(Duration::from_millis(60));
+        for value in 2..=4 {
+            assert_eq!(service.write(value).await.status, OK);
+        }
+        assert_eq!(service.layer.stats().outages, 0);
+    }
+
+    #[tokio::test]
+    async fn too_far_away() {
+        let (_server, proxy, service) = scene().await;
+        proxy.delay_replies(Duration::from_secs(2));
+        service.is_out().await;
+        proxy.delay_replies(Duration::ZERO);
+        eventually("serving resumes", async || service.read().await.status == OK).await;
+        // Writes that were given up may have been executed: the last one, if any.
+        assert_eq!(service.write(1).await.status, OK);
+        service.resumes(1).await;
+    }
+}
+
+/// What becomes of sessions when Redis loses or damages data.
+mod data {
+    use super::*;
+
+    /// Whoever has lost their session is a stranger, and logs in again: no error, and no outage.
+    async fn is_gone(service: &Service) {
+        let seen = service.client.perform(json!([["user"], ["get", "k"]])).await;
+        assert_eq!(json!(seen), json!([null, null]));
+        assert_eq!(service.health().await, HealthStatus::Up);
+        assert_eq!(service.layer.stats().outages, 0);
+        service.client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
+        service.resumes(1).await;
+    }
+
+    #[tokio::test]
+    async fn flushed() {
+        let server = RedisServer::start().await;
+        let service = Service::at(&server.url()).await;
+        server.command("FLUSHALL").await;
+        is_gone(&service).await;
+        server.command("SCRIPT FLUSH").await;
+        service.resumes(2).await;
+    }
+
+    /// With `maxmemory-policy allkeys-lru`, sessions go when memory is short.
+    #[tokio::test]
+    async fn evicted() {
+        let server = RedisServer::start().await;
+        let service = Service::at(&server.url()).await;
+        server.command("CONFIG SET maxmemory-policy allkeys-lru").await;
+        server.command("CONFIG SET maxmemory 1").await;
+        eventually("all is evicted", async || {
+            let _ = server.try_command("SET filler 1").await;
+            server.sessions().await.is_empty()
+        })
+        .await;
+        server.command("CONFIG SET maxmemory 0").await;
+        is_gone(&service).await;
+        // And if only the index of the user goes, the session does not.
+        let index = server.keys().await.into_iter().find(|key| key.ends_with('}')).expect("an index");
+        server.command(&format!("DEL {index}")).await;
+        assert_eq!(service.layer.sessions().revoke_user("ana").await.unwrap(), 0, "none is known");
+        assert_eq!(service.client.one(json!(["user"])).await, json!(null), "and none is left");
+    }
+
+    /// Somebody else has written something of another type there: an operator must look, and nobody is told that they have no session.
+    #[tokio::test]
+    async fn a_key_of_another_type_in_the_way() {
+        let server = RedisServer::start().await;
+        let service = Service::at(&server.url()).await;
+        let key = server.sessions().await.remove(0);
+        let record = server.get(&key).await;
+        server.command(&format!("DEL {key}")).await;
+        server.command(&format!("LPUSH {key} x")).await;
+        assert_unavailable(&service.read().await);
+        assert_unavailable(&service.write(2).await);
+        let other = service.app.client();
+        other.perform(json!([["login", "ben"], ["insert", "k", 1]])).await;
+        assert_eq!(service.health().await, HealthStatus::Up, "one session is ill, and Redis is not");
+        server.command(&format!("DEL {key}")).await;
+        server.command(&format!("SET {key} {record} PX 60000")).await;
+        service.resumes(1).await;
+    }
+
+    /// What else a user has in Redis: the index and the epoch.
+    #[tokio::test]
+    async fn an_index_of_another_type_in_the_way() {
+        let server = RedisServer::start().await;
+        let service = Service::at(&server.url()).await;
+        let index = server.keys().await.into_iter().find(|key| key.ends_with('}')).expect("an index");
+        server.command(&format!("RENAME {index} aside")).await;
+        server.command(&format!("SET {index} x")).await;
+        assert_eq!(service.read().await.status, OK);
+        assert_unavailable(&service.write(2).await);
+        assert_eq!(service.read().await.json(), json!([1]), "nothing is written by halves");
+        let ben = service.app.client();
+        ben.perform(json!([["login", "ben"], ["insert", "k", 1]])).await;
+        server.command(&format!("RENAME aside {index}")).await;
+        service.resumes(1).await;
+        // A logout needs no index.
+        server.command(&format!("SET {index} x")).await;
+        service.client.one(json!(["logout"])).await;
+        assert_eq!(service.client.cookie(COOKIE), None);
+        assert_eq!(server.sessions().await.len(), 1, "that of ben");
+    }
+}
+
+/// The clock of this process jumps; that of Redis does not.
+mod clock {
+    use super::*;
+
+    /// A clock that somebody sets.
+    #[derive(Clone, Default)]
+    struct Wrong(Arc<AtomicI64>);
+
+    impl Clock for Wrong {
+        fn now(&self) -> Timestamp {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
+            Timestamp::from_millis((now + self.0.load(Ordering::SeqCst)) as u64)
+        }
+    }
+
+    #[tokio::test]
+    async fn jumps_by_an_hour() {
+        const HOUR: i64 = 3_600_000;
+        let server = RedisServer::start().await;
+        let clock = Wrong::default();
+        let store = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
+        let layer = SessionLayer::new(store).cookie(SessionCookie::development()).clock(clock.clone());
+        let app = App::start(layer.clone()).await;
+        let right = App::start(
+            SessionLayer::new(RedisStore::new(RedisConfig::from_url(&server.url()).unwrap()))
+                .cookie(SessionCookie::development()),
+        )
+        .await;
+        let client = app.client();
+        client.perform(json!([["login", "ana"], ["insert", "k", 0]])).await;
+        for (value, hours) in [1, -1, 0, 1, 0, -1].into_iter().enumerate() {
+            clock.0.store(hours * HOUR, Ordering::SeqCst);
+            // Idle for half an hour ends a session. Nobody was.
+            assert_eq!(client.perform(json!([["user"], ["insert", "k", value]])).await[0], "ana", "{hours}");
+            client.perform(json!([["rotate"], ["insert", "l", value]])).await;
+            // It lives as long as ever, whatever the clock says, and instances whose clock is right see it.
+            let seen = client.at(&right.url()).perform(json!([["user"], ["get", "k"], ["get", "l"]])).await;
+            assert_eq!(json!(seen), json!(["ana", value, value]), "{hours}");
+            let left = server.pttl(&server.sessions().await[0]).await;
+            assert!((29 * 60_000..=30 * 60_000).contains(&left), "{hours}: {left}");
+            assert_eq!(layer.sessions().list("ana").await.unwrap().len(), 1);
+        }
+        let new = app.client();
+        new.one(json!(["login", "ben"])).await;
+        clock.0.store(HOUR, Ordering::SeqCst);
+        assert_eq!(new.one(json!(["user"])).await, "ben");
+    }
+}
+
 mod lost_replies {
     use super::*;
 

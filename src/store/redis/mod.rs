@@ -185,16 +185,17 @@ impl RedisStore {
     /// A store on a pool of connections that the application has already, with the settings that
     /// [`RedisConfig`] has by default. For others, see [`RedisConfig::from_pool`].
     ///
-    /// A connection of its own, which [`new`](Self::new) makes, is faster, and notices sooner when Redis is away.
+    /// A connection of its own, which [`new`](Self::new) makes, knows when Redis is away, and then fails at once. A pool tries to
+    /// connect for each request that asks it, up to the timeout: put a [`Guard`](crate::store::Guard) around it, which does that once.
     ///
     /// ```
-    /// use tower_keep::store::redis::RedisStore;
+    /// use tower_keep::store::{Guard, redis::RedisStore};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let manager = bb8_redis::RedisConnectionManager::new("redis://127.0.0.1:6379/0")?;
     /// let pool = bb8::Pool::builder().build_unchecked(manager);
-    /// let store = RedisStore::from_pool(pool);
+    /// let store = Guard::new(RedisStore::from_pool(pool));
     /// # let _ = store;
     /// # Ok(())
     /// # }

@@ -1,10 +1,14 @@
 //! Connections of a pool that the application has.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bb8::{Pool, RunError};
 use bb8_redis::RedisConnectionManager;
-use redis::Value;
+use redis::{Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -13,15 +17,25 @@ use super::{
     request::Request,
 };
 
+/// How long requests use a connection before the pool is asked for one again, which may send a ping first.
+const TURN: Duration = Duration::from_secs(1);
+
 /// The pool.
 pub(super) struct Pooled {
     pool: Pool<RedisConnectionManager>,
+    present: Mutex<Option<Present>>,
     writes: Writes,
+}
+
+/// A clone of one of its connections, which all requests share.
+struct Present {
+    connection: MultiplexedConnection,
+    until: Instant,
 }
 
 impl Pooled {
     pub(super) fn new(pool: Pool<RedisConnectionManager>) -> Self {
-        Self { pool, writes: Writes::default() }
+        Self { pool, present: Mutex::default(), writes: Writes::default() }
     }
 
     /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
@@ -29,6 +43,9 @@ impl Pooled {
         let mut again = true;
         let answer = loop {
             let answer = timeout_at(deadline, self.once(request)).await.unwrap_or_else(|_| Err(Failure::timeout()));
+            if answer.as_ref().is_err_and(|failure| failure.verdict != Verdict::Sound) {
+                *self.present() = None;
+            }
             match answer {
                 Err(failure) if again && failure.verdict == Verdict::Lost => again = false,
                 answer => break answer,
@@ -39,13 +56,38 @@ impl Pooled {
     }
 
     async fn once(&self, request: Request<'_>) -> Result<Value, Failure> {
-        // It is multiplexed: a clone does, and others can have the original while this one waits for its reply.
-        let mut connection = match self.pool.get().await {
+        let present = self.still_present();
+        let mut connection = match present {
+            Some(connection) => connection,
+            None => self.next().await?,
+        };
+        request.send(&mut connection).await
+    }
+
+    /// The one in use. When its turn is over, one request is sent for the next, and the others use this a little longer.
+    fn still_present(&self) -> Option<MultiplexedConnection> {
+        let (mut present, now) = (self.present(), Instant::now());
+        let present = present.as_mut()?;
+        if present.until <= now {
+            present.until = now + TURN;
+            return None;
+        }
+        Some(present.connection.clone())
+    }
+
+    /// It is multiplexed: a clone does, and others can have the original at once.
+    async fn next(&self) -> Result<MultiplexedConnection, Failure> {
+        let connection = match self.pool.get().await {
             Ok(connection) => (*connection).clone(),
             Err(RunError::User(error)) => return Err(error.into()),
             Err(RunError::TimedOut) => return Err(Failure::timeout()),
         };
-        request.send(&mut connection).await
+        *self.present() = Some(Present { connection: connection.clone(), until: Instant::now() + TURN });
+        Ok(connection)
+    }
+
+    fn present(&self) -> MutexGuard<'_, Option<Present>> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

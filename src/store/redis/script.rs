@@ -173,8 +173,9 @@ if guarded then
   if version(found) == n then return 1 end
   if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
 end
-redis.call('SET', KEYS[1], stored(head, found and string.match(found, '^,"e":(%d+)', 30), tail), 'PX', ttl)
+-- The index first: if it is none, nothing is written.
 if member ~= '' then index(KEYS[2], member, ttl, memory) end
+redis.call('SET', KEYS[1], stored(head, found and string.match(found, '^,"e":(%d+)', 30), tail), 'PX', ttl)
 return 1
 "#;
 
@@ -214,7 +215,7 @@ elseif favour then
 elseif redis.pcall('SET', KEYS[1], ended(reason), 'PX', memory).err then
   redis.call('UNLINK', KEYS[1])
 end
-redis.call('ZREM', KEYS[2], member)
+redis.pcall('ZREM', KEYS[2], member)
 return alive and 1 or 0
 "#;
 
@@ -227,7 +228,7 @@ local ttl = redis.call('PTTL', KEYS[1])
 if live(found, epoch) then
   local head = string.sub(ended('used'), 1, -2) .. ',"by":"' .. claim .. '","ttl":' .. ttl .. '}'
   if guarded then redis.call('SET', KEYS[1], head .. found, 'PX', math.max(ttl, memory)) end
-  redis.call('ZREM', KEYS[2], member)
+  redis.pcall('ZREM', KEYS[2], member)
   return {found, ttl}
 end
 local by, ttl, was = string.match(found, '^{"end":"used","at":%d+,"by":"([^"]*)","ttl":(-?%d+)}(.*)$')

@@ -186,13 +186,10 @@ impl RedisConfig {
 
     /// The Redis that a pool of the application leads to: database, login and TLS are the pool's.
     ///
-    /// Connections are taken from it, cloned and given back at once, for they are multiplexed: few of them serve many
-    /// requests, and the pool needs no more than the rest of the application does. The
-    /// [timeout](Self::timeout) covers the wait for one. See [`RedisStore::from_pool`](super::RedisStore::from_pool).
-    ///
-    /// An operation takes less than half the time if the pool does not send a ping before each use (`test_on_check_out(false)`; a
-    /// connection that was lost is noticed here, and replaced), and if its connections do not wait to fill packets
-    /// (`TcpSettings::set_nodelay`).
+    /// A connection is taken from it, cloned and given back at once, for they are multiplexed: one serves many
+    /// requests, and the pool needs no more than the rest of the application does. The clone is used for a second, or until it is lost;
+    /// then the pool is asked for the next. The [timeout](Self::timeout) covers the wait for it. Let the pool's connections not wait to fill
+    /// packets (`TcpSettings::set_nodelay`). See [`RedisStore::from_pool`](super::RedisStore::from_pool).
     ///
     /// ```
     /// use tower_keep::store::redis::RedisConfig;
@@ -200,7 +197,7 @@ impl RedisConfig {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let manager = bb8_redis::RedisConnectionManager::new("redis://127.0.0.1:6379/0")?;
-    /// let pool = bb8::Pool::builder().test_on_check_out(false).build_unchecked(manager);
+    /// let pool = bb8::Pool::builder().build_unchecked(manager);
     /// let config = RedisConfig::from_pool(pool).prefix("shop:sess:")?;
     /// # let _ = config;
     /// # Ok(())
