@@ -435,8 +435,7 @@ impl Inner {
             successor.map(text).unwrap_or_default(),
         ];
         let outcome = outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)?;
-        // Perhaps it ended by this, and the answer was lost.
-        if matches!(outcome, Outcome::Done) || (expected.is_none() && matches!(outcome, Outcome::Gone)) {
+        if let Outcome::Done = outcome {
             let ended = Ended { successor: successor.copied(), ..Ended::new(reason, SystemClock.now()) };
             self.ended_here.add_one(id, ended, None);
             self.release(&[*id]).await;
