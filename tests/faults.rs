@@ -598,8 +598,6 @@ mod read_only {
     }
 }
 
-/// The store sent a command, Redis made it, and the connection broke before the reply came.
-
 /// What lies between us and Redis.
 mod network {
     use super::*;
@@ -812,6 +810,7 @@ mod clock {
     }
 }
 
+/// The store sent a command, Redis made it, and the connection broke before the reply came.
 mod lost_replies {
     use super::*;
 
