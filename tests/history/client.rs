@@ -232,13 +232,17 @@ struct Asked {
     reply: Option<Reply>,
 }
 
-pub async fn run(number: u64, seed: u64, operations: usize, servers: &[Server], history: &History) {
+/// `pause` is what each client waits between two operations.
+pub async fn run(number: u64, seed: u64, operations: usize, pause: Duration, servers: &[Server], history: &History) {
     let servers = servers.iter().map(|server| Client::new(&server.url)).collect();
     let actor = Actor { number, servers, history, counter: AtomicU64::new(0) };
     for operation in 0..operations {
         // What an operation is does not depend on how those before it went.
         let calm = format!("calm{number}.{}", operation / 200);
         actor.act(&calm, &mut Random::new(&[seed, number, operation as u64])).await;
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
     }
 }
 

@@ -1,12 +1,18 @@
 //! What happens to Redis.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
 use super::{
     client::Random,
+    place::Place,
     support::redis_server::{RedisServer, command_on},
 };
 
@@ -35,6 +41,8 @@ pub enum Fault {
     Password,
     /// It has no place for another connection.
     MaxClients,
+    /// A master is killed, a replica takes over, and the dead one comes back as a replica.
+    Death,
 }
 
 /// Those that lose nothing.
@@ -54,10 +62,17 @@ pub const HARMLESS: &[Fault] = &[
 
 pub const WITH_LOSSES: &[Fault] = &[Fault::Flush, Fault::Pause, Fault::Flush, Fault::Restart, Fault::Disconnect];
 
+pub const DEATHS: &[Fault] = &[Fault::Death];
+
 impl Fault {
+    /// Whether Redis may lose what it has confirmed.
+    pub fn loses(self) -> bool {
+        matches!(self, Self::Flush | Self::Death)
+    }
+
     fn begins(self) -> &'static [&'static str] {
         match self {
-            Self::Pause | Self::Restart => &[],
+            Self::Pause | Self::Restart | Self::Death => &[],
             Self::Flush => &["FLUSHALL"],
             Self::Disconnect => &[DISCONNECT],
             Self::ForgetScripts => &["SCRIPT FLUSH"],
@@ -73,7 +88,7 @@ impl Fault {
 
     fn ends(self) -> Option<&'static str> {
         match self {
-            Self::Pause | Self::Restart | Self::Flush | Self::Disconnect | Self::ForgetScripts => None,
+            Self::Pause | Self::Restart | Self::Flush | Self::Disconnect | Self::ForgetScripts | Self::Death => None,
             Self::WritesPaused => Some("CLIENT UNPAUSE"),
             Self::OutOfMemory => Some("CONFIG SET maxmemory 0"),
             Self::NoReplicas => Some("CONFIG SET min-replicas-to-write 0"),
@@ -92,52 +107,52 @@ pub struct Faults {
     kinds: &'static [Fault],
     seed: u64,
     counts: BTreeMap<Fault, u32>,
-    /// The one that has begun and not ended.
-    present: Option<(Fault, MultiplexedConnection)>,
 }
 
 impl Faults {
     pub fn new(kinds: &'static [Fault], seed: u64) -> Self {
-        Self { kinds, seed, counts: BTreeMap::new(), present: None }
+        Self { kinds, seed, counts: BTreeMap::new() }
     }
 
     pub fn count(&self) -> u32 {
         self.counts.values().sum()
     }
 
-    /// One after the other, for ever.
-    pub async fn happen(&mut self, redis: &mut RedisServer) {
+    /// One after the other, until it is over.
+    pub async fn happen(&mut self, place: &mut Place, is_over: &AtomicBool) {
         for number in 0.. {
+            if self.kinds.is_empty() || is_over.load(Ordering::SeqCst) {
+                return;
+            }
             let mut random = Random::new(&[self.seed, u64::MAX, number]);
             sleep(Duration::from_millis(random.below(200) + 50)).await;
             let fault = self.kinds[((self.seed + number) % self.kinds.len() as u64) as usize];
             *self.counts.entry(fault).or_default() += 1;
-            // Over this one connection it can be ended, whoever else is let in.
-            let mut control = redis.connect().await.unwrap();
-            self.present = Some((fault, control.clone()));
-            match fault {
-                Fault::Pause => redis.pause(),
-                Fault::Restart => redis.run().await, // killed first
-                _ => {}
+            match place {
+                Place::Alone(redis) => happens(fault, redis, &mut random).await,
+                Place::Sentinel(_) | Place::Cluster(_) => place.master_dies(&mut random).await,
             }
-            for command in fault.begins() {
-                command_on(&mut control, command).await.unwrap();
-            }
-            if fault == Fault::Pause || fault.ends().is_some() {
-                sleep(Duration::from_millis(random.below(400) + 100)).await;
-            }
-            self.end(redis).await;
         }
     }
+}
 
-    /// What has begun ends.
-    pub async fn end(&mut self, redis: &mut RedisServer) {
-        if let Some((fault, mut control)) = self.present.take() {
-            redis.resume();
-            if let Some(command) = fault.ends() {
-                command_on(&mut control, command).await.unwrap();
-            }
-        }
+async fn happens(fault: Fault, redis: &mut RedisServer, random: &mut Random) {
+    // Over this one connection it can be ended, whoever else is let in.
+    let mut control: MultiplexedConnection = redis.connect().await.unwrap();
+    match fault {
+        Fault::Pause => redis.pause(),
+        Fault::Restart => redis.run().await, // killed first
+        _ => {}
+    }
+    for command in fault.begins() {
+        command_on(&mut control, command).await.unwrap();
+    }
+    if fault == Fault::Pause || fault.ends().is_some() {
+        sleep(Duration::from_millis(random.below(400) + 100)).await;
+    }
+    redis.resume();
+    if let Some(command) = fault.ends() {
+        command_on(&mut control, command).await.unwrap();
     }
 }
 

@@ -36,6 +36,7 @@ pub struct Server {
 }
 
 impl Server {
+    /// See [`config`] for what `redis` may be.
     pub fn start(redis: &str, guarded: bool) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["server::process", "--exact", "--nocapture"]).env(ROLE, redis);
@@ -57,8 +58,22 @@ impl Drop for Server {
     }
 }
 
+/// Of a URL, or of `sentinel` or `cluster` and addresses. Where a server that dies may take with it what it has confirmed, a replica must
+/// have what must not come undone.
+fn config(redis: &str) -> RedisConfig {
+    let mut words = redis.split(' ');
+    match words.next().unwrap() {
+        "sentinel" => {
+            let master = words.next().unwrap();
+            RedisConfig::sentinel(words, master).unwrap().wait_for_replicas(1)
+        }
+        "cluster" => RedisConfig::cluster(words).unwrap().wait_for_replicas(1),
+        url => RedisConfig::from_url(url).unwrap(),
+    }
+}
+
 pub fn layer(redis: &str, guarded: bool) -> SessionLayer {
-    let config = RedisConfig::from_url(redis).unwrap();
+    let config = config(redis);
     let store = if guarded { RedisStore::new(config) } else { RedisStore::without_guards(config) };
     SessionLayer::new(store)
         .cookie(SessionCookie::development())
