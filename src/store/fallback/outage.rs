@@ -24,6 +24,8 @@ use crate::{
 
 /// How long the main store has to say how it is; and how long an operation takes before it is asked.
 const MOMENT: Duration = Duration::from_millis(100);
+/// How long it has to say so when it comes back, perhaps from afar.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 pub(super) struct Outage {
     pub(super) began: Instant,
@@ -110,7 +112,7 @@ pub(super) async fn ask<T>(
 ) -> Result<Result<T, StoreError>, Away> {
     let mut watch = pin!(async {
         sleep(MOMENT).await;
-        is_away(main).await
+        is_away(main, MOMENT).await
     });
     let mut watched = None;
     let answer = poll_fn(|cx| {
@@ -129,7 +131,7 @@ pub(super) async fn ask<T>(
         Err(error @ (StoreError::Outage(_) | StoreError::Configuration(_))) => {
             let away = match watched {
                 Some(away) => away,
-                None => is_away(main).await,
+                None => is_away(main, MOMENT).await,
             };
             if away { Err(Away(error)) } else { Ok(Err(error)) }
         }
@@ -137,7 +139,12 @@ pub(super) async fn ask<T>(
     }
 }
 
+/// Whether the store is back.
+pub(super) async fn is_back(store: &impl SessionStore) -> bool {
+    !is_away(store, PATIENCE).await
+}
+
 /// Whether nothing can be had from the store.
-pub(super) async fn is_away(store: &impl SessionStore) -> bool {
-    !matches!(timeout(MOMENT, store.health()).await, Ok(Ok(Health::Up | Health::Degraded(_))))
+async fn is_away(store: &impl SessionStore, patience: Duration) -> bool {
+    !matches!(timeout(patience, store.health()).await, Ok(Ok(Health::Up | Health::Degraded(_))))
 }

@@ -6,7 +6,7 @@ use super::{
     Fallback, FallbackMode, OnReturn,
     local::{Local, Next},
     operations::Operation,
-    outage::{Away, Meanwhile, Outage, ask, is_away},
+    outage::{Away, Meanwhile, Outage, ask, is_back},
     replay::{AT_ONCE, ROUNDS, all, tell},
     seen::{Asked, Lesson},
 };
@@ -147,7 +147,7 @@ impl<S: SessionStore> Fallback<S> {
     pub(super) async fn present_outage(&self) -> Option<Arc<Outage>> {
         let outage = self.outage()?;
         let Some(turn) = outage.turn() else { return Some(outage) };
-        let progress = if is_away(&self.main).await { Progress::Away } else { self.tell(&outage).await };
+        let progress = if is_back(&self.main).await { self.tell(&outage).await } else { Progress::Away };
         match progress {
             Progress::Over => {
                 self.end(&outage);

@@ -168,20 +168,17 @@ impl From<RedisError> for Failure {
             }
             #[cfg(not(feature = "redis-cluster"))]
             ErrorKind::Server(Server::TryAgain) => Self::outage(error, Verdict::Sound),
-            ErrorKind::Server(Server::BusyLoading | Server::ClusterDown | Server::MasterDown) => {
-                Self::outage(error, Verdict::Sound)
-            }
-            ErrorKind::Server(Server::ReadOnly) => Self { writes_only: true, ..Self::outage(error, Verdict::Useless) },
-            ErrorKind::Server(Server::NoPerm) => {
-                Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
-            }
             ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Useless),
-            _ => match error.code() {
+            _ => match code_in_script(&error).or(error.code()) {
                 // Reads are served.
                 Some("OOM" | "MISCONF" | "NOREPLICAS") => {
                     Self { writes_only: true, ..Self::outage(error, Verdict::Sound) }
                 }
-                Some("BUSY" | "UNKILLABLE") => Self::outage(error, Verdict::Sound),
+                Some("READONLY") => Self { writes_only: true, ..Self::outage(error, Verdict::Useless) },
+                Some("NOPERM") => Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) },
+                Some("LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "BUSY" | "UNKILLABLE") => {
+                    Self::outage(error, Verdict::Sound)
+                }
                 Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Useless),
                 Some("WRONGTYPE") => Self::new(StoreError::Corrupt(error.into()), Verdict::Sound),
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
@@ -213,9 +210,19 @@ fn is_about_tls(error: &RedisError) -> bool {
         .is_some_and(|inner| inner.is::<rustls::Error>())
 }
 
+/// The code of what went wrong within a script, as servers before Redis 7 wrap it:
+/// `ERR Error running script (call to f_…): @user_script:7: @user_script: 7: -OOM command not allowed …`
+fn code_in_script(error: &RedisError) -> Option<&str> {
+    let detail = error.detail().filter(|detail| detail.starts_with("Error running script"))?;
+    let (_, said) = detail.rsplit_once("@user_script: ")?;
+    let (_, said) = said.split_once(": ")?;
+    let code = said.trim_start_matches('-').split(' ').next()?;
+    code.bytes().all(|byte| byte.is_ascii_uppercase()).then_some(code)
+}
+
 /// What is `NOPERM` outside a script. The second is what Redis says up to 7.0.
 fn is_denied_in_script(detail: &str) -> bool {
-    detail.starts_with("ACL failure in script") || detail.starts_with("The user executing the script can't")
+    detail.contains("ACL failure in script") || detail.contains("The user executing the script can't")
 }
 
 /// What the last attempt to connect met, shared by all that fail because of it.

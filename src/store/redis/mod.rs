@@ -111,7 +111,7 @@ mod script;
 mod sentinel;
 mod shared;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 
 use redis::{Cmd, Pipeline, Value, cmd, pipe};
 use tokio::time::Instant;
@@ -235,25 +235,42 @@ impl Inner {
         millis(self.config.timeout / 2).max(1)
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.config.timeout
+    /// What begins now.
+    fn operation(&self) -> Operation<'_> {
+        Operation { inner: self, deadline: Instant::now() + self.config.timeout }
     }
+}
 
+/// One operation of the store: all that it asks Redis is asked within one deadline.
+struct Operation<'a> {
+    inner: &'a Inner,
+    deadline: Instant,
+}
+
+impl Deref for Operation<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        self.inner
+    }
+}
+
+impl Operation<'_> {
     /// Reads, all of them what is in the slot of `key`, or on the server that has it.
     async fn read(&self, key: &str, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
-        match self.route.call(key, Request::read(commands), self.deadline()).await? {
+        match self.route.call(key, Request::read(commands), self.deadline).await? {
             Value::Array(replies) if replies.len() == commands.len() => Ok(replies),
             _ => Err(Failure::unexpected_reply()),
         }
     }
 
     async fn write(&self, key: &str, command: &Cmd) -> Result<Value, Failure> {
-        self.route.call(key, Request::write(command), self.deadline()).await
+        self.route.call(key, Request::write(command), self.deadline).await
     }
 
     async fn run(&self, script: &Script, keys: &[String], args: Vec<Vec<u8>>) -> Result<Value, Failure> {
         let call = Call { script, keys, args };
-        self.route.call(&keys[0], Request::script(&call), self.deadline()).await
+        self.route.call(&keys[0], Request::script(&call), self.deadline).await
     }
 
     /// The same, of what must not come undone.
@@ -263,11 +280,11 @@ impl Inner {
         };
         let call = Call { script, keys, args };
         let request = Request::script(&call).confirmed_by(Some((replicas, self.patience())));
-        route.call(&keys[0], request, self.deadline()).await
+        route.call(&keys[0], request, self.deadline).await
     }
 
     async fn health(&self) -> Health {
-        let (check, deadline) = (Check::new(&self.config.prefix, &self.scripts.probe), self.deadline());
+        let (check, deadline) = (Check::new(&self.config.prefix, &self.scripts.probe), self.deadline);
         let health = self.route.health(&check, deadline).await;
         let (Health::Up, Some(route), Some(replicas)) = (&health, &self.patient, self.config.replicas) else {
             return health;
@@ -536,29 +553,23 @@ impl Inner {
         Ok(Page { sessions, next })
     }
 
-    async fn count(&self) -> Result<u64, Failure> {
-        let (mut count, mut from) = (0, Cursor::start());
-        loop {
-            let (ids, next) = self.scan_ids(&from, 1000).await?;
-            let mut beginnings = pipe();
-            for id in &ids {
-                let [session, _, epoch] = self.prefix().keys(id).all;
-                beginnings.get(epoch).cmd("GETRANGE").arg(session).arg(0).arg(HEAD_LEN + 25);
-            }
-            let replies = match ids.first() {
-                Some(first) => self.read(self.prefix().keys(first).session(), &beginnings).await?,
-                None => Vec::new(),
-            };
-            for reply in replies.chunks_exact(2) {
-                if let [epoch, Value::BulkString(beginning)] = reply {
-                    count += u64::from(is_record(beginning) && !is_before(beginning, number(epoch)));
-                }
-            }
-            match next {
-                Some(next) => from = next,
-                None => return Ok(count),
-            }
+    /// How many are alive on a page of them, and where to go on.
+    async fn count(&self, from: &Cursor) -> Result<(u64, Option<Cursor>), Failure> {
+        let (ids, next) = self.scan_ids(from, 1000).await?;
+        let mut beginnings = pipe();
+        for id in &ids {
+            let [session, _, epoch] = self.prefix().keys(id).all;
+            beginnings.get(epoch).cmd("GETRANGE").arg(session).arg(0).arg(HEAD_LEN + 25);
         }
+        let replies = match ids.first() {
+            Some(first) => self.read(self.prefix().keys(first).session(), &beginnings).await?,
+            None => Vec::new(),
+        };
+        let alive = replies.chunks_exact(2).filter(|reply| match reply {
+            [epoch, Value::BulkString(beginning)] => is_record(beginning) && !is_before(beginning, number(epoch)),
+            _ => false,
+        });
+        Ok((alive.count() as u64, next))
     }
 
     async fn scan_ids(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionId>, Option<Cursor>), Failure> {
@@ -568,7 +579,7 @@ impl Inner {
             scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(count.clamp(1, 1000));
             scan
         };
-        let (keys, next) = self.route.scan(from.as_str(), scan, self.deadline()).await?;
+        let (keys, next) = self.route.scan(from.as_str(), scan, self.deadline).await?;
         let ids = keys.iter().filter_map(|key| self.prefix().id_of(key)).collect();
         Ok((ids, next.map(Into::into)))
     }
@@ -596,23 +607,23 @@ fn ttl_of(ttl: Duration) -> u64 {
 
 impl SessionStore for RedisStore {
     fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        StoreFuture::boxed(async move { Ok(self.inner.load(id).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().load(id).await?) })
     }
 
     fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        StoreFuture::boxed(async move { Ok(self.inner.create(id, new, limits).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().create(id, new, limits).await?) })
     }
 
     fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move { Ok(self.inner.update(id, expected, new).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().update(id, expected, new).await?) })
     }
 
     fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        StoreFuture::boxed(async move { Ok(self.inner.touch(id, entry).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().touch(id, entry).await?) })
     }
 
     fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move { Ok(self.inner.end(id, None, reason, None).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().end(id, None, reason, None).await?) })
     }
 
     fn replace<'a>(
@@ -621,15 +632,17 @@ impl SessionStore for RedisStore {
         expected: Option<Version>,
         successor: &'a SessionId,
     ) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move { Ok(self.inner.end(id, expected, EndReason::Replaced, Some(successor)).await?) })
+        StoreFuture::boxed(async move {
+            Ok(self.inner.operation().end(id, expected, EndReason::Replaced, Some(successor)).await?)
+        })
     }
 
     fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        StoreFuture::boxed(async move { Ok(self.inner.consume(id, claim).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().consume(id, claim).await?) })
     }
 
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        StoreFuture::boxed(async move { Ok(self.inner.list(user).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().list(user).await?) })
     }
 
     fn end_user<'a>(
@@ -638,19 +651,27 @@ impl SessionStore for RedisStore {
         except: Option<&'a SessionId>,
         reason: EndReason,
     ) -> StoreFuture<'a, Vec<SessionId>> {
-        StoreFuture::boxed(async move { Ok(self.inner.end_user(user, except, reason).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().end_user(user, except, reason).await?) })
     }
 
     fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        StoreFuture::boxed(async move { Ok(self.inner.scan(from, count).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().scan(from, count).await?) })
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
-        StoreFuture::boxed(async move { Ok(self.inner.count().await?) })
+        StoreFuture::boxed(async move {
+            let (mut count, mut next) = (0, Some(Cursor::start()));
+            while let Some(from) = next {
+                let page;
+                (page, next) = self.inner.operation().count(&from).await?;
+                count += page;
+            }
+            Ok(count)
+        })
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(async move { Ok(self.inner.health().await) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().health().await) })
     }
 
     fn name(&self) -> &'static str {
@@ -658,11 +679,11 @@ impl SessionStore for RedisStore {
     }
 
     fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
-        StoreFuture::boxed(async move { Ok(self.inner.publish(event).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().publish(event).await?) })
     }
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
-        StoreFuture::boxed(async move { Ok(self.inner.events(from).await?) })
+        StoreFuture::boxed(async move { Ok(self.inner.operation().events(from).await?) })
     }
 }
 

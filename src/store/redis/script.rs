@@ -173,9 +173,9 @@ if guarded then
   if version(found) == n then return 1 end
   if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
 end
--- The index first: if it is none, nothing is written.
-if member ~= '' then index(KEYS[2], member, ttl, memory) end
+if member ~= '' then redis.call('ZSCORE', KEYS[2], member) end -- if that is no index, nothing is written
 redis.call('SET', KEYS[1], stored(head, found and string.match(found, '^,"e":(%d+)', 30), tail), 'PX', ttl)
+if member ~= '' then index(KEYS[2], member, ttl, memory) end
 return 1
 "#;
 
@@ -257,7 +257,13 @@ const END_USER: &str = r#"
 local prefix, spared, reason, memory, epochs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local epoch, gone = redis.call('GET', KEYS[3]), {}
 local spare = spared ~= '' and redis.call('GET', KEYS[1])
-for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+local members = redis.pcall('ZRANGE', KEYS[2], 0, -1)
+if members.err then
+  -- Somebody has put something else there: the epoch ends them all.
+  if not string.find(members.err, 'WRONGTYPE') then return members end
+  members = {}
+end
+for _, member in ipairs(members) do
   local key = prefix .. member
   if member ~= spared and live(redis.call('GET', key), epoch) then table.insert(gone, member) end
 end

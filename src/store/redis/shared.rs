@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::{Value, cmd, pipe};
 
-use super::{Inner, error::Failure, text, ttl_of};
+use super::{Operation, error::Failure, text, ttl_of};
 use crate::{
     event::Event,
     observe::Causes,
@@ -16,7 +16,7 @@ use crate::{
 /// How long the events of all processes can be fetched.
 const EVENTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
-impl Inner {
+impl Operation<'_> {
     /// Takes a place among all sessions, or extends the one there is; `false` when there is none. Before the session, so that no
     /// session is ever without one.
     pub(super) async fn reserve(&self, id: &SessionId, ttl: Duration, renew: bool) -> Result<bool, Failure> {

@@ -189,7 +189,7 @@ impl RedisConfig {
     /// A connection is taken from it, cloned and given back at once, for they are multiplexed: one serves many
     /// requests, and the pool needs no more than the rest of the application does. The clone is used for a second, or until it is lost;
     /// then the pool is asked for the next. The [timeout](Self::timeout) covers the wait for it. Let the pool's connections not wait to fill
-    /// packets (`TcpSettings::set_nodelay`). See [`RedisStore::from_pool`](super::RedisStore::from_pool).
+    /// packets (`TcpSettings::set_nodelay`), and leave `test_on_check_out` on: without it, a pool does not notice that a connection is lost. See [`RedisStore::from_pool`](super::RedisStore::from_pool).
     ///
     /// ```
     /// use tower_keep::store::redis::RedisConfig;

@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf, time::Duration};
 
 use redis::RedisConnectionInfo;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{
     InvalidRedisConfig, RedisConfig,
@@ -16,11 +16,13 @@ use super::{
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Parts {
+    #[serde(deserialize_with = "secret")]
     url: Option<String>,
     host: Option<String>,
     port: Option<u16>,
     database: Option<i64>,
     username: Option<String>,
+    #[serde(deserialize_with = "secret")]
     password: Option<String>,
     tls: Option<bool>,
     ca_cert: Option<PathBuf>,
@@ -36,6 +38,11 @@ pub(super) struct Parts {
     max_sessions: Option<usize>,
     share_events: Option<usize>,
     wait_for_replicas: Option<usize>,
+}
+
+/// A text, and an error that does not show what it is instead.
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::deserialize(deserializer).map_err(|_| D::Error::custom("a password or a URL that is no text"))
 }
 
 /// What a setting is called: in the environment, and in a file.
