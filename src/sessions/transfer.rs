@@ -78,7 +78,8 @@ impl Sessions {
     /// is replaced. A session that this store knows to have ended stays ended. [Limits](crate::SessionLayer::limits) are not applied, for
     /// nobody logs in, and no event tells of it.
     ///
-    /// A session that ends where it came from after it was exported does not end here. So export when nobody is served any more, or use
+    /// A session that ends where it came from after it was exported does not end here; and a revocation of all of a user's sessions here
+    /// does not reach those that are imported later: import before anybody is served. So export when nobody is served any more, or use
     /// a [`MigratingStore`](crate::store::MigratingStore) while they are.
     ///
     /// # Errors
