@@ -939,6 +939,39 @@ mod lost_replies {
         assert_eq!(dead.one(json!(["user"])).await, json!(null));
     }
 
+    /// It counts as done by this call, and is remembered here, in case Redis forgets it.
+    #[tokio::test]
+    async fn of_a_revocation() {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let sessions = SessionLayer::new(RedisStore::new(RedisConfig::from_url(&proxy.url()).unwrap())).sessions();
+        let token = sessions.create("ana").await.unwrap();
+        let key = server.sessions().await.remove(0);
+        let record = server.get(&key).await;
+        assert!(!sessions.revoke(&Token::parse("a".repeat(56)).unwrap().id()).await.unwrap(), "Redis knows the script");
+        proxy.lose_reply_to("EVALSHA");
+        assert!(sessions.revoke(&token.id()).await.unwrap());
+        assert!(proxy.is_done());
+        assert!(!sessions.revoke(&token.id()).await.unwrap(), "another call");
+        server.command(&format!("SET {key} {record} PX 60000")).await;
+        assert!(!sessions.is_valid(&token).await.unwrap());
+    }
+
+    /// Somebody else had ended it, as far as this process knows.
+    #[tokio::test]
+    async fn what_had_ended_before_is_remembered_too() {
+        let server = RedisServer::start().await;
+        let config = RedisConfig::from_url(&server.url()).unwrap();
+        let [here, there] = [0, 1].map(|_| SessionLayer::new(RedisStore::new(config.clone())).sessions());
+        let token = here.create("ana").await.unwrap();
+        let key = server.sessions().await.remove(0);
+        let record = server.get(&key).await;
+        assert!(there.revoke(&token.id()).await.unwrap());
+        assert!(!here.revoke(&token.id()).await.unwrap());
+        server.command(&format!("SET {key} {record} PX 60000")).await;
+        assert!(!here.is_valid(&token).await.unwrap());
+    }
+
     #[tokio::test]
     async fn of_a_logout() {
         let scene = scene().await;

@@ -368,3 +368,16 @@ async fn redis_hung_and_resumed() {
     server.resume();
     eventually("it serves again", async || guard.load(&id(1)).await.is_ok()).await;
 }
+
+/// Whoever wants to wait for ever, may.
+#[tokio::test]
+async fn no_duration_is_too_long_or_too_short() {
+    for time in [Duration::ZERO, Duration::MAX] {
+        let guard = Guard::new(MemoryStore::new()).deadline(time).pause(time, time);
+        assert!(guard.count().await.is_ok_and(|count| count == 0) || time.is_zero());
+        let config = RedisConfig::from_url("redis://127.0.0.1:1/").unwrap();
+        let redis = RedisStore::new(config.timeout(time).connect_timeout(time));
+        // Nobody is there, or not within a millisecond.
+        assert!(tokio::time::timeout(Duration::from_secs(30), redis.count()).await.is_ok_and(|count| count.is_err()));
+    }
+}

@@ -11,6 +11,7 @@ use bb8_redis::RedisConnectionManager;
 use redis::{ConnectionInfo, IntoConnectionInfo, Value, io::tcp::TcpSettings};
 use support::{
     eventually,
+    proxy::Proxy,
     redis_server::RedisServer,
     stores::{
         PATIENCE, assert_keeps_the_contract, assert_keeps_the_contract_for_many, assert_serves, patient, sessions,
@@ -79,20 +80,55 @@ async fn a_connection_is_given_back_before_the_answer_is_there() {
     assert_eq!(pool.state().connections, 1);
 }
 
-/// What the application does with it does not hold up sessions longer than their timeout.
+/// What the application does with it does not hold up sessions longer than their timeout, and not twice.
 #[tokio::test]
-async fn an_exhausted_pool_is_an_outage_and_no_longer_than_it_is_one() {
+async fn where_the_pool_is_exhausted_sessions_get_a_connection_of_their_own() {
     let server = RedisServer::start().await;
     let pool = pool(&server.url(), 1);
     let sessions = sessions(RedisConfig::from_pool(pool.clone()).timeout(Duration::from_millis(200)));
     let taken = pool.get().await.unwrap();
     assert!(sessions.create("ana").await.is_err());
-    let health = sessions.health().await;
-    assert_eq!(health.status, HealthStatus::Down);
-    assert!(health.cause.unwrap().contains("no answer from Redis in time"));
-    drop(taken);
     eventually("it serves", async || sessions.create("ana").await.is_ok()).await;
     assert_eq!(sessions.health().await.status, HealthStatus::Up);
+    drop(taken);
+}
+
+/// A firewall has forgotten the connection: the pool notices nothing, and gives it again and again.
+#[tokio::test]
+async fn a_connection_that_is_half_open_is_replaced() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    for pings in [false, true] {
+        let manager = RedisConnectionManager::new(proxy.url()).unwrap();
+        let pool = Pool::builder().max_size(1).test_on_check_out(pings).build_unchecked(manager);
+        let sessions = sessions(RedisConfig::from_pool(pool));
+        let token = sessions.create("ana").await.unwrap();
+        for _ in 0..2 {
+            proxy.strand_connections();
+            eventually("it serves", async || sessions.is_valid(&token).await.is_ok_and(|valid| valid)).await;
+        }
+        proxy.close_connections();
+        eventually("it serves", async || sessions.is_valid(&token).await.is_ok_and(|valid| valid)).await;
+    }
+}
+
+/// To wait for replicas holds up neither the application nor other requests.
+#[tokio::test]
+async fn who_waits_for_replicas_waits_apart() {
+    let server = RedisServer::start().await;
+    let pool = pool(&server.url(), 1);
+    let sessions = sessions(patient(RedisConfig::from_pool(pool.clone()).wait_for_replicas(1)));
+    let tokens = [sessions.create("ana").await.unwrap(), sessions.create("ben").await.unwrap()];
+    let id = tokens[0].id();
+    let revoked = sessions.revoke(&id);
+    let meanwhile = async {
+        eventually("it is revoked", async || !sessions.is_valid(&tokens[0]).await.unwrap()).await;
+        // The revocation goes on waiting for a replica that does not exist.
+        assert!(sessions.is_valid(&tokens[1]).await.unwrap());
+        redis::cmd("PING").query_async::<Value>(&mut *pool.get().await.unwrap()).await.unwrap();
+    };
+    let (revoked, ()) = tokio::join!(revoked, meanwhile);
+    assert!(revoked.is_err(), "nobody has confirmed it");
 }
 
 #[tokio::test]

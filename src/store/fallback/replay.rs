@@ -13,6 +13,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     task::Poll,
+    time::Duration,
 };
 
 use super::journal::{End, EndOf, Untold};
@@ -26,8 +27,9 @@ use crate::{
 /// How many sessions are told at once: enough to keep the main store busy, so that the end comes nearer however much is
 /// written meanwhile.
 pub(super) const AT_ONCE: usize = 64;
-/// How often a request does that before it goes on with its own work.
+/// How often a request does that before it goes on with its own work, and for how long it begins another time.
 pub(super) const ROUNDS: usize = 16;
+pub(super) const TELLING: Duration = Duration::from_millis(50);
 
 /// Something the main store has to be told.
 pub(super) enum Task {
@@ -71,8 +73,9 @@ pub(super) async fn tell<S: SessionStore>(main: &S, task: &Task) -> Result<Told,
         Task::Write(id, writing) => tell_write(main, id, writing).await,
     };
     match told {
-        // What is there cannot be read: it cannot be served either, and there is nothing to be gained by telling it for ever.
-        Err(StoreError::Corrupt(source)) => {
+        // What is there cannot be read: it cannot be served either, and there is nothing to be gained by telling it for ever. Unless it is
+        // about all sessions of somebody, of which others can.
+        Err(StoreError::Corrupt(source)) if !matches!(task, Task::End(Untold { of: EndOf::All(..), .. })) => {
             tracing::warn!(%source, "a session of the outage cannot be told to the store: its record is not readable");
             Ok(Told::Gone(EndReason::Corrupt))
         }

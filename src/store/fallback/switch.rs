@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::Instant;
+
 use super::{
     Fallback, FallbackMode, OnReturn,
     local::{Local, Next},
     operations::Operation,
     outage::{Away, Meanwhile, Outage, ask, is_back},
-    replay::{AT_ONCE, ROUNDS, all, tell},
+    replay::{AT_ONCE, ROUNDS, TELLING, all, tell},
     seen::{Asked, Lesson},
 };
 use crate::{
@@ -163,7 +165,11 @@ impl<S: SessionStore> Fallback<S> {
 
     /// Tells the main store some of what it has missed.
     async fn tell(&self, outage: &Outage) -> Progress {
+        let began = Instant::now();
         for _ in 0..ROUNDS {
+            if began.elapsed() > TELLING {
+                break;
+            }
             let next = outage.local().map(|mut local| local.next(AT_ONCE));
             let tasks = match next {
                 Some(Next::Tell(tasks)) => tasks,

@@ -16,7 +16,7 @@ use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
     Version,
 };
-use crate::{ended::EndReason, event::Event, limits::Limits, observe::Causes, token::SessionId};
+use crate::{ended::EndReason, event::Event, lifetime::LONGEST, limits::Limits, observe::Causes, token::SessionId};
 
 /// How much longer counting may take: it looks at every session.
 const COUNT: u32 = 20;
@@ -82,7 +82,7 @@ impl<S: SessionStore> Guard<S> {
     /// long that a user goes away. [`count`](SessionStore::count), which looks at every session, may take twenty times as long.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = deadline.min(LONGEST);
         self
     }
 
@@ -108,8 +108,8 @@ impl<S: SessionStore> Guard<S> {
     /// ```
     #[must_use]
     pub fn pause(mut self, first: Duration, longest: Duration) -> Self {
-        self.settings.pause = first;
-        self.settings.longest_pause = longest.max(first);
+        self.settings.pause = first.min(LONGEST);
+        self.settings.longest_pause = longest.max(first).min(LONGEST);
         self
     }
 
@@ -274,7 +274,7 @@ impl<S: SessionStore> SessionStore for Guard<S> {
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
-        self.guarded_for(self.deadline * COUNT, |store| store.count())
+        self.guarded_for(self.deadline.saturating_mul(COUNT), |store| store.count())
     }
 
     /// While it is open: down, without asking.

@@ -395,6 +395,10 @@ impl SessionStore for MigratingStore {
         "migrating"
     }
 
+    fn is_degraded(&self) -> bool {
+        self.old.is_degraded() || self.new.is_degraded()
+    }
+
     fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
         self.new.publish(event)
     }

@@ -26,9 +26,19 @@ pub(super) struct EndedHere {
     all: Mutex<All>,
 }
 
+/// Who ended it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    ThisProcess,
+    /// The same, with a claim that may be repeated.
+    Claim(Version),
+    /// It was not alive any more when this process wanted to end it.
+    Somebody,
+}
+
 #[derive(Default)]
 struct All {
-    ended: HashMap<SessionId, (Ended, Option<Version>)>,
+    ended: HashMap<SessionId, (Ended, By)>,
     /// The same, by age.
     by_age: VecDeque<(Instant, SessionId)>,
 }
@@ -46,25 +56,27 @@ impl EndedHere {
         self.all().ended.get(id).map(|(ended, _)| *ended)
     }
 
-    /// Unless it was by this claim, which may be repeated.
+    /// Unless it may have been by this claim, which may be repeated.
     pub(super) fn get_unless(&self, id: &SessionId, claim: Version) -> Option<Ended> {
-        self.all().ended.get(id).filter(|(_, by)| *by != Some(claim)).map(|(ended, _)| *ended)
+        let all = self.all();
+        let by_another = all.ended.get(id).filter(|(_, by)| *by != By::Claim(claim) && *by != By::Somebody);
+        by_another.map(|(ended, _)| *ended)
     }
 
     pub(super) fn add(&self, ids: &[SessionId], reason: EndReason) {
         let ended = Ended::new(reason, SystemClock.now());
         for id in ids {
-            self.add_one(id, ended, None);
+            self.add_one(id, ended, By::ThisProcess);
         }
     }
 
-    pub(super) fn add_one(&self, id: &SessionId, ended: Ended, claim: Option<Version>) {
+    pub(super) fn add_one(&self, id: &SessionId, ended: Ended, by: By) {
         let now = Instant::now();
         let mut all = self.all();
         let All { ended: known, by_age } = &mut *all;
         known.entry(*id).or_insert_with(|| {
             by_age.push_back((now, *id));
-            (ended, claim)
+            (ended, by)
         });
         while by_age.len() > self.most || by_age.front().is_some_and(|(since, _)| now - *since > self.memory) {
             if let Some((_, id)) = by_age.pop_front() {

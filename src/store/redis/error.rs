@@ -214,7 +214,7 @@ fn is_about_tls(error: &RedisError) -> bool {
 /// `ERR Error running script (call to f_…): @user_script:7: @user_script: 7: -OOM command not allowed …`
 fn code_in_script(error: &RedisError) -> Option<&str> {
     let detail = error.detail().filter(|detail| detail.starts_with("Error running script"))?;
-    let (_, said) = detail.rsplit_once("@user_script: ")?;
+    let (_, said) = detail.rsplit_once("@user_script:")?;
     let (_, said) = said.split_once(": ")?;
     let code = said.trim_start_matches('-').split(' ').next()?;
     code.bytes().all(|byte| byte.is_ascii_uppercase()).then_some(code)

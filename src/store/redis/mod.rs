@@ -118,7 +118,7 @@ use tokio::time::Instant;
 
 pub use self::config::{InvalidRedisConfig, RedisConfig};
 use self::{
-    ended_here::EndedHere,
+    ended_here::{By, EndedHere},
     error::Failure,
     health::Check,
     keys::{Keys, Prefix},
@@ -215,7 +215,7 @@ impl RedisStore {
 
     fn with(config: RedisConfig, scripts: Scripts, ended_here: EndedHere) -> Self {
         let route = Route::new(&config);
-        let patient = config.replicas.map(|_| Route::new(&config));
+        let patient = config.replicas.map(|_| Route::patient(&config));
         Self { inner: Arc::new(Inner { route, patient, config, scripts, ended_here }) }
     }
 }
@@ -450,11 +450,17 @@ impl Operation<'_> {
             keys.member.clone().into(),
             text(self.memory()),
             successor.map(text).unwrap_or_default(),
+            text(format_args!("{:x}", getrandom::u64().unwrap_or_default())),
         ];
         let outcome = outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)?;
-        if let Outcome::Done = outcome {
+        let by = match outcome {
+            Outcome::Done => Some(By::ThisProcess),
+            Outcome::Gone if expected.is_none() => Some(By::Somebody),
+            Outcome::Gone | Outcome::Conflict(_) => None,
+        };
+        if let Some(by) = by {
             let ended = Ended { successor: successor.copied(), ..Ended::new(reason, SystemClock.now()) };
-            self.ended_here.add_one(id, ended, None);
+            self.ended_here.add_one(id, ended, by);
             self.release(&[*id]).await;
         }
         Ok(outcome)
@@ -468,7 +474,7 @@ impl Operation<'_> {
                 if let Some(ended) = self.ended_here.get_unless(id, claim) {
                     return Ok(Found::Ended(ended)); // Redis had lost that
                 }
-                self.ended_here.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), Some(claim));
+                self.ended_here.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), By::Claim(claim));
                 self.release(&[*id]).await;
                 match &*was {
                     [Value::BulkString(stored), Value::Int(ttl)] => Ok(Found::Live(loaded(stored, *ttl)?)),

@@ -23,19 +23,29 @@ const TURN: Duration = Duration::from_secs(1);
 /// The pool.
 pub(super) struct Pooled {
     pool: Pool<RedisConnectionManager>,
-    present: Mutex<Option<Present>>,
+    present: Mutex<Present>,
     writes: Writes,
 }
 
-/// A clone of one of its connections, which all requests share.
-struct Present {
-    connection: MultiplexedConnection,
-    until: Instant,
+/// The connection that all requests share.
+enum Present {
+    /// None yet.
+    None,
+    /// A clone of one of the pool's, until its turn is over.
+    Lent(MultiplexedConnection, Instant),
+    /// The pool gives none, or none that works, and may not notice. So the next one is made for us alone.
+    Lost,
+    Own(MultiplexedConnection),
 }
 
 impl Pooled {
     pub(super) fn new(pool: Pool<RedisConnectionManager>) -> Self {
-        Self { pool, present: Mutex::default(), writes: Writes::default() }
+        Self { pool, present: Mutex::new(Present::None), writes: Writes::default() }
+    }
+
+    /// A connection of its own, beside the pool's: what waits on it holds nobody up.
+    pub(super) fn apart(pool: Pool<RedisConnectionManager>) -> Self {
+        Self { pool, present: Mutex::new(Present::Lost), writes: Writes::default() }
     }
 
     /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
@@ -44,7 +54,7 @@ impl Pooled {
         let answer = loop {
             let answer = timeout_at(deadline, self.once(request)).await.unwrap_or_else(|_| Err(Failure::timeout()));
             if answer.as_ref().is_err_and(|failure| failure.verdict != Verdict::Sound) {
-                *self.present() = None;
+                *self.present() = Present::Lost;
             }
             match answer {
                 Err(failure) if again && failure.verdict == Verdict::Lost => again = false,
@@ -56,39 +66,55 @@ impl Pooled {
     }
 
     async fn once(&self, request: Request<'_>) -> Result<Value, Failure> {
-        let present = self.still_present();
-        let mut connection = match present {
-            Some(connection) => connection,
-            None => self.next().await?,
+        let mut connection = match self.still_present() {
+            Still::There(connection) => connection,
+            Still::Over => self.borrow().await?,
+            Still::Gone => self.connect().await?,
         };
         request.send(&mut connection).await
     }
 
     /// The one in use. When its turn is over, one request is sent for the next, and the others use this a little longer.
-    fn still_present(&self) -> Option<MultiplexedConnection> {
-        let (mut present, now) = (self.present(), Instant::now());
-        let present = present.as_mut()?;
-        if present.until <= now {
-            present.until = now + TURN;
-            return None;
+    fn still_present(&self) -> Still {
+        let now = Instant::now();
+        match &mut *self.present() {
+            Present::None => Still::Over,
+            Present::Lent(_, until) if *until <= now => {
+                *until = now + TURN;
+                Still::Over
+            }
+            Present::Lent(connection, _) | Present::Own(connection) => Still::There(connection.clone()),
+            Present::Lost => Still::Gone,
         }
-        Some(present.connection.clone())
     }
 
     /// It is multiplexed: a clone does, and others can have the original at once.
-    async fn next(&self) -> Result<MultiplexedConnection, Failure> {
+    async fn borrow(&self) -> Result<MultiplexedConnection, Failure> {
         let connection = match self.pool.get().await {
             Ok(connection) => (*connection).clone(),
             Err(RunError::User(error)) => return Err(error.into()),
             Err(RunError::TimedOut) => return Err(Failure::timeout()),
         };
-        *self.present() = Some(Present { connection: connection.clone(), until: Instant::now() + TURN });
+        *self.present() = Present::Lent(connection.clone(), Instant::now() + TURN);
         Ok(connection)
     }
 
-    fn present(&self) -> MutexGuard<'_, Option<Present>> {
+    async fn connect(&self) -> Result<MultiplexedConnection, Failure> {
+        let connection = self.pool.dedicated_connection().await?;
+        *self.present() = Present::Own(connection.clone());
+        Ok(connection)
+    }
+
+    fn present(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What there is for the next request.
+enum Still {
+    There(MultiplexedConnection),
+    Over,
+    Gone,
 }
 
 impl Server for Pooled {

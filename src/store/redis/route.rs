@@ -44,6 +44,15 @@ impl Route {
         }
     }
 
+    /// The same, where a request may wait and hold up those behind it.
+    pub(super) fn patient(config: &RedisConfig) -> Self {
+        match &config.servers {
+            #[cfg(feature = "redis-bb8")]
+            Servers::Pool(pool) => Self::Pool(Pooled::apart(pool.clone())),
+            _ => Self::new(config),
+        }
+    }
+
     /// Makes `request`, which concerns the slot of `key`, by `deadline`.
     #[cfg_attr(not(feature = "redis-cluster"), allow(unused_variables))]
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {

@@ -7,7 +7,7 @@
 //! ```text
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[…                  a record
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","e":1763679600000,"t":[… a record that began after its user's sessions were all ended
-//! {"end":"revoked","at":1763679600000}                    what is remembered of one that ended
+//! {"end":"revoked","at":1763679600000,"by":"5f…"}         what is remembered of one that ended, and which call ended it
 //! {"end":"replaced",…,"to":"AAAAAAAAAAAAHHHH…"}           the same, and which session carries it on
 //! {"end":"used",…,"by":"AAAAARbk0fTjK8pw"}{"v":2,…        the same, and what it was, for who consumed it
 //! ```
@@ -195,11 +195,16 @@ return 1
 /// 1 when the session has ended by this, 0 when it had before, and what is there when that is another version.
 /// Where memory is too short to remember the end, the session ends all the same; not in favour of another, which has to be remembered.
 const END: &str = r#"
-local expected, reason, member, memory, successor = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
+local expected, reason, member, memory, successor, by = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local found, epoch = redis.pcall('GET', KEYS[1]), redis.call('GET', KEYS[3])
+if type(found) == 'table' then
+  if not string.find(found.err, 'WRONGTYPE') then return found end
+  found = '?' -- it is nobody's, whatever it is
+end
 local favour = successor ~= '' and ',"to":"' .. successor .. '"}'
+by = ',"by":"' .. by .. '"}'
 if found and string.sub(found, 1, 7) == '{"end":' then
-  return favour and string.sub(found, -#favour) == favour and 1 or 0
+  return string.sub(found, -#(favour or by)) == (favour or by) and 1 or 0
 end
 if not found and redis.call('ZSCORE', KEYS[2], member) then return 0 end -- it has expired
 local alive = live(found, epoch)
@@ -212,8 +217,10 @@ if not guarded then
   redis.call('UNLINK', KEYS[1])
 elseif favour then
   redis.call('SET', KEYS[1], string.sub(ended(reason), 1, -2) .. favour, 'PX', memory)
-elseif redis.pcall('SET', KEYS[1], ended(reason), 'PX', memory).err then
-  redis.call('UNLINK', KEYS[1])
+else
+  -- Who asks again, because the answer was lost, gets the same.
+  local text = alive and string.sub(ended(reason), 1, -2) .. by or ended(reason)
+  if redis.pcall('SET', KEYS[1], text, 'PX', memory).err then redis.call('UNLINK', KEYS[1]) end
 end
 redis.pcall('ZREM', KEYS[2], member)
 return alive and 1 or 0

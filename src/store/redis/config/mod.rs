@@ -188,7 +188,8 @@ impl RedisConfig {
     ///
     /// A connection is taken from it, cloned and given back at once, for they are multiplexed: one serves many
     /// requests, and the pool needs no more than the rest of the application does. The clone is used for a second, or until it is lost;
-    /// then the pool is asked for the next. The [timeout](Self::timeout) covers the wait for it. Let the pool's connections not wait to fill
+    /// then the pool is asked for the next. The [timeout](Self::timeout) covers the wait for it. When the pool has none in time, or gives one
+    /// that does not answer, sessions get a connection of their own, made as the pool makes them. Let the pool's connections not wait to fill
     /// packets (`TcpSettings::set_nodelay`), and leave `test_on_check_out` on: without it, a pool does not notice that a connection is lost. See [`RedisStore::from_pool`](super::RedisStore::from_pool).
     ///
     /// ```
@@ -361,7 +362,7 @@ impl RedisConfig {
     }
 
     /// How long an operation may take in all, the wait for a connection included. Default: 250 ms, some hundred times what
-    /// a healthy Redis nearby needs.
+    /// a healthy Redis nearby needs. At least a millisecond.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -371,7 +372,7 @@ impl RedisConfig {
     /// ```
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = within_reason(timeout);
         self
     }
 
@@ -386,7 +387,7 @@ impl RedisConfig {
     /// ```
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = within_reason(timeout);
         self
     }
 
@@ -486,4 +487,9 @@ impl fmt::Debug for RedisConfig {
             .field("connect_timeout", &self.connect_timeout)
             .finish_non_exhaustive()
     }
+}
+
+/// What can be added to a time, and is not over before it began.
+fn within_reason(timeout: Duration) -> Duration {
+    timeout.clamp(Duration::from_millis(1), LONGEST)
 }

@@ -196,7 +196,7 @@ impl Parts {
         };
         if let Some((name, servers)) = several {
             let servers = servers.map_err(|problem| wrong(name.0, name.1, problem))?;
-            if self.url.is_some() || self.host.is_some() {
+            if self.url.is_some() || self.host.is_some() || self.port.is_some() {
                 return Err(wrong(name.0, name.1, Problem::TwoPlaces));
             }
             return Ok((servers, self.login(database, names)?, false));
