@@ -263,7 +263,7 @@ async fn sentinel() {
 }
 
 async fn cluster() {
-    let config = |scene: &Cluster| RedisConfig::cluster(scene.urls()).unwrap();
+    let config = |scene: &Cluster| RedisConfig::cluster(scene.nodes.iter().map(RedisServer::address)).unwrap();
     if wanted("Cluster: node killed") {
         let mut scene = Cluster::start().await;
         let begin = async |scene: &mut Cluster| {
