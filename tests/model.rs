@@ -416,14 +416,18 @@ impl<'a> World<'a> {
             }
             Event::Replay(..) => {}
             Event::Advance(millis) => {
-                self.clock.advance(Duration::from_millis(*millis));
-                let now = self.now();
-                let ended: Vec<_> = self.alive.extract_if(|_, stored| stored.ends_at <= now).collect();
-                self.expired += ended.len();
-                self.dead.extend(ended.into_iter().map(|(token, _)| token));
+                self.advance(*millis);
             }
         }
         self.check_store().await;
+    }
+
+    fn advance(&mut self, millis: u64) {
+        self.clock.advance(Duration::from_millis(millis));
+        let now = self.now();
+        let ended: Vec<_> = self.alive.extract_if(|_, stored| stored.ends_at <= now).collect();
+        self.expired += ended.len();
+        self.dead.extend(ended.into_iter().map(|(token, _)| token));
     }
 
     async fn request(&mut self, client: usize, steps: &[Step]) {
@@ -499,6 +503,11 @@ impl<'a> World<'a> {
             let token = token.expect("a token");
             assert_eq!(client.cookie(COOKIE).as_ref(), Some(&token), "the client holds the token that lives");
             self.alive.insert(token, stored);
+        }
+        if model.ended {
+            // It is no session any more, and its place is given back a moment later.
+            self.expired += 1;
+            self.advance(1);
         }
     }
 
