@@ -567,7 +567,7 @@ mod read_only {
 
     #[tokio::test]
     async fn unable_to_save_its_snapshot() {
-        let server = RedisServer::start_with(&["--save", "1000000 1000000"]).await;
+        let server = RedisServer::start_with(&["--save", "1000000", "1000000"]).await;
         let service = Service::at(&server.url()).await;
         let mut control = server.connect().await.unwrap();
         fail_to_save(&server, &mut control).await;
@@ -578,7 +578,7 @@ mod read_only {
 
     #[tokio::test]
     async fn unable_to_save_its_snapshot_is_not_down() {
-        let server = RedisServer::start_with(&["--save", "1000000 1000000"]).await;
+        let server = RedisServer::start_with(&["--save", "1000000", "1000000"]).await;
         let service = Service::at(&server.url()).await;
         fail_to_save(&server, &mut server.connect().await.unwrap()).await;
         assert_eq!(service.read().await.status, OK);
@@ -587,7 +587,7 @@ mod read_only {
 
     #[tokio::test]
     async fn loading_its_data() {
-        let server = RedisServer::start_with(&Loading::ARGS).await;
+        let server = RedisServer::start_with(&Loading::args()).await;
         let service = Service::at(&server.url()).await;
         let loading = Loading::of(&server).await;
         service.serves_the_public().await;

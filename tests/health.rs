@@ -584,7 +584,7 @@ mod redis_store {
         let refused = server.try_command("HELLO 3 AUTH default first-secret").await.unwrap_err();
         assert!(refused.to_string().contains("first-secret"), "the test proves nothing: {refused}");
         let scene = Scene::at(&format!("redis://:first-secret@127.0.0.1:{}/", server.port())).await;
-        scene.becomes(DOWN, "unknown command").await;
+        scene.becomes(DOWN, "HELLO").await;
         let said = scene.everything().await + &log.text();
         assert!(said.contains("no connection to Redis") && !said.contains("secret"), "{said}");
         let token = Token::parse("a".repeat(56)).unwrap();
@@ -698,7 +698,7 @@ mod redis_store {
 
     #[tokio::test]
     async fn loading_its_data() {
-        let server = RedisServer::start_with(&Loading::ARGS).await;
+        let server = RedisServer::start_with(&Loading::args()).await;
         let scene = Scene::at(&server.url()).await;
         scene.is_up().await;
         let loading = Loading::of(&server).await;

@@ -19,10 +19,15 @@ pub struct Process {
     log: PathBuf,
 }
 
+/// The server that is tried.
+pub fn binary() -> String {
+    env::var("REDIS_SERVER_BIN").unwrap_or_else(|_| "redis-server".into())
+}
+
 impl Process {
     /// Runs the binary of `REDIS_SERVER_BIN`, or the `redis-server` of the path; what it prints is in `dir/log`.
     pub fn start(dir: &Path, args: &[String]) -> Self {
-        let binary = env::var("REDIS_SERVER_BIN").unwrap_or_else(|_| "redis-server".into());
+        let binary = binary();
         let log = dir.join("log");
         let file = File::create(&log).unwrap();
         let child = Command::new(&binary)

@@ -1,6 +1,6 @@
 //! A `redis-server` of the test's own: on a free port, in a directory of its own, gone when dropped.
 
-use std::{collections::HashMap, fs, path::Path, time::Duration};
+use std::{collections::HashMap, fs, path::Path, process::Command, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value,
@@ -339,8 +339,14 @@ pub struct Loading {
 
 impl Loading {
     /// What the server must be started with.
-    pub const ARGS: [&str; 6] =
-        ["--enable-debug-command", "yes", "--rdbcompression", "no", "--loading-process-events-interval-bytes", "1024"];
+    pub fn args() -> Vec<&'static str> {
+        let slow = ["--rdbcompression", "no", "--loading-process-events-interval-bytes", "1024"];
+        let version = Command::new(super::process::binary()).arg("--version").output().unwrap().stdout;
+        // Before Redis 7 nobody had to enable it.
+        let debug: &[_] =
+            if String::from_utf8_lossy(&version).contains("v=6.") { &[] } else { &["--enable-debug-command", "yes"] };
+        [debug, &slow].concat()
+    }
 
     /// Begins; with the data that is there, and some more.
     pub async fn of(server: &RedisServer) -> Self {
