@@ -101,6 +101,11 @@ impl World {
         self.layer.sessions().open(&Token::parse(token).unwrap()).await.unwrap()
     }
 
+    /// What somebody else's consumption of it comes to.
+    async fn consume(&self, token: &str) -> Consumed {
+        self.layer.sessions().consume(&Token::parse(token).unwrap()).await.unwrap()
+    }
+
     async fn voucher(&self, token: &str) -> Option<u64> {
         self.open(token).await.expect("a live session").value(VOUCHER).unwrap()
     }
@@ -131,7 +136,7 @@ async fn a_login_carries_nothing_on_of_a_session_that_was_consumed_meanwhile() {
     let world = World::new();
     let visitor = world.visitor().await;
     let consume = async {
-        let used = world.layer.sessions().consume(&Token::parse(visitor.as_str()).unwrap()).await.unwrap();
+        let used = world.consume(&visitor).await;
         let Consumed::Now(used) = used else { panic!("{used:?}") };
         assert_eq!(used.value(VOUCHER).unwrap(), Some(50));
     };
@@ -149,7 +154,7 @@ async fn what_somebody_else_used_up_is_not_shown_by_a_login_that_fails_either() 
     let world = World::new();
     let visitor = world.visitor().await;
     let consume = async {
-        let used = world.layer.sessions().consume(&Token::parse(visitor.as_str()).unwrap()).await.unwrap();
+        let used = world.consume(&visitor).await;
         assert!(matches!(used, Consumed::Now(_)));
         world.spy.fail_next("update");
     };
@@ -469,8 +474,7 @@ async fn what_was_logged_in_to_is_consumed_once() {
                 session.login("ana")?;
                 world.spy.fail_next(if begun { "update" } else { "replace" });
                 session.save().await.unwrap_err();
-                let sessions = world.layer.sessions();
-                let other = sessions.consume(&Token::parse(visitor.as_str()).unwrap()).await.unwrap();
+                let other = world.consume(&visitor).await;
                 let both = [matches!(other, Consumed::Now(_)), session.consume().await?];
                 used.store(both.map(u32::from).iter().sum(), Ordering::SeqCst);
                 Ok(())
@@ -649,10 +653,9 @@ async fn an_old_token_uses_nothing_up() {
     let world = World::new();
     let token = world.create(NewSession::of("ana")).await;
     let rotated = world.request(&token, async |session: Session| session.rotate()).await;
-    let sessions = world.layer.sessions();
-    let old = sessions.consume(&Token::parse(token).unwrap()).await.unwrap();
+    let old = world.consume(&token).await;
     assert!(matches!(old, Consumed::Unknown), "{old:?}");
-    let new = sessions.consume(&Token::parse(rotated.token()).unwrap()).await.unwrap();
+    let new = world.consume(rotated.token()).await;
     assert!(matches!(new, Consumed::Now(_)), "{new:?}");
 }
 

@@ -69,11 +69,6 @@ impl Version {
         self.of_original().counter > other.of_original().counter
     }
 
-    /// Whether `other` was written on top of this one, perhaps with others between.
-    pub(crate) fn is_older_than(self, other: Self) -> bool {
-        self.counter != other.counter && other.counter.wrapping_sub(self.counter) < u32::MAX / 2
-    }
-
     pub(super) fn text(self) -> [u8; LEN] {
         let mut bytes = [0; LEN / 4 * 3];
         bytes[..4].copy_from_slice(&self.counter.to_be_bytes());

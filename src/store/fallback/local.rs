@@ -230,7 +230,7 @@ impl Local {
     pub(super) fn learn(&mut self, lesson: &Lesson<'_>, now: Timestamp) {
         match lesson {
             Lesson::Live(id, loaded) => {
-                let is_old = |ours: Arc<Record>| loaded.record.version().is_older_than(ours.version());
+                let is_old = |ours: Arc<Record>| ours.version().is_after(loaded.record.version());
                 if !self.journal.is_written(id) && !self.record_of(id).is_some_and(is_old) {
                     self.have(id, loaded, now);
                 }

@@ -163,7 +163,7 @@ impl Seen {
         let counts = shard.counts(id.tag(), asked)
             && match shard.slots.get(id) {
                 Some(Slot { what: What::Live { record, .. }, .. }) => {
-                    !loaded.record.version().is_older_than(record.version())
+                    !record.version().is_after(loaded.record.version())
                 }
                 Some(slot) => slot.learnt <= asked.0,
                 None => true,

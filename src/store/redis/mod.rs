@@ -22,7 +22,7 @@
 //! redis-cli PTTL 'sess:{AAAAAAAAAAAA}:HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH'
 //! redis-cli --scan --pattern 'sess:{*}:*'
 //! ```
-//! A session that ended leaves `{"end":"revoked","at":1763679600000}` in its place for a while: why it ended, which session
+//! A session that ended leaves `{"end":"revoked","at":1763679600000,"by":"5f3a"}` in its place for a while: why it ended, which call ended it (`"by"`), which session
 //! carries it on if one does (`"to"`), and a guard against whatever would bring it back.
 //!
 //! All sessions of a user have the same slot tag, and beside them, in the same slot, there are
