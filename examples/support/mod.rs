@@ -1,7 +1,11 @@
 //! What every example server does besides its business: listen where `ADDR` says, stop when asked to, and say in one line
 //! what is wrong with its configuration.
 
+#![allow(dead_code)] // each example uses its part
+
 use std::{env, error::Error, process::ExitCode, time::Duration};
+
+use serde::Deserialize;
 
 use tokio::{net::TcpListener, signal};
 
@@ -60,4 +64,18 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
     }
     #[cfg(not(unix))]
     Ok(async { drop(signal::ctrl_c().await) })
+}
+
+/// The body of a login.
+#[derive(Deserialize)]
+pub struct Credentials {
+    username: String,
+    password: String,
+}
+
+impl Credentials {
+    /// Who that is, if the password is right: in the examples it equals the name.
+    pub fn user(self) -> Option<String> {
+        (!self.username.is_empty() && self.password == self.username).then_some(self.username)
+    }
 }

@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod dir;
+pub mod example;
 pub mod log;
 pub mod port;
 pub mod process;
