@@ -38,8 +38,8 @@ const CLIENTS: usize = 8;
 /// Between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(2);
 const LASTS: Duration = Duration::from_secs(2);
-/// The default of the store.
-const DEADLINE: Duration = Duration::from_millis(250);
+/// What a request waits at most with the defaults: twice what an operation of the store may take, which is 250 ms.
+const DEADLINE: Duration = Duration::from_millis(500);
 /// What the machine may add to a request that has waited for its deadline.
 const SLACK: Duration = Duration::from_millis(50);
 const DISCONNECT: &str = "CLIENT KILL TYPE normal SKIPME yes";

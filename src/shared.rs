@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) on_corrupt: OnCorrupt,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) max_size: usize,
+    /// How long a request waits for the store, all in all.
+    pub(crate) deadline: Option<Duration>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) announcer: Announcer,
@@ -88,13 +90,14 @@ impl Shared {
         })
     }
 
-    pub(crate) async fn announce(&self, session: SessionId, user: Option<Arc<str>>, happened: Happened) {
-        self.announce_all([(session, user, happened)]).await;
+    /// Counts and tells what happened: in this process at once, whatever becomes of the request; to others as far as the store takes it.
+    pub(crate) async fn announce(&self, all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
+        let events = self.tell(all);
+        self.publish(&events).await;
     }
 
-    /// Counts and tells what happened. In this process at once, whatever becomes of the request; to others as far as the store takes it.
-    /// What cannot be told to them is logged: it has happened all the same.
-    pub(crate) async fn announce_all(&self, all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
+    /// Counts what happened, and tells this process. The events are for the others.
+    pub(crate) fn tell(&self, all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) -> Vec<Event> {
         let Announcer { origin, here } = &self.announcer;
         let tell = |(session, user, happened)| {
             self.counters.happened(happened);
@@ -105,9 +108,13 @@ impl Shared {
             }
             event
         };
-        let events: Vec<_> = all.into_iter().map(tell).collect();
+        all.into_iter().map(tell).collect()
+    }
+
+    /// Tells the others. What cannot be told to them is logged: it has happened all the same.
+    pub(crate) async fn publish(&self, events: &[Event]) {
         for event in events {
-            if let Err(error) = self.store.publish(&event).await {
+            if let Err(error) = self.store.publish(event).await {
                 let (session, happened) = (event.session(), event.happened());
                 tracing::warn!(%session, ?happened, error = %Causes(&error), "session event not published");
             }

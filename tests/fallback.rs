@@ -792,6 +792,11 @@ async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
             || failure.case.contains("expired")
             || failure.problem.contains("it is ended, and must be alive")
             || failure.case.contains("ReplaceAny") && failure.problem.contains("it is unknown")
+            // Refused as it is, a creation on which the main store was asked and did not answer is ended there, so that nobody is left
+            // with it: from then on the id is used up. No client ever had it.
+            || failure.problem.contains("Create(")
+                && failure.problem.contains("when_full: Reject")
+                && failure.problem.contains("it is ended, and must be unknown")
     };
     let failures: Vec<_> = report.failures().iter().filter(|failure| !cost(failure)).collect();
     assert!(failures.is_empty(), "{failures:#?}");

@@ -66,6 +66,7 @@ impl SessionLayer {
     /// An `Arc<dyn SessionStore>` is a store as well: Redis or memory may be decided when the program starts.
     pub fn new(store: impl SessionStore) -> Self {
         let shared = Shared {
+            deadline: store.operation_deadline().map(|deadline| deadline.saturating_mul(2)),
             store: Arc::new(store),
             credentials: Credentials::new(Some(SessionCookie::default()), None),
             lifetime: Lifetime::default(),
@@ -216,6 +217,25 @@ impl<R> SessionLayer<R> {
     /// A session that grows beyond is not saved: [`SessionError::TooLarge`](crate::SessionError::TooLarge).
     pub fn max_size(mut self, bytes: usize) -> Self {
         self.shared_mut().max_size = bytes;
+        self
+    }
+
+    /// How long a request waits for the store, all its operations together: it looks its session up and saves it, and may do so several
+    /// times, when others save the session as well. What takes longer is an [outage](OnOutage).
+    /// Default: twice what [one operation](crate::store::SessionStore::operation_deadline) may take, and no limit with a store that does not say;
+    /// with [`RedisStore`](crate::store::redis::RedisStore) half a second.
+    ///
+    /// A [`save`](crate::Session::save) of a handler that succeeds begins it anew: who saves often has the time for that. So does a save after
+    /// the response's head has left: no client waits for it. It needs a tokio runtime with a timer.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::{MemoryStore, SessionLayer};
+    /// let layer = SessionLayer::new(MemoryStore::new()).deadline(Duration::from_secs(1));
+    /// # let _ = layer;
+    /// ```
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.shared_mut().deadline = Some(deadline);
         self
     }
 

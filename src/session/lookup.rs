@@ -55,34 +55,33 @@ impl Inner {
 
     pub(super) async fn look_up(&self, candidates: &Candidates) -> Looked {
         let before = self.shared.store.is_degraded();
-        let looked = self.look_through(candidates).await;
+        let looked =
+            self.ask(self.look_through(candidates)).await.unwrap_or_else(|error| self.unavailable(candidates, &error));
         // Whichever of the two it was when it answered.
         Looked { degraded: looked.degraded || before || self.shared.store.is_degraded(), ..looked }
     }
 
-    async fn look_through(&self, candidates: &Candidates) -> Looked {
+    /// The store does not answer.
+    fn unavailable(&self, candidates: &Candidates, error: &StoreError) -> Looked {
+        self.shared.counters.outages.count();
+        let id = candidates.iter().next().map(Token::id);
+        let session = id.as_ref().map(tracing::field::display);
+        tracing::warn!(session, error = %Causes(error), "session not loaded");
+        Looked { known: Known::Unavailable, ended: None, fate: Fate::Keep, untold: None, degraded: true }
+    }
+
+    async fn look_through(&self, candidates: &Candidates) -> Result<Looked, StoreError> {
         let mut ended = None;
         let mut known = Known::Absent;
         for (place, token) in candidates.iter().enumerate() {
-            match self.try_token(place, token).await {
-                Ok(Tried::Live(live, standing)) => return self.found(live, standing),
-                Ok(Tried::Superseded) => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
-                Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
-                Ok(Tried::Unknown) => {}
-                Err(error) => {
-                    self.shared.counters.outages.count();
-                    tracing::warn!(session = %token.id(), error = %Causes(&error), "session not loaded");
-                    return Looked {
-                        known: Known::Unavailable,
-                        ended: None,
-                        fate: Fate::Keep,
-                        untold: None,
-                        degraded: true,
-                    };
-                }
+            match self.try_token(place, token).await? {
+                Tried::Live(live, standing) => return Ok(self.found(live, standing)),
+                Tried::Superseded => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
+                Tried::Ended(reason) => ended = ended.or(Some(reason)),
+                Tried::Unknown => {}
             }
         }
-        Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false }
+        Ok(Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false })
     }
 
     async fn try_token(&self, place: usize, token: &Token) -> Result<Tried, StoreError> {
@@ -157,7 +156,8 @@ impl Inner {
     async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
         let outcome = self.shared.store.end(&id, reason).await?;
         if matches!(outcome, Outcome::Done) || reason == EndReason::Corrupt {
-            self.shared.announce(id, record.and_then(|record| record.user.clone()), Happened::Ended(reason)).await;
+            let user = record.and_then(|record| record.user.clone());
+            self.shared.announce([(id, user, Happened::Ended(reason))]).await;
         }
         Ok(Tried::Ended(reason))
     }

@@ -3,6 +3,7 @@
 mod close;
 mod error;
 mod lookup;
+mod patience;
 mod save;
 mod settle;
 mod state;
@@ -18,8 +19,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) use self::save::Delivery;
-use self::state::{Held, Known, Live, State};
 pub use self::{error::SessionError, typed::Typed};
+use self::{
+    patience::Patience,
+    state::{Held, Known, Live, State},
+};
 use crate::{
     credential::{Presented, Transport},
     ended::EndReason,
@@ -73,12 +77,14 @@ struct Inner {
     state: Mutex<State>,
     /// One write at a time: two saves of one session take turns.
     turn: Semaphore,
+    patience: Patience,
 }
 
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>, presented: Presented, client: Option<Metadata>, policy: Policy) -> Self {
         let state = Mutex::new(State::new());
-        Self { inner: Arc::new(Inner { shared, presented, client, state, turn: Semaphore::new(1) }), policy }
+        let (turn, patience) = (Semaphore::new(1), Patience::default());
+        Self { inner: Arc::new(Inner { shared, presented, client, state, turn, patience }), policy }
     }
 
     pub(crate) fn with_policy(&self, policy: Policy) -> Self {
@@ -103,7 +109,8 @@ impl Session {
 
     /// Saves now what has changed, instead of when the handler returns.
     ///
-    /// After it returns, the store has confirmed everything that was changed before.
+    /// After it returns, the store has confirmed everything that was changed before. What the request may
+    /// [wait](crate::SessionLayer::deadline) for the store begins anew with that.
     ///
     /// # Errors
     /// * [`SessionError::Store`]: not confirmed; the changes are kept, and saved again later.
@@ -122,7 +129,9 @@ impl Session {
     /// ```
     pub async fn save(&self) -> Result<(), SessionError> {
         drop(self.loaded()?);
-        self.inner.write(Delivery::Response).await
+        self.inner.write(Delivery::Response).await?;
+        self.inner.patience.renew();
+        Ok(())
     }
 
     /// The value of `key`, or `None`. A key is a text, or a typed [`Key`](crate::Key).
@@ -699,7 +708,8 @@ impl Inner {
         };
         let shared = &self.shared;
         let claim = self.state().claim()?;
-        let found = shared.store.consume(&id, claim).await.inspect_err(|_| shared.counters.outages.count())?;
+        let found = self.ask(shared.store.consume(&id, claim)).await;
+        let found = found.inspect_err(|_| shared.counters.outages.count())?;
         let mine = matches!(found, Found::Live(_));
         self.state().consumed(
             mine,
@@ -710,7 +720,7 @@ impl Inner {
             },
         );
         if mine {
-            shared.announce(id, user, Happened::Ended(EndReason::Used)).await;
+            self.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
         }
         Ok(mine)
     }

@@ -139,14 +139,18 @@ impl Inner {
             let Some((attempt, again)) = self.next_attempt(delivery)? else {
                 return if let Known::Ended = self.state().known { Err(SessionError::Ended) } else { Ok(()) };
             };
-            let answer = attempt.write.run(shared).await.inspect_err(|_| shared.counters.outages.count())?;
+            if self.state().closed {
+                self.patience.renew(); // no client waits for it
+            }
+            let answer = self.ask(attempt.write.run(shared)).await;
+            let answer = answer.inspect_err(|_| shared.counters.outages.count())?;
             let lost_to = attempt.write.lost_to(&answer);
             let happened = {
                 let mut state = self.state();
                 let settled = self.settle(&mut state, &attempt, again, answer);
                 settled.map(|()| std::mem::take(&mut state.happened))
             }?;
-            shared.announce_all(happened).await;
+            self.announce(happened).await;
             if let Some(id) = lost_to
                 && place.is_none()
             {

@@ -74,7 +74,7 @@ impl Sessions {
         match shared.store.create(&id, entry, limits).await? {
             Created::Done { evicted } => {
                 let evicted = evicted.into_iter().map(|id| (id, user.clone(), Happened::Ended(EndReason::Evicted)));
-                shared.announce_all(evicted.chain([(id, user.clone(), Happened::Created)])).await;
+                shared.announce(evicted.chain([(id, user.clone(), Happened::Created)])).await;
                 Ok(token)
             }
             Created::Full => Err(SessionError::Full),
@@ -179,7 +179,7 @@ impl Sessions {
         let outcome = self.shared.store.end(id, EndReason::Revoked).await?;
         let ended = matches!(outcome, Outcome::Done);
         if ended {
-            self.shared.announce(*id, user, Happened::Ended(EndReason::Revoked)).await;
+            self.shared.announce([(*id, user, Happened::Ended(EndReason::Revoked))]).await;
         }
         Ok(ended)
     }
@@ -216,7 +216,7 @@ impl Sessions {
         let ended = self.shared.store.end_user(user, except, EndReason::Revoked).await?;
         let user: Arc<str> = user.into();
         let happened = ended.iter().map(|id| (*id, Some(user.clone()), Happened::Ended(EndReason::Revoked)));
-        self.shared.announce_all(happened).await;
+        self.shared.announce(happened).await;
         Ok(ended.len())
     }
 
@@ -248,7 +248,8 @@ impl Sessions {
         let claim = Version::first().map_err(|error| StoreError::Outage(error.into()))?;
         Ok(match self.shared.store.consume(&id, claim).await? {
             Found::Live(loaded) => {
-                self.shared.announce(id, loaded.record.user.clone(), Happened::Ended(EndReason::Used)).await;
+                let user = loaded.record.user.clone();
+                self.shared.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
                 self.alive(id, &loaded).map_or(Consumed::Unknown, Consumed::Now)
             }
             Found::Ended(ended) => Consumed::Before(ended),

@@ -175,6 +175,12 @@ pub trait SessionStore: Send + Sync + 'static {
     /// What operators call this store: `"redis"`, `"memory"`.
     fn name(&self) -> &'static str;
 
+    /// How long one operation takes at most, if that is bounded: what a request may wait in all is
+    /// [reckoned](crate::SessionLayer::deadline) from it. Default: unknown.
+    fn operation_deadline(&self) -> Option<Duration> {
+        None
+    }
+
     /// Whether what it answers now is less than it usually promises: see [`FallbackMode`]. Default: never.
     fn is_degraded(&self) -> bool {
         false
@@ -254,6 +260,10 @@ impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
 
     fn name(&self) -> &'static str {
         (**self).name()
+    }
+
+    fn operation_deadline(&self) -> Option<Duration> {
+        (**self).operation_deadline()
     }
 
     fn is_degraded(&self) -> bool {

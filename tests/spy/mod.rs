@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -40,6 +41,8 @@ enum Fault {
     Down,
     /// Nothing is done, and nothing is ever said.
     Hung,
+    /// It is done after so long.
+    Slow(Duration),
     /// It is done, and the answer is lost.
     AnswerLost,
     /// It is done when the test says so.
@@ -110,6 +113,11 @@ impl Spy {
         self.state().down = Some(Fault::Hung);
     }
 
+    /// From now on everything takes so long.
+    pub fn slow_down(&self, delay: Duration) {
+        self.state().down = Some(Fault::Slow(delay));
+    }
+
     /// From now on `operation` is not answered.
     pub fn fail(&self, operation: &'static str) {
         self.state().faults.insert(operation, Fault::Down);
@@ -175,6 +183,10 @@ impl Spy {
         match fault {
             None => run(),
             Some(Fault::Down) => StoreFuture::ready(Err(outage())),
+            Some(Fault::Slow(delay)) => StoreFuture::boxed(async move {
+                tokio::time::sleep(delay).await;
+                run().await
+            }),
             Some(Fault::Hung) => StoreFuture::boxed(std::future::pending()),
             Some(Fault::AnswerLost) => StoreFuture::boxed(async move {
                 run().await?;

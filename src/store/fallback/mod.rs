@@ -38,7 +38,7 @@ pub use self::{
 };
 use self::{
     operations::{Consume, Count, Create, End, EndUser, List, Load, Replace, Scan, Touch, Update},
-    outage::Outage,
+    outage::{Outage, SEEING},
     seen::Seen,
     stats::Counts,
 };
@@ -302,6 +302,11 @@ impl<S: SessionStore> SessionStore for Fallback<S> {
             (FallbackMode::Memory { .. }, Some(_)) => "memory",
             _ => self.main.name(),
         }
+    }
+
+    /// That of the main store, and the time to see whether it is away, or back.
+    fn operation_deadline(&self) -> Option<Duration> {
+        self.main.operation_deadline().map(|deadline| deadline.saturating_add(SEEING))
     }
 
     fn is_degraded(&self) -> bool {

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{error::Cause, local::Local};
+use super::{error::Cause, local::Local, replay::TELLING};
 use crate::{
     observe::Causes,
     store::{Health, SessionStore, StoreError, StoreFuture},
@@ -26,6 +26,8 @@ use crate::{
 const MOMENT: Duration = Duration::from_millis(100);
 /// How long it has to say so when it comes back, perhaps from afar.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// What a request may wait that sees to the return of the main store, besides its own operation.
+pub(super) const SEEING: Duration = PATIENCE.saturating_add(TELLING);
 
 pub(super) struct Outage {
     pub(super) began: Instant,

@@ -286,6 +286,10 @@ impl<S: SessionStore> SessionStore for Guard<S> {
         self.store.name()
     }
 
+    fn operation_deadline(&self) -> Option<Duration> {
+        Some(self.deadline)
+    }
+
     fn is_degraded(&self) -> bool {
         self.store.is_degraded()
     }

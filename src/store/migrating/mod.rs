@@ -2,7 +2,7 @@
 
 mod moving;
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use self::moving::{MAX_ATTEMPTS, Stuck, contended};
 use super::{
@@ -393,6 +393,12 @@ impl SessionStore for MigratingStore {
 
     fn name(&self) -> &'static str {
         "migrating"
+    }
+
+    /// To move a session takes two operations of each.
+    fn operation_deadline(&self) -> Option<Duration> {
+        let (old, new) = (self.old.operation_deadline()?, self.new.operation_deadline()?);
+        Some(old.saturating_add(new).saturating_mul(2))
     }
 
     fn is_degraded(&self) -> bool {

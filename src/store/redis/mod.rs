@@ -684,6 +684,10 @@ impl SessionStore for RedisStore {
         "redis"
     }
 
+    fn operation_deadline(&self) -> Option<Duration> {
+        Some(self.inner.config.timeout)
+    }
+
     fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
         StoreFuture::boxed(async move { Ok(self.inner.operation().publish(event).await?) })
     }

@@ -1,0 +1,169 @@
+//! How long a request waits for its store, whatever it asks of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
+
+mod spy;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use http::{Request, Response, StatusCode, header};
+use spy::Spy;
+use tokio::time::Instant;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_keep::{
+    Bearer, Session, SessionError, SessionLayer,
+    store::{Fallback, FallbackMode, Guard, MigratingStore, SessionStore, StoreError},
+};
+
+const OPERATION: Duration = Duration::from_millis(100);
+const REQUEST: Duration = Duration::from_millis(200);
+
+/// A layer whose requests may wait for 200 ms, its store, and a session's bearer token.
+async fn place() -> (SessionLayer, Spy, String) {
+    let spy = Spy::new();
+    let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).deadline(REQUEST);
+    let token = layer.sessions().create("ana").await.unwrap();
+    (layer, spy, format!("Bearer {}", token.expose()))
+}
+
+/// Has a handler serve a request: the status, and how long that took.
+async fn request<F>(layer: &SessionLayer, authorization: &str, handler: impl Fn(Session) -> F) -> (StatusCode, Duration)
+where
+    F: Future<Output = Result<(), SessionError>>,
+{
+    let handler = &handler;
+    let service = layer.layer(service_fn(move |request: Request<()>| async move {
+        let session = request.extensions().get::<Session>().unwrap().clone();
+        let mut response = Response::new(String::new());
+        *response.status_mut() = match session.load().await {
+            Ok(()) => match handler(session).await {
+                Ok(()) => StatusCode::OK,
+                Err(_) => StatusCode::BAD_GATEWAY,
+            },
+            Err(rejection) => rejection.status(),
+        };
+        Ok::<_, Infallible>(response)
+    }));
+    let request = Request::builder().header(header::AUTHORIZATION, authorization).body(()).unwrap();
+    let began = Instant::now();
+    let response = service.oneshot(request).await.unwrap();
+    (response.status(), began.elapsed())
+}
+
+async fn change(session: Session) -> Result<(), SessionError> {
+    session.insert("n", &(session.get::<u32>("n")?.unwrap_or(0) + 1))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_waits_no_longer() {
+    let (layer, spy, token) = place().await;
+    spy.hang();
+    let nothing = async |_: Session| Ok(());
+    assert_eq!(request(&layer, &token, nothing).await, (StatusCode::SERVICE_UNAVAILABLE, REQUEST));
+    assert_eq!(layer.stats().outages, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_and_a_save_wait_no_longer_together() {
+    let (layer, spy, token) = place().await;
+    spy.slow_down(Duration::from_millis(90));
+    assert_eq!(request(&layer, &token, change).await, (StatusCode::OK, Duration::from_millis(180)));
+    spy.slow_down(Duration::from_millis(150));
+    assert_eq!(request(&layer, &token, change).await, (StatusCode::SERVICE_UNAVAILABLE, REQUEST));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_failed_is_not_waited_for_twice() {
+    let (layer, spy, token) = place().await;
+    let store = spy.clone();
+    let handler = move |session: Session| {
+        store.hang();
+        async move {
+            session.insert("k", &1)?;
+            assert!(matches!(session.save().await, Err(SessionError::Store(StoreError::Outage(_)))));
+            Ok(())
+        }
+    };
+    assert_eq!(request(&layer, &token, handler).await, (StatusCode::SERVICE_UNAVAILABLE, REQUEST));
+    assert_eq!(spy.calls().iter().filter(|call| **call == "update").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_handler_does_meanwhile_does_not_count() {
+    let (layer, spy, token) = place().await;
+    spy.slow_down(Duration::from_millis(90));
+    let handler = async |session: Session| {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        change(session).await
+    };
+    assert_eq!(request(&layer, &token, handler).await, (StatusCode::OK, Duration::from_millis(60_180)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_saves_often_has_the_time_for_it() {
+    let (layer, spy, token) = place().await;
+    spy.slow_down(Duration::from_millis(90));
+    let handler = async |session: Session| {
+        for n in 0..100 {
+            session.insert("k", &n)?;
+            session.save().await?;
+        }
+        Ok(())
+    };
+    assert_eq!(request(&layer, &token, handler).await, (StatusCode::OK, Duration::from_millis(101 * 90)));
+}
+
+/// A web socket, or a stream of events, goes on for hours.
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_the_response_has_the_time_of_its_store() {
+    let (layer, spy, token) = place().await;
+    let kept = Arc::new(std::sync::Mutex::new(None));
+    let keep = kept.clone();
+    let handler = move |session: Session| {
+        *keep.lock().unwrap() = Some(session);
+        async { Ok(()) }
+    };
+    assert_eq!(request(&layer, &token, handler).await.0, StatusCode::OK);
+    let session = kept.lock().unwrap().take().unwrap();
+    spy.hang();
+    for _ in 0..3 {
+        session.insert("k", &1).unwrap();
+        let began = Instant::now();
+        assert!(matches!(session.save().await, Err(SessionError::Store(_))));
+        assert_eq!(began.elapsed(), REQUEST);
+    }
+    spy.recover();
+    session.save().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_it_is_twice_what_an_operation_may_take() {
+    let spy = Spy::new();
+    let layer = SessionLayer::new(Guard::new(spy.clone()).deadline(OPERATION).open_after(1000)).bearer(Bearer::new());
+    let token = format!("Bearer {}", layer.sessions().create("ana").await.unwrap().expose());
+    let store = spy.clone();
+    // A hundred milliseconds for each, without the layer's: 1,000 and more.
+    let handler = move |session: Session| {
+        store.hang();
+        async move {
+            session.insert("k", &1)?;
+            for _ in 0..10 {
+                let _ = session.save().await;
+            }
+            Ok(())
+        }
+    };
+    assert_eq!(request(&layer, &token, handler).await, (StatusCode::SERVICE_UNAVAILABLE, REQUEST));
+}
+
+#[tokio::test]
+async fn stores_around_others_reckon_with_them() {
+    let guard = || Guard::new(Spy::new()).deadline(OPERATION);
+    assert_eq!(Spy::new().operation_deadline(), None);
+    assert_eq!(guard().operation_deadline(), Some(OPERATION));
+    assert_eq!(Arc::new(guard()).operation_deadline(), Some(OPERATION));
+    assert!(Fallback::new(guard(), FallbackMode::Reject).operation_deadline() > Some(OPERATION));
+    assert_eq!(Fallback::new(Spy::new(), FallbackMode::Reject).operation_deadline(), None);
+    assert_eq!(MigratingStore::new(guard(), guard()).operation_deadline(), Some(4 * OPERATION));
+    assert_eq!(MigratingStore::new(guard(), Spy::new()).operation_deadline(), None);
+}
