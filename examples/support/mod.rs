@@ -3,11 +3,11 @@
 
 #![allow(dead_code)] // each example uses its part
 
-use std::{env, error::Error, process::ExitCode, time::Duration};
+use std::{env, error::Error, process::ExitCode, sync::Arc, time::Duration};
 
 use serde::Deserialize;
-
 use tokio::{net::TcpListener, signal};
+use tower_keep::store::{self, Fallback, FallbackMode, OnReturn, SessionStore};
 
 /// Turns the result of a server into an exit code.
 pub fn exit(result: Result<(), Box<dyn Error>>) -> ExitCode {
@@ -64,6 +64,13 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
     }
     #[cfg(not(unix))]
     Ok(async { drop(signal::ctrl_c().await) })
+}
+
+/// Redis or memory, as the environment says; and memory in place of Redis while that is away, from the start or later.
+pub async fn store(on_return: OnReturn) -> Result<Fallback<Arc<dyn SessionStore>>, Box<dyn Error>> {
+    let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_return });
+    store.start().await;
+    Ok(store)
 }
 
 /// The body of a login.

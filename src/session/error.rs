@@ -76,6 +76,13 @@ impl From<SessionError> for Rejection {
     }
 }
 
+/// The same, for handlers that work with [`Sessions`](crate::Sessions).
+impl From<StoreError> for Rejection {
+    fn from(error: StoreError) -> Self {
+        SessionError::from(error).into()
+    }
+}
+
 impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

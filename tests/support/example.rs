@@ -4,6 +4,7 @@
 
 use std::{
     env,
+    fs::{self, File},
     path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -15,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{client::Client, eventually, redis_server::RedisServer};
+use super::{client::Client, dir::Dir, eventually, redis_server::RedisServer};
 
 /// Only there so that a broken test ends.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,22 +41,30 @@ pub fn example(name: &str) -> Command {
 pub struct Server {
     pub child: Child,
     pub url: String,
+    dir: Dir,
 }
 
 impl Server {
     pub async fn start(name: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = example(name);
-        command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.envs(variables.iter().copied()).stdout(Stdio::piped());
+        let dir = Dir::new();
+        command.stderr(File::create(dir.join("log")).unwrap());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().expect("a line on standard output");
         let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}"));
         assert!(url.starts_with("http://127.0.0.1:"), "{line:?}");
-        Self { url: url.to_owned(), child }
+        Self { url: url.to_owned(), child, dir }
     }
 
     pub async fn on(name: &str, redis: &RedisServer) -> Self {
         Self::start(name, &[("REDIS_URL", &redis.url())]).await
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap()
     }
 
     pub fn client(&self) -> Client {

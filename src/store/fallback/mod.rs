@@ -7,6 +7,7 @@
 //!    └──── it is back, and has been told everything ────┘
 //! ```
 //! * `mode.rs` — what is done, and what that promises;
+//! * `start.rs` — whether the main store is there at all;
 //! * `switch.rs` — which of the two is asked;
 //! * `outage.rs` — when the store is away, and what is done meanwhile;
 //! * `operations.rs` — each operation: on the main store, and without it;
@@ -23,6 +24,7 @@ mod operations;
 mod outage;
 mod replay;
 mod seen;
+mod start;
 mod stats;
 mod switch;
 
@@ -95,6 +97,7 @@ pub struct Fallback<S> {
     mode: FallbackMode,
     seen_within: Duration,
     look_every: Duration,
+    start_attempts: u32,
     capacity: usize,
     clock: Arc<dyn Clock>,
     seen: Seen,
@@ -115,6 +118,7 @@ impl<S: SessionStore> Fallback<S> {
             mode,
             seen_within,
             look_every: Duration::from_millis(100),
+            start_attempts: 3,
             capacity: CAPACITY,
             clock: Arc::new(SystemClock),
             seen: Seen::new(CAPACITY),

@@ -25,7 +25,7 @@ use crate::{
 /// How long the main store has to say how it is; and how long an operation takes before it is asked.
 const MOMENT: Duration = Duration::from_millis(100);
 /// How long it has to say so when it comes back, perhaps from afar.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 /// What a request may wait that sees to the return of the main store, besides its own operation.
 pub(super) const SEEING: Duration = PATIENCE.saturating_add(TELLING);
 

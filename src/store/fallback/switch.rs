@@ -116,7 +116,7 @@ impl<S: SessionStore> Fallback<S> {
     }
 
     /// The main store is away, since now or before.
-    fn goes_away(&self, cause: StoreError) -> Arc<Outage> {
+    pub(super) fn goes_away(&self, cause: StoreError) -> Arc<Outage> {
         let mut outage = self.outage.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*outage
             && (known.local().is_some() || !matches!(known.meanwhile, Meanwhile::Local(_)))

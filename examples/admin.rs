@@ -1,0 +1,101 @@
+//! The sessions of a site's administrators, shared by several instances: in Redis as the environment says, in memory without it and while it
+//! is away.
+//!
+//! ```text
+//! cargo run --example admin
+//! curl -c jar -H 'content-type: application/json' -d '{"username":"admin","password":"admin"}' http://127.0.0.1:3000/admin/login
+//! curl -b jar http://127.0.0.1:3000/admin
+//! ```
+//! To move to Redis without logging anybody out, export what memory holds, and start with it:
+//! ```text
+//! curl -b jar -X POST http://127.0.0.1:3000/admin/sessions/export > sessions.jsonl
+//! REDIS_URL=redis://127.0.0.1:6379 SESSION_IMPORT=sessions.jsonl cargo run --example admin
+//! ```
+
+mod support;
+
+use std::{
+    env,
+    error::Error,
+    fs::File,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::ExitCode,
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::json;
+use support::Credentials;
+use tokio_stream::StreamExt;
+use tower_keep::{
+    Imported, Rejection, Session, SessionCookie, SessionError, SessionLayer, Sessions, Timestamp, store::OnReturn,
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    support::log();
+    support::exit(serve().await)
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
+    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?).cookie(SessionCookie::development()); // plain http on localhost; leave it out behind TLS
+    let sessions = layer.sessions();
+    if let Some(path) = env::var_os("SESSION_IMPORT").filter(|path| !path.is_empty()) {
+        let path = Path::new(&path);
+        import(&sessions, path).await.map_err(|error| format!("SESSION_IMPORT={}: {error}", path.display()))?;
+    }
+    let app = Router::new()
+        .route("/admin", get(admin))
+        .route("/admin/login", post(login))
+        .route("/admin/logout", post(logout))
+        .route("/admin/sessions/export", post(export))
+        .with_state(sessions.clone())
+        .layer(layer)
+        .route_service("/health/{probe}", sessions.health_service());
+    let stopped = support::stopped()?;
+    let listener = support::listen(sessions.store_name()).await?;
+    axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
+    Ok(())
+}
+
+async fn login(session: Session, Json(credentials): Json<Credentials>) -> Result<Response, SessionError> {
+    let Some(user) = credentials.user() else { return Ok(StatusCode::UNAUTHORIZED.into_response()) };
+    session.login(user.as_str())?;
+    Ok(Json(json!({ "user": user })).into_response())
+}
+
+async fn admin(session: Session) -> Result<Json<serde_json::Value>, Rejection> {
+    let user = session.require_user().await?;
+    let since = session.created_at()?.map(|at| Timestamp::from(at).to_string());
+    Ok(Json(json!({ "user": user, "since": since })))
+}
+
+async fn logout(session: Session) -> Result<StatusCode, SessionError> {
+    session.logout()?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A line for each session. Personal data, but nothing that opens a session.
+async fn export(session: Session, State(sessions): State<Sessions>) -> Result<Response, Rejection> {
+    session.require_user().await?; // whoever logs in here is an administrator
+    let headers = [(header::CONTENT_TYPE, "application/jsonl"), (header::CACHE_CONTROL, "no-store")];
+    let lines = sessions.export().map(|line| line.map(|line| line + "\n"));
+    Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+async fn import(sessions: &Sessions, path: &Path) -> Result<(), Box<dyn Error>> {
+    let mut alive = 0;
+    for (number, line) in BufReader::new(File::open(path)?).lines().enumerate() {
+        let imported = sessions.import(&line?).await.map_err(|error| format!("line {}: {error}", number + 1))?;
+        alive += usize::from(matches!(imported, Imported::Created | Imported::Updated | Imported::There));
+    }
+    tracing::info!(sessions = alive, "imported");
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Each user sees where they are logged in, and ends what they do not know: at once, on every instance.
+//!
+//! ```text
+//! cargo run --example devices
+//! curl -c jar -H 'content-type: application/json' -d '{"username":"ana","password":"ana"}' http://127.0.0.1:3000/login
+//! curl -b jar http://127.0.0.1:3000/sessions
+//! curl -b jar -X DELETE 'http://127.0.0.1:3000/sessions?except=current'
+//! ```
+
+mod support;
+
+use std::{error::Error, net::SocketAddr, process::ExitCode};
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use support::Credentials;
+use tower_keep::{
+    ClientInfo, Rejection, Session, SessionCookie, SessionError, SessionId, SessionInfo, SessionLayer, Sessions,
+    Timestamp, store::OnReturn,
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    support::log();
+    support::exit(serve().await)
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
+    let client = ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()));
+    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
+        .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
+        .client_info(client); // behind a proxy, say which: ClientInfo::trust_proxies
+    let sessions = layer.sessions();
+    let store = sessions.store_name();
+    let app = Router::new()
+        .route("/login", post(login))
+        .route("/logout", post(logout))
+        .route("/sessions", get(list).delete(end_all))
+        .route("/sessions/{id}", delete(end))
+        .with_state(sessions)
+        .layer(layer)
+        .into_make_service_with_connect_info::<SocketAddr>();
+    let stopped = support::stopped()?;
+    let listener = support::listen(store).await?;
+    axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
+    Ok(())
+}
+
+async fn login(session: Session, Json(credentials): Json<Credentials>) -> Result<Response, SessionError> {
+    let Some(user) = credentials.user() else { return Ok(StatusCode::UNAUTHORIZED.into_response()) };
+    session.login(user.as_str())?;
+    Ok(Json(json!({ "user": user })).into_response())
+}
+
+async fn logout(session: Session) -> Result<StatusCode, SessionError> {
+    session.logout()?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn list(session: Session, State(sessions): State<Sessions>) -> Result<Json<Value>, Rejection> {
+    let user = session.require_user().await?;
+    let current = session.id()?;
+    let mut list = sessions.list(&user).await?;
+    list.sort_by_key(|info| std::cmp::Reverse(info.last_seen()));
+    Ok(list.iter().map(|info| shown(info, current)).collect::<Value>().into())
+}
+
+fn shown(info: &SessionInfo, current: Option<SessionId>) -> Value {
+    json!({
+        "id": info.id(),
+        "created_at": Timestamp::from(info.created_at()).to_string(),
+        "last_seen": Timestamp::from(info.last_seen()).to_string(),
+        "ip": info.metadata().ip(),
+        "user_agent": info.metadata().user_agent(),
+        "current": Some(info.id()) == current,
+    })
+}
+
+async fn end(
+    session: Session,
+    State(sessions): State<Sessions>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Rejection> {
+    let user = session.require_user().await?;
+    let Ok(id) = id.parse::<SessionId>() else { return Ok(StatusCode::NOT_FOUND) };
+    let is_own = sessions.get(&id).await?.is_some_and(|info| info.user() == Some(&user));
+    Ok(if is_own && sessions.revoke(&id).await? { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    except: Option<Except>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Except {
+    Current,
+}
+
+async fn end_all(
+    session: Session,
+    State(sessions): State<Sessions>,
+    Query(Which { except }): Query<Which>,
+) -> Result<StatusCode, Rejection> {
+    let user = session.require_user().await?;
+    match (except, session.id()?) {
+        (Some(Except::Current), Some(current)) => sessions.revoke_others(&user, &current).await?,
+        _ => sessions.revoke_user(&user).await?,
+    };
+    Ok(StatusCode::NO_CONTENT)
+}
