@@ -47,7 +47,13 @@ pub struct Server {
 impl Server {
     pub async fn start(name: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = example(name);
-        command.envs(variables.iter().copied()).stdout(Stdio::piped());
+        command.envs(variables.iter().copied());
+        Self::of(command).await
+    }
+
+    /// Runs what says where it listens, as the examples do.
+    pub async fn of(mut command: Command) -> Self {
+        command.stdout(Stdio::piped());
         let dir = Dir::new();
         command.stderr(File::create(dir.join("log")).unwrap());
         let mut child = command.spawn().unwrap();
