@@ -28,6 +28,7 @@ need() {
 
 [ -n "${REDIS_SERVER_BIN:-}" ] || need redis-server redis-server redis
 need curl curl curl
+need openssl openssl openssl
 need cc gcc gcc # for ring: TLS, and the certificates of the tests
 
 cargo test --all-features "$@"

@@ -113,13 +113,17 @@ impl Case {
             let ours = lines.iter().filter(|line| !line.contains(" lua]") && !line.contains("\"PING\""));
             (ours.count(), wire.turns())
         };
+        client.forget_cookies();
         counted().await;
         let body = json!({ "username": "ana", "password": "ana" });
         let reply = client.post(self.login, &body).await;
         let login = counted().await;
         let ask = match &warm {
             Ask::Handshake => Ask::Handshake,
-            Ask::Again { .. } => self.log_in(&client, "bob").await,
+            Ask::Again { .. } => {
+                client.forget_cookies();
+                self.log_in(&client, "bob").await
+            }
         };
         counted().await;
         self.request(&client, &ask, &if reply.body.is_empty() { Value::Null } else { reply.json() }).await;
