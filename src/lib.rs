@@ -89,6 +89,8 @@ mod event;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 mod health;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod key;
 mod layer;
 mod lifetime;
@@ -123,6 +125,12 @@ pub use crate::{
     store::{MemoryStore, health::HealthStatus},
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},
+};
+
+#[cfg(feature = "jwt")]
+pub use crate::jwt::{
+    InvalidJwt, InvalidJwtKey, Jwt, JwtAlgorithm, JwtBuilder, JwtClaims, JwtError, JwtIssueError, JwtKey, JwtPair,
+    JwtRefreshError,
 };
 
 /// The README's programs are tested like any other.

@@ -67,7 +67,7 @@ impl SessionLayer {
     pub fn new(store: impl SessionStore) -> Self {
         let shared = Shared {
             store: Arc::new(store),
-            credentials: Credentials::new(Some(SessionCookie::default()), None),
+            credentials: Credentials::new(Some(SessionCookie::default())),
             lifetime: Lifetime::default(),
             rotation: Rotation { every: None, grace: Duration::from_secs(30) },
             limits: Arc::new(|_| Limits::default()),
@@ -101,6 +101,15 @@ impl<R> SessionLayer<R> {
     /// Read bearer tokens, beside cookies or instead of them. Default: no bearer tokens.
     pub fn bearer(mut self, bearer: Bearer) -> Self {
         self.shared_mut().credentials = self.shared.credentials.with_bearer(bearer);
+        self
+    }
+
+    /// Read JSON Web Tokens, in place of opaque bearer tokens or, with [`bearer`](Self::bearer), beside them. Default: none are read.
+    ///
+    /// A JWT that is valid names a session, which is then looked up like any other: see [`Jwt`](crate::Jwt).
+    #[cfg(feature = "jwt")]
+    pub fn jwt(mut self, jwt: crate::Jwt) -> Self {
+        self.shared_mut().credentials = self.shared.credentials.with_jwt(jwt);
         self
     }
 

@@ -8,7 +8,7 @@ use super::{
     state::{Fate, Held, Known, Live, Untold},
 };
 use crate::{
-    credential::{Candidates, Presented, Transport},
+    credential::{Presented, Proof, Signed, Transport},
     ended::{EndReason, Ended},
     event::Happened,
     observe::Causes,
@@ -16,7 +16,7 @@ use crate::{
     shared::OnCorrupt,
     store::{Entry, Found, Loaded, Outcome, StoreError},
     time::Timestamp,
-    token::{SessionId, Token},
+    token::SessionId,
 };
 
 /// What a look-up found.
@@ -29,7 +29,7 @@ pub(super) struct Looked {
     pub(super) degraded: bool,
 }
 
-/// What one token led to.
+/// What one token, or signature, led to.
 enum Tried {
     Live(Live, Standing),
     /// There is a session, and the client is getting, or has, a newer token of it: this request may not act for it.
@@ -39,54 +39,64 @@ enum Tried {
 }
 
 impl Inner {
-    /// The tokens that are still to be looked up. Without a token there is no session, and that is known now.
-    pub(super) fn to_look_up(&self) -> Option<&Candidates> {
+    /// Whether there is something that is still to be looked up. If there is not, there is no session, and that is known now.
+    pub(super) fn is_to_look_up(&self) -> bool {
         let mut state = self.state();
         match (&state.known, &self.presented) {
-            (Known::Unread | Known::Unavailable, Presented::Tokens(_, candidates)) => Some(candidates),
+            (Known::Unread | Known::Unavailable, Presented::Tokens(..) | Presented::Signed(_)) => true,
             (Known::Unread, _) => {
                 state.known = Known::Absent;
                 state.degraded = self.shared.store.is_degraded();
-                None
+                false
             }
-            _ => None,
+            _ => false,
         }
     }
 
-    pub(super) async fn look_up(&self, candidates: &Candidates) -> Looked {
+    pub(super) async fn look_up(&self) -> Looked {
         let before = self.shared.store.is_degraded();
-        let looked = self.look_through(candidates).await;
+        let looked = self.look_through().await;
         // Whichever of the two it was when it answered.
         Looked { degraded: looked.degraded || before || self.shared.store.is_degraded(), ..looked }
     }
 
-    async fn look_through(&self, candidates: &Candidates) -> Looked {
+    async fn look_through(&self) -> Looked {
         let mut ended = None;
         let mut known = Known::Absent;
-        for (place, token) in candidates.iter().enumerate() {
-            match self.try_token(place, token).await {
+        for proof in self.presented.proofs() {
+            match self.try_proof(proof).await {
                 Ok(Tried::Live(live, standing)) => return self.found(live, standing),
                 Ok(Tried::Superseded) => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
                 Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
                 Ok(Tried::Unknown) => {}
                 Err(error) => {
-                    self.shared.counters.outages.count();
-                    tracing::warn!(session = %token.id(), error = %Causes(&error), "session not loaded");
-                    return Looked {
-                        known: Known::Unavailable,
-                        ended: None,
-                        fate: Fate::Keep,
-                        untold: None,
-                        degraded: true,
-                    };
+                    let known = self.without_store(proof, &error);
+                    return Looked { known, ended: None, fate: Fate::Keep, untold: None, degraded: true };
                 }
             }
         }
         Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false }
     }
 
-    async fn try_token(&self, place: usize, token: &Token) -> Result<Tried, StoreError> {
-        let id = token.id();
+    /// What is known of a session that the store did not answer for.
+    fn without_store(&self, proof: Proof<'_>, error: &StoreError) -> Known {
+        let (session, error, away) = (proof.session(), Causes(error), !matches!(error, StoreError::Corrupt(_)));
+        self.shared.counters.outages.count();
+        match proof {
+            Proof::Signature(Signed { suffices_in_outage: true, user, .. }) if away => {
+                self.shared.counters.vouched.count();
+                tracing::warn!(%session, user = user.as_deref(), %error, "session not loaded: served on the signature alone");
+                Known::Vouched
+            }
+            _ => {
+                tracing::warn!(%session, %error, "session not loaded");
+                Known::Unavailable
+            }
+        }
+    }
+
+    async fn try_proof(&self, proof: Proof<'_>) -> Result<Tried, StoreError> {
+        let id = proof.session();
         let found = match self.shared.store.load(&id).await {
             Err(StoreError::Corrupt(source)) => {
                 self.shared.counters.corrupt.count();
@@ -110,7 +120,14 @@ impl Inner {
             Found::Ended(ended) => return Ok(Tried::Ended(ended.reason)),
             Found::Unknown => return Ok(Tried::Unknown),
         };
-        let standing = loaded.record.standing(token, now, self.shared.rotation.grace);
+        let standing = match proof {
+            Proof::Token(_, token) => loaded.record.standing(token, now, self.shared.rotation.grace),
+            // A session never changes its user.
+            Proof::Signature(Signed { user: Some(user), .. }) if loaded.record.user() != Some(user) => {
+                return Ok(Tried::Unknown);
+            }
+            Proof::Signature(_) => Standing::Current,
+        };
         match standing {
             Standing::Current | Standing::Graced => {}
             Standing::Superseded => return Ok(Tried::Superseded),
@@ -120,9 +137,10 @@ impl Inner {
             }
         }
         let Some(loaded) = self.begun(&id, loaded).await? else { return Ok(Tried::Unknown) };
-        let token = match standing {
-            Standing::Graced => Held::Minted(Box::new(loaded.record.current_token(token))),
-            _ => Held::Presented(place),
+        let token = match (proof, standing) {
+            (Proof::Token(_, token), Standing::Graced) => Held::Minted(Box::new(loaded.record.current_token(token))),
+            (Proof::Token(place, _), _) => Held::Presented(place),
+            (Proof::Signature(_), _) => Held::Elsewhere,
         };
         match self.alive(token, id, loaded, now) {
             Some(mut live) => {
