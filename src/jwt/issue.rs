@@ -3,7 +3,7 @@
 use std::{error::Error, fmt};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Jwt, Purpose, claims::REGISTERED};
@@ -31,7 +31,7 @@ use crate::{
 /// }
 /// # let _ = log_in;
 /// ```
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct JwtPair {
     /// For `Authorization: Bearer`.
