@@ -1021,3 +1021,206 @@ mod outage {
         assert_eq!(user(&world.apps[0].client(), &token).await.as_deref(), Some("ana"));
     }
 }
+
+/// Python's PyJWT, which knows nothing of this crate.
+mod pyjwt {
+    use super::*;
+
+    use std::{
+        env,
+        io::Write,
+        process::{Command, Stdio},
+    };
+
+    /// A Python that has PyJWT, and what that needs for keys that are no secrets.
+    fn python() -> String {
+        let known = [env::var("PYTHON").ok(), Some("/usr/bin/python3".into()), Some("python3".into())];
+        let has_it = |python: &String| {
+            let mut check = Command::new(python);
+            check.args(["-c", "import jwt.algorithms, cryptography; assert jwt.algorithms.has_crypto"]);
+            check.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        };
+        let missing =
+            "PyJWT is missing: install python3-jwt and python3-cryptography, or name a Python that has them in PYTHON";
+        known.into_iter().flatten().find(has_it).expect(missing)
+    }
+
+    /// Runs `script`, which finds `input` in `given` and leaves its answer in `answer`.
+    fn run(script: &str, input: &Value) -> Value {
+        let script =
+            format!("import json, sys, jwt\ngiven = json.load(sys.stdin)\n{script}\njson.dump(answer, sys.stdout)\n");
+        let mut child =
+            Command::new(python()).args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Each algorithm, with what signs it and what verifies it, as PyJWT takes them.
+    fn keys() -> Vec<(JwtAlgorithm, String, String)> {
+        use JwtAlgorithm::*;
+        let pem = run(
+            "
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat, NoEncryption
+def pem(key, private=PrivateFormat.PKCS8, public=PublicFormat.SubjectPublicKeyInfo):
+    return [
+        key.private_bytes(Encoding.PEM, private, NoEncryption()).decode(),
+        key.public_key().public_bytes(Encoding.PEM, public).decode(),
+    ]
+big = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+small = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+answer = {
+    'RSA': pem(big),
+    'RSA, the older form': pem(big, PrivateFormat.TraditionalOpenSSL, PublicFormat.PKCS1),
+    'P-256': pem(ec.generate_private_key(ec.SECP256R1())),
+    'P-384': pem(ec.generate_private_key(ec.SECP384R1())),
+    'Ed25519': pem(ed25519.Ed25519PrivateKey.generate()),
+    'small': pem(small),
+}",
+            &Value::Null,
+        );
+        let of = |name: &str| (pem[name][0].as_str().unwrap().to_owned(), pem[name][1].as_str().unwrap().to_owned());
+        let secret = "s3cr3t, ".repeat(8);
+        let mut keys: Vec<_> =
+            [HS256, HS384, HS512].map(|algorithm| (algorithm, secret.clone(), secret.clone())).into();
+        for (algorithm, name) in [
+            (RS256, "RSA"),
+            (RS384, "RSA"),
+            (RS512, "RSA"),
+            (PS256, "RSA"),
+            (PS384, "RSA"),
+            (PS512, "RSA"),
+            (RS256, "RSA, the older form"),
+            (ES256, "P-256"),
+            (ES384, "P-384"),
+            (EdDSA, "Ed25519"),
+        ] {
+            let (private, public) = of(name);
+            keys.push((algorithm, private, public));
+        }
+        let (private, public) = of("small");
+        assert_eq!(JwtKey::private_pem(RS256, private).unwrap_err(), InvalidJwtKey::Unreadable);
+        assert_eq!(JwtKey::public_pem(RS256, public).unwrap_err(), InvalidJwtKey::Unreadable);
+        keys
+    }
+
+    fn of(key: Result<JwtKey, InvalidJwtKey>, id: usize) -> Jwt {
+        Jwt::builder(key.unwrap().id(id.to_string())).issuer("us").audience("api").build().unwrap()
+    }
+
+    fn private(algorithm: JwtAlgorithm, key: &str) -> Result<JwtKey, InvalidJwtKey> {
+        if algorithm.name().starts_with("HS") {
+            JwtKey::hmac(algorithm, key)
+        } else {
+            JwtKey::private_pem(algorithm, key)
+        }
+    }
+
+    fn public(algorithm: JwtAlgorithm, key: &str) -> Result<JwtKey, InvalidJwtKey> {
+        if algorithm.name().starts_with("HS") {
+            JwtKey::hmac(algorithm, key)
+        } else {
+            JwtKey::public_pem(algorithm, key)
+        }
+    }
+
+    #[tokio::test]
+    async fn reads_our_tokens() {
+        let mut ours = Vec::new();
+        for (id, (algorithm, signs, verifies)) in keys().into_iter().enumerate() {
+            let world = World::in_memory(of(private(algorithm, &signs), id)).await;
+            let pair = world.login().await;
+            for (token, typ) in [(pair.access_token, "at+jwt"), (pair.refresh_token, "rt+jwt")] {
+                ours.push(json!({ "token": token, "key": verifies, "alg": algorithm.name(), "kid": id.to_string(), "typ": typ }));
+            }
+        }
+        let read = run(
+            "
+answer = []
+for it in given:
+    required = ['exp', 'iat', 'iss', 'aud', 'sub', 'jti', 'sid']
+    claims = jwt.decode(it['token'], it['key'], algorithms=[it['alg']], audience='api', issuer='us', options={'require': required})
+    answer.append([claims, jwt.get_unverified_header(it['token'])])",
+            &json!(ours),
+        );
+        assert_eq!(read.as_array().unwrap().len(), 26);
+        for (ours, read) in ours.iter().zip(read.as_array().unwrap()) {
+            assert_eq!(read[0], claims(ours["token"].as_str().unwrap()));
+            assert_eq!(read[0]["sub"], "ana");
+            assert_eq!(read[1], json!({ "alg": ours["alg"], "kid": ours["kid"], "typ": ours["typ"] }));
+        }
+    }
+
+    #[tokio::test]
+    async fn writes_tokens_that_we_read() {
+        let mut asked = Vec::new();
+        let mut worlds = Vec::new();
+        for (id, (algorithm, signs, verifies)) in keys().into_iter().enumerate() {
+            let world = World::in_memory(of(public(algorithm, &verifies), id)).await;
+            // The session is there, and PyJWT is told its id.
+            let sid = world.sessions().create("ana").await.unwrap().id();
+            asked.push(json!({ "key": signs, "alg": algorithm.name(), "kid": id.to_string(), "sid": sid }));
+            worlds.push(world);
+        }
+        let theirs = run(
+            "
+import time
+answer = []
+for it in given:
+    header = {'typ': 'at+jwt', 'kid': it['kid']}
+    claims = {'iss': 'us', 'aud': ['web', 'api'], 'sub': 'ana', 'sid': it['sid'], 'exp': time.time() + 600.5, 'nbf': int(time.time()) - 300, 'role': 'admin'}
+    make = lambda **other: jwt.encode({**claims, **other}, it['key'], it['alg'], header)
+    answer.append({
+        'good': make(),
+        'wrong': [
+            make(exp=int(time.time()) - 600), make(nbf=int(time.time()) + 600), make(aud='web'), make(iss='them'), make(sub='eve'), make(sid='x'),
+            jwt.encode(claims, it['key'], it['alg'], {'typ': 'JWT', 'kid': it['kid']}),
+            jwt.encode(claims, it['key'], it['alg'], {'typ': 'at+jwt', 'kid': 'another'}),
+            jwt.encode(claims, None, 'none', header),
+            jwt.encode(claims, 'another secret of thirty-two bytes', 'HS256', header),
+        ],
+    })",
+            &json!(asked),
+        );
+        assert_eq!(theirs.as_array().unwrap().len(), worlds.len());
+        for (world, theirs) in worlds.iter().zip(theirs.as_array().unwrap()) {
+            let client = world.apps[0].client();
+            let good = theirs["good"].as_str().unwrap();
+            assert_eq!(user(&client, good).await.as_deref(), Some("ana"), "{good}");
+            assert_eq!(with(&client, good, "/claims", json!(null)).await.json()["role"], "admin");
+            let wrong = theirs["wrong"].as_array().unwrap();
+            assert_eq!(wrong.len(), 10);
+            for wrong in wrong {
+                assert_eq!(user(&client, wrong.as_str().unwrap()).await, None, "{wrong}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn refuses_our_tokens_when_they_are_not_for_it() {
+        let world = World::in_memory(of(JwtKey::hmac(JwtAlgorithm::HS256, SECRET), 0)).await;
+        let pair = world.login().await;
+        let another = forge(HEADER, &fields(r#""exp":1700000000,"aud":"api","iss":"us""#), &SECRET);
+        let reasons = run(
+            "
+answer = []
+for token, key, audience, issuer in given:
+    try:
+        answer.append(jwt.decode(token, bytes(key), algorithms=['HS256'], audience=audience, issuer=issuer))
+    except jwt.PyJWTError as error:
+        answer.append(type(error).__name__)",
+            &json!([
+                [pair.access_token, REFRESH_SECRET, "api", "us"],
+                [pair.access_token, SECRET, "web", "us"],
+                [pair.access_token, SECRET, "api", "them"],
+                [another, SECRET, "api", "us"],
+            ]),
+        );
+        assert_eq!(
+            reasons,
+            json!(["InvalidSignatureError", "InvalidAudienceError", "InvalidIssuerError", "ExpiredSignatureError"])
+        );
+    }
+}

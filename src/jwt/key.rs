@@ -12,7 +12,7 @@ use jsonwebtoken::{
 /// have chosen differently.
 const PROVIDER: &CryptoProvider = &aws_lc::DEFAULT_PROVIDER;
 
-/// RSA keys have at least so many bytes (2048 bits): RFC 7518, section 3.3.
+/// RSA keys have at least so many bytes (2048 bits).
 const MIN_MODULUS: usize = 256;
 
 /// How a JWT is signed: the names of RFC 7518.
@@ -141,7 +141,7 @@ impl JwtKey {
     /// A private key that signs, and verifies by its public part: PEM of PKCS #8 (`PRIVATE KEY`), for RSA also of PKCS #1.
     ///
     /// # Errors
-    /// [`InvalidJwtKey::Unreadable`] when that is no private key for the algorithm, [`InvalidJwtKey::SmallModulus`] for RSA under 2048 bits,
+    /// [`InvalidJwtKey::Unreadable`] when that is no private key for the algorithm, or one of RSA under 2048 bits (RFC 7518, section 3.3);
     /// [`InvalidJwtKey::WrongKind`] for an HMAC.
     pub fn private_pem(algorithm: JwtAlgorithm, pem: impl AsRef<[u8]>) -> Result<Self, InvalidJwtKey> {
         let (pem, utils) = (pem.as_ref(), &PROVIDER.key_utils);
@@ -226,7 +226,7 @@ impl JwtKey {
 fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<DecodingKey, InvalidJwtKey> {
     let bytes = modulus.iter().skip_while(|byte| **byte == 0).count();
     if bytes < MIN_MODULUS {
-        return Err(InvalidJwtKey::SmallModulus);
+        return Err(InvalidJwtKey::Unreadable);
     }
     Ok(DecodingKey::from_rsa_raw_components(modulus, exponent))
 }
@@ -243,7 +243,7 @@ impl fmt::Debug for JwtKey {
 /// use tower_keep::{JwtAlgorithm, JwtKey};
 ///
 /// let error = JwtKey::public_pem(JwtAlgorithm::ES256, "not a key").unwrap_err();
-/// assert_eq!(error.to_string(), "this is not PEM of a key for this algorithm");
+/// assert_eq!(error.to_string(), "this is not PEM of a key for this algorithm, or the key is too small");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -257,10 +257,8 @@ pub enum InvalidJwtKey {
     },
     /// An HMAC needs a secret; all other algorithms need PEM.
     WrongKind,
-    /// It is not PEM, or not of a key for this algorithm.
+    /// It is not PEM, or not of a key for this algorithm; or it is of RSA, and under 2048 bits.
     Unreadable,
-    /// An RSA key under 2048 bits.
-    SmallModulus,
 }
 
 impl fmt::Display for InvalidJwtKey {
@@ -270,8 +268,7 @@ impl fmt::Display for InvalidJwtKey {
                 write!(f, "the secret has {length} bytes and needs at least {minimum}")
             }
             Self::WrongKind => f.write_str("an HMAC needs a secret, any other algorithm a key in PEM"),
-            Self::Unreadable => f.write_str("this is not PEM of a key for this algorithm"),
-            Self::SmallModulus => f.write_str("RSA keys need at least 2048 bits"),
+            Self::Unreadable => f.write_str("this is not PEM of a key for this algorithm, or the key is too small"),
         }
     }
 }
