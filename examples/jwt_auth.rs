@@ -18,7 +18,7 @@
 
 mod support;
 
-use std::{env, error::Error, process::ExitCode, time::Duration};
+use std::{env, error::Error, ffi::OsString, process::ExitCode, time::Duration};
 
 use axum::{
     Json, Router,
@@ -52,6 +52,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_return: OnReturn::Drop });
     let layer =
         SessionLayer::new(store).without_cookie().jwt(jwt.clone()).lifetime(lifetime).rotation_grace(Duration::ZERO); // a refresh token that is used twice ends its family at once
+    for name in ["JWT_SECRET", "REFRESH_SECRET"].into_iter().filter(|name| variable(name).is_none()) {
+        tracing::warn!("{name} is not set: this run has a random one, and tokens are good for it alone");
+    }
     let sessions = layer.sessions();
     let name = sessions.store_name();
     let app = Router::new()
@@ -97,12 +100,15 @@ fn pair(pair: JwtPair) -> Response {
     ([("cache-control", "no-store")], Json(pair)).into_response()
 }
 
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
 /// The key in the environment variable `name`, or one that nobody else has.
 fn key(name: &str) -> Result<JwtKey, Box<dyn Error>> {
-    let secret = match env::var_os(name).filter(|secret| !secret.is_empty()) {
+    let secret = match variable(name) {
         Some(secret) => secret.into_encoded_bytes(),
         None => {
-            tracing::warn!("{name} is not set: tokens of this run are good for this run and this process only");
             let mut random = vec![0; 32];
             getrandom::fill(&mut random)?;
             random
@@ -113,7 +119,7 @@ fn key(name: &str) -> Result<JwtKey, Box<dyn Error>> {
 
 /// The duration in the environment variable `name`: seconds, or a number with a unit.
 fn duration(name: &str, default: Duration) -> Result<Duration, Box<dyn Error>> {
-    let Some(text) = env::var_os(name).filter(|text| !text.is_empty()) else { return Ok(default) };
+    let Some(text) = variable(name) else { return Ok(default) };
     let text = text.to_string_lossy();
     let (number, unit) = match text.split_at(text.len() - text.chars().next_back().map_or(0, char::len_utf8)) {
         (number, "s") => (number, 1),

@@ -34,7 +34,7 @@
 //! read token   policy    load     changes    yours     save     write    Set-Cookie
 //! ```
 //!
-//! 1. [`SessionLayer`] finds the token in a cookie ([`SessionCookie`]) or a header ([`Bearer`]), and puts a [`Session`] into the
+//! 1. [`SessionLayer`] finds the token in a cookie ([`SessionCookie`]) or a header ([`Bearer`], [`Jwt`]), and puts a [`Session`] into the
 //!    request's extensions. That costs no store call.
 //! 2. The handler loads the session when it needs it; or the layer does, before the handler runs, where the [`Policy`] says so. Without
 //!    a live session, or without an answer of the store, the policy decides between an empty session and a [`Rejection`].
@@ -69,6 +69,9 @@
 //! gets its time to live, with a third write. So a request that is cut off anywhere leaves one of the two, and a new session that never began
 //! comes to nothing, however the other ends. If somebody else ends it first, by a logout or by using it up, the login begins without anything
 //! of it: of what was ended nothing is carried on twice.
+//!
+//! A [`Jwt`] is no such token: it names the session by its id, and its signature is the proof. What counts for it is whether
+//! the session is alive; and for a refresh token, whether it is of the present generation, by the same record and the same rule.
 //!
 //! # Users
 //! The ids of a user's sessions share a [slot tag](SessionId::slot_tag), so that a store can do what concerns a user in one step:

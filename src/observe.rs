@@ -100,8 +100,7 @@ pub struct Stats {
     pub unsaved: u64,
     /// Look-ups and saves that the store did not answer.
     pub outages: u64,
-    /// Of the look-ups among these, the ones of requests that were served on the signature of their JWT alone, where
-    /// [that was allowed](crate::SessionLayer).
+    /// Of these, the look-ups of requests that were served on the signature of their JWT alone: see `JwtBuilder::accept_in_outage`.
     pub vouched: u64,
     /// Look-ups that found a record which cannot be read.
     pub corrupt: u64,

@@ -322,7 +322,7 @@ async fn it_starts_without_redis() {
 /// What it says before it gives up; it must give up.
 async fn complaint(variables: &[(&str, &str)]) -> String {
     let mut command = example("jwt_auth");
-    command.envs(SECRETS).envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = timeout(PATIENCE, command.output()).await.expect("it ends").unwrap();
     assert!(!output.status.success());
     assert_eq!(output.stdout, b"", "it does not listen");
@@ -345,9 +345,8 @@ async fn a_wrong_setting_is_one_clear_error() {
         ("REDIS_PORT", "seventy"),
     ] {
         let said = complaint(&[(name, value)]).await;
-        let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error: ")).collect();
-        assert!(matches!(errors[..], [error] if error.contains(name)), "{said}");
-        assert!(!said.contains("panicked"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.starts_with("error: ") && said.contains(name), "{said}");
         assert!(!name.ends_with("_SECRET") || !said.contains(value), "{said}");
     }
     assert!(complaint(&[("JWT_SECRET", "hunter2")]).await.contains("needs at least 32"));

@@ -135,7 +135,8 @@ impl<R> SessionLayer<R> {
     /// way that were sent with it. Default: 30 seconds.
     ///
     /// After a login or [`Session::rotate`](crate::Session::rotate) it is not served at all. But for so long it is no proof of a theft
-    /// either: a request that brings it has no session, and ends none.
+    /// either: a request that brings it has no session, and ends none. A refresh token that was used is treated the same: with a window of
+    /// zero, one that comes again ends its session at once.
     pub fn rotation_grace(mut self, window: Duration) -> Self {
         self.shared_mut().rotation.grace = window;
         self
