@@ -4,7 +4,13 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Extension, Json, Router, extract::State, routing::post};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -713,6 +719,8 @@ mod checks {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn no_input_panics_or_passes(input in prop::collection::vec(any::<u8>(), 0..600), header in ".*", body in ".*") {
             let jwt = jwt();
@@ -885,6 +893,45 @@ mod refreshing {
             );
         }
         world.refresh(&newest).await.unwrap();
+    }
+
+    /// Something else happens to the session after the refresh has read it, and before it writes it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_happens_in_the_middle_of_it_is_noticed() {
+        let redis = RedisServer::start().await;
+        for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
+            let world = World::new(jwt(), store).await;
+            let (sessions, client) = (world.sessions(), world.apps[1].client());
+            let meanwhile = async |pair: &JwtPair, step: Value| {
+                let interfered = AtomicUsize::new(0);
+                let interfere = |_: &tower_keep::SessionInfo| {
+                    if interfered.fetch_add(1, Ordering::SeqCst) == 0 {
+                        tokio::task::block_in_place(|| {
+                            tokio::runtime::Handle::current().block_on(async {
+                                match step[0].as_str() {
+                                    Some("refresh") => drop(world.refresh(pair).await.unwrap()),
+                                    _ => drop(act(&client, &pair.access_token, step.clone()).await),
+                                }
+                            });
+                        });
+                    }
+                    json!({})
+                };
+                let result = world.jwt.refresh_with(&sessions, &pair.refresh_token, interfere).await;
+                (result, interfered.into_inner())
+            };
+            let pair = world.login().await;
+            let (result, times) = meanwhile(&pair, json!(["insert", "cart", "tea"])).await;
+            let pair = result.unwrap();
+            assert_eq!(times, 2, "tried again");
+            assert_eq!(act(&client, &pair.access_token, json!(["get", "cart"])).await, "tea");
+            let (result, _) = meanwhile(&pair, json!(["refresh"])).await;
+            assert!(matches!(result, Err(JwtRefreshError::Superseded)), "{result:?}");
+            let pair = world.login().await;
+            let (result, _) = meanwhile(&pair, json!(["logout"])).await;
+            assert!(matches!(result, Err(JwtRefreshError::Ended(EndReason::LoggedOut))), "{result:?}");
+            world.assert_refuses(&pair).await;
+        }
     }
 
     #[tokio::test]
