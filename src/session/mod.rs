@@ -617,7 +617,8 @@ impl Session {
     }
 
     /// Whether the store did not answer as usual when the session was loaded. Either it did not answer at all, and the session is empty for
-    /// that reason only: see [`OnOutage`](crate::OnOutage). Or a fallback did: the session may not be what the main store has, and what is
+    /// that reason only: see [`OnOutage`](crate::OnOutage); or a signature stands in for it, and all that is known is whose it is (see
+    /// `JwtBuilder::accept_in_outage`). Or a fallback did: the session may not be what the main store has, and what is
     /// done to it is worth what its [`FallbackMode`](crate::store::FallbackMode) promises.
     ///
     /// ```
