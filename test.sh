@@ -3,32 +3,59 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# program -> package in apt, dnf/yum, apk, pacman, brew
+# packages in apt, dnf, apk, pacman, brew
+install() {
+    local sudo=""
+    [ "$(id -u)" = 0 ] || sudo=$(command -v sudo || true)
+    # Each is a list: several packages in one word.
+    # shellcheck disable=SC2086
+    if command -v apt-get >/dev/null 2>&1; then
+        $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq $1 >/dev/null
+    elif command -v dnf >/dev/null 2>&1; then
+        $sudo dnf install -y -q $2
+    elif command -v apk >/dev/null 2>&1; then
+        $sudo apk add -q $3
+    elif command -v pacman >/dev/null 2>&1; then
+        $sudo pacman -Sy --noconfirm $4
+    elif command -v brew >/dev/null 2>&1; then
+        brew install --quiet $5
+    fi
+}
+
+missing() {
+    echo "missing: $1. Install it and run this again." >&2
+    exit 1
+}
+
+# program -> package in apt, and elsewhere
 need() {
     command -v "$1" >/dev/null 2>&1 && return
-    local program=$1 sudo=""
-    [ "$(id -u)" = 0 ] || sudo=$(command -v sudo || true)
-    echo "installing $program"
-    if command -v apt-get >/dev/null 2>&1; then
-        $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq "$2" >/dev/null
-    elif command -v dnf >/dev/null 2>&1; then
-        $sudo dnf install -y -q "$3"
-    elif command -v apk >/dev/null 2>&1; then
-        $sudo apk add -q "$3"
-    elif command -v pacman >/dev/null 2>&1; then
-        $sudo pacman -Sy --noconfirm "$3"
-    elif command -v brew >/dev/null 2>&1; then
-        brew install --quiet "$3"
-    fi
-    command -v "$program" >/dev/null 2>&1 || {
-        echo "missing: $program. Install it and run this again." >&2
-        exit 1
-    }
+    echo "installing $1"
+    install "$2" "$3" "$3" "$3" "$3"
+    command -v "$1" >/dev/null 2>&1 || missing "$1"
+}
+
+# A Python with PyJWT: the same that tests/jwt.rs looks for.
+has_pyjwt() {
+    local python
+    for python in "${PYTHON:-}" /usr/bin/python3 python3; do
+        "$python" -c 'import jwt.algorithms, cryptography; assert jwt.algorithms.has_crypto' >/dev/null 2>&1 && return
+    done
+    return 1
+}
+
+need_pyjwt() {
+    has_pyjwt && return
+    echo "installing PyJWT"
+    install "python3-jwt python3-cryptography" "python3-jwt python3-cryptography" "py3-jwt py3-cryptography" \
+        "python-pyjwt python-cryptography" "python cryptography"
+    has_pyjwt || missing "PyJWT, with cryptography, for python3 or for the Python that PYTHON names"
 }
 
 [ -n "${REDIS_SERVER_BIN:-}" ] || need redis-server redis-server redis
 need curl curl curl
 need openssl openssl openssl
-need cc gcc gcc # for ring: TLS, and the certificates of the tests
+need cc gcc gcc # for ring and AWS-LC: TLS, JWTs, and the certificates of the tests
+need_pyjwt
 
 cargo test --all-features "$@"

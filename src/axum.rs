@@ -48,3 +48,19 @@ impl IntoResponse for SessionError {
         IntoResponse::into_response(Rejection::from(self))
     }
 }
+
+/// A [`Rejection`]: that of the [`SessionError`], 401 without a session, else 500.
+#[cfg(feature = "jwt")]
+impl IntoResponse for crate::JwtIssueError {
+    fn into_response(self) -> Response {
+        IntoResponse::into_response(Rejection::from(self))
+    }
+}
+
+/// A [`Rejection`]: 401, 503 when the store is the cause, or 500.
+#[cfg(feature = "jwt")]
+impl IntoResponse for crate::JwtRefreshError {
+    fn into_response(self) -> Response {
+        IntoResponse::into_response(Rejection::from(self))
+    }
+}

@@ -44,3 +44,19 @@ impl From<SessionError> for Status {
         Rejection::from(error).into()
     }
 }
+
+/// That of the [`SessionError`], `UNAUTHENTICATED` without a session, else `INTERNAL`.
+#[cfg(feature = "jwt")]
+impl From<crate::JwtIssueError> for Status {
+    fn from(error: crate::JwtIssueError) -> Self {
+        Rejection::from(error).into()
+    }
+}
+
+/// `UNAUTHENTICATED`, `UNAVAILABLE` when the store is the cause, or `INTERNAL`.
+#[cfg(feature = "jwt")]
+impl From<crate::JwtRefreshError> for Status {
+    fn from(error: crate::JwtRefreshError) -> Self {
+        Rejection::from(error).into()
+    }
+}

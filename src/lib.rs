@@ -34,7 +34,7 @@
 //! read token   policy    load     changes    yours     save     write    Set-Cookie
 //! ```
 //!
-//! 1. [`SessionLayer`] finds the token in a cookie ([`SessionCookie`]) or a header ([`Bearer`]), and puts a [`Session`] into the
+//! 1. [`SessionLayer`] finds the token in a cookie ([`SessionCookie`]) or a header ([`Bearer`], [`Jwt`]), and puts a [`Session`] into the
 //!    request's extensions. That costs no store call.
 //! 2. The handler loads the session when it needs it; or the layer does, before the handler runs, where the [`Policy`] says so. Without
 //!    a live session, or without an answer of the store, the policy decides between an empty session and a [`Rejection`].
@@ -70,6 +70,9 @@
 //! comes to nothing, however the other ends. If somebody else ends it first, by a logout or by using it up, the login begins without anything
 //! of it: of what was ended nothing is carried on twice.
 //!
+//! A [`Jwt`] is no such token: it names the session by its id, and its signature is the proof. What counts for it is whether
+//! the session is alive; and for a refresh token, whether it is of the present generation, by the same record and the same rule.
+//!
 //! # Users
 //! The ids of a user's sessions share a [slot tag](SessionId::slot_tag), so that a store can do what concerns a user in one step:
 //! count and create within [`Limits`], list, end all. See [`Sessions`] for what can be done outside requests, and [`Events`] for what
@@ -89,6 +92,8 @@ mod event;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 mod health;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod key;
 mod layer;
 mod lifetime;
@@ -123,6 +128,12 @@ pub use crate::{
     store::{MemoryStore, health::HealthStatus},
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},
+};
+
+#[cfg(feature = "jwt")]
+pub use crate::jwt::{
+    InvalidJwt, InvalidJwtKey, Jwt, JwtAlgorithm, JwtBuilder, JwtClaims, JwtError, JwtIssueError, JwtKey, JwtPair,
+    JwtRefreshError,
 };
 
 /// The README's programs are tested like any other.

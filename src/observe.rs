@@ -15,6 +15,7 @@ pub(crate) struct Counters {
     pub(crate) ended_meanwhile: Counter,
     pub(crate) unsaved: Counter,
     pub(crate) outages: Counter,
+    pub(crate) vouched: Counter,
     pub(crate) corrupt: Counter,
     pub(crate) created: Counter,
     pub(crate) logins: Counter,
@@ -65,6 +66,7 @@ impl Counters {
             ended_meanwhile: self.ended_meanwhile.get(),
             unsaved: self.unsaved.get(),
             outages: self.outages.get(),
+            vouched: self.vouched.get(),
             corrupt: self.corrupt.get(),
             created: self.created.get(),
             logins: self.logins.get(),
@@ -98,6 +100,8 @@ pub struct Stats {
     pub unsaved: u64,
     /// Look-ups and saves that the store did not answer.
     pub outages: u64,
+    /// Of these, the look-ups of requests that were served on the signature of their JWT alone: see `JwtBuilder::accept_in_outage`.
+    pub vouched: u64,
     /// Look-ups that found a record which cannot be read.
     pub corrupt: u64,
     /// Sessions created.

@@ -35,6 +35,8 @@ const ID_LEN: usize = TAG_LEN + HASH_LEN / 3 * 4;
 const ID_KEY: &[u8; 32] = b"tower-keep v1, session id, token";
 const TAG_KEY: &[u8; 32] = b"tower-keep v1 slot tag of a user";
 const PROOF_KEY: &[u8; 32] = b"tower-keep v1 proof of a rotated";
+#[cfg(feature = "jwt")]
+const NAME_KEY: &[u8; 32] = b"tower-keep v1 name of generation";
 
 fn is_base64url(bytes: &[u8]) -> bool {
     // Neither early exit nor branches: the compiler looks at many bytes at once.
@@ -160,6 +162,18 @@ impl Generation {
         let mut nonce = [0; PROOF_LEN / 4 * 3];
         getrandom::fill(&mut nonce)?;
         Ok(Self(nonce))
+    }
+
+    /// By what a signed token says of which generation of a session it is. Public: the random number cannot be made from it, and so
+    /// neither can a token.
+    #[cfg(feature = "jwt")]
+    pub(crate) fn name(generation: Option<Self>, session: &SessionId) -> String {
+        let mut hasher = blake3::Hasher::new_keyed(NAME_KEY);
+        hasher.update(&session.text());
+        if let Some(Self(nonce)) = generation {
+            hasher.update(&nonce);
+        }
+        URL_SAFE_NO_PAD.encode(&hasher.finalize().as_bytes()[..PROOF_LEN / 4 * 3])
     }
 
     pub(crate) fn text(self) -> String {

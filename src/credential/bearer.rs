@@ -2,8 +2,6 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::token::Token;
-
 /// Reads session tokens from `Authorization: Bearer …` (RFC 6750), for clients that are not browsers.
 ///
 /// A session that came this way sets no cookie. A new token reaches the client in a response of your own: see
@@ -26,11 +24,10 @@ pub struct Bearer {
 }
 
 /// What the header holds.
-pub(super) enum Header {
+pub(super) enum Header<'a> {
     Absent,
     Malformed,
-    Foreign,
-    Token(Token),
+    Credential(&'a [u8]),
 }
 
 impl Bearer {
@@ -81,7 +78,7 @@ impl Bearer {
         &self.header
     }
 
-    pub(super) fn read(&self, headers: &HeaderMap) -> Header {
+    pub(super) fn read<'a>(&self, headers: &'a HeaderMap) -> Header<'a> {
         let mut values = headers.get_all(&self.header).iter().filter_map(|value| self.credential(value.as_bytes()));
         let Some(credential) = values.next() else {
             return Header::Absent;
@@ -89,7 +86,7 @@ impl Bearer {
         if values.next().is_some() || !is_b64token(credential) {
             return Header::Malformed;
         }
-        Token::parse(credential).map_or(Header::Foreign, Header::Token)
+        Header::Credential(credential)
     }
 
     /// What follows the scheme; `None` when the value is of another scheme.

@@ -3,6 +3,8 @@
 mod bearer;
 mod cookie;
 
+use std::sync::Arc;
+
 use ::http::{HeaderMap, HeaderValue, header};
 
 use self::bearer::Header;
@@ -10,7 +12,12 @@ pub use self::{
     bearer::Bearer,
     cookie::{InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
 };
-use crate::token::Token;
+#[cfg(feature = "jwt")]
+use crate::jwt::{Jwt, JwtClaims};
+use crate::{
+    time::Clock,
+    token::{SessionId, Token},
+};
 
 /// How many cookies of the session's name are tried. More than one comes when somebody planted one for a parent domain
 /// or another path; their order says nothing about which is ours.
@@ -36,6 +43,37 @@ pub(crate) enum Presented {
     Disagreement,
     /// What may be tokens of ours, in the order they came: several only when several cookies have the name.
     Tokens(Transport, Candidates),
+    /// A bearer token that is no secret of the session: it names the session, and a signature that was verified says that its
+    /// client may act for it.
+    #[cfg_attr(not(feature = "jwt"), allow(dead_code, reason = "only JWTs are signed"))]
+    Signed(Arc<Signed>),
+}
+
+/// What a verified signature says.
+pub(crate) struct Signed {
+    pub(crate) session: SessionId,
+    pub(crate) user: Option<Arc<str>>,
+    /// Whether that is enough while the store is away.
+    pub(crate) suffices_in_outage: bool,
+    #[cfg(feature = "jwt")]
+    pub(crate) claims: JwtClaims,
+}
+
+/// What names a session and proves that the request may act for it.
+#[derive(Clone, Copy)]
+pub(crate) enum Proof<'a> {
+    /// A token, and its place among those that came.
+    Token(usize, &'a Token),
+    Signature(&'a Signed),
+}
+
+impl Proof<'_> {
+    pub(crate) fn session(&self) -> SessionId {
+        match self {
+            Self::Token(_, token) => token.id(),
+            Self::Signature(signed) => signed.session,
+        }
+    }
 }
 
 impl Presented {
@@ -43,8 +81,29 @@ impl Presented {
     pub(crate) fn transport(&self) -> Option<Transport> {
         match self {
             Self::Tokens(transport, _) => Some(*transport),
+            Self::Signed(_) => Some(Transport::Bearer),
             Self::Foreign(_) | Self::Malformed | Self::Nothing | Self::Disagreement => None,
         }
+    }
+}
+
+impl Presented {
+    pub(crate) fn signed(&self) -> Option<&Signed> {
+        match self {
+            Self::Signed(signed) => Some(signed),
+            _ => None,
+        }
+    }
+
+    /// What may lead to a session, in the order it is to be tried.
+    pub(crate) fn proofs(&self) -> impl Iterator<Item = Proof<'_>> + Send {
+        let tokens = match self {
+            Self::Tokens(_, candidates) => Some(candidates),
+            _ => None,
+        };
+        let tokens = tokens.into_iter().flat_map(Candidates::iter).enumerate();
+        let tokens = tokens.map(|(place, token)| Proof::Token(place, token));
+        tokens.chain(self.signed().map(Proof::Signature))
     }
 }
 
@@ -56,7 +115,7 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Token> {
+    fn iter(&self) -> impl Iterator<Item = &Token> + Send {
         std::iter::once(&self.first).chain(&self.more)
     }
 
@@ -70,33 +129,56 @@ impl Candidates {
 pub(crate) struct Credentials {
     cookie: Option<SessionCookie>,
     bearer: Option<Bearer>,
+    #[cfg(feature = "jwt")]
+    jwt: Option<Jwt>,
     vary: HeaderValue,
 }
 
 impl Credentials {
-    pub(crate) fn new(cookie: Option<SessionCookie>, bearer: Option<Bearer>) -> Self {
+    pub(crate) fn new(cookie: Option<SessionCookie>) -> Self {
+        let credentials = Self {
+            cookie,
+            bearer: None,
+            #[cfg(feature = "jwt")]
+            jwt: None,
+            vary: HeaderValue::from_static(""),
+        };
+        credentials.varied()
+    }
+
+    fn varied(mut self) -> Self {
         let mut names = Vec::new();
-        names.extend(cookie.as_ref().map(|_| header::COOKIE.as_str()));
-        names.extend(bearer.as_ref().map(|bearer| bearer.header_name().as_str()));
+        names.extend(self.cookie.as_ref().map(|_| header::COOKIE.as_str()));
+        names.extend(self.bearer().map(|bearer| bearer.header_name().as_str()));
         // Names of headers are values of headers.
-        let vary = HeaderValue::try_from(names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
-        Self { cookie, bearer, vary }
+        self.vary = HeaderValue::try_from(names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
+        self
     }
 
     pub(crate) fn with_cookie(&self, cookie: Option<SessionCookie>) -> Self {
-        Self::new(cookie, self.bearer.clone())
+        Self { cookie, ..self.clone() }.varied()
     }
 
     pub(crate) fn with_bearer(&self, bearer: Bearer) -> Self {
-        Self::new(self.cookie.clone(), Some(bearer))
+        Self { bearer: Some(bearer), ..self.clone() }.varied()
+    }
+
+    #[cfg(feature = "jwt")]
+    pub(crate) fn with_jwt(&self, jwt: Jwt) -> Self {
+        Self { jwt: Some(jwt), ..self.clone() }.varied()
     }
 
     pub(crate) fn cookie(&self) -> Option<&SessionCookie> {
         self.cookie.as_ref()
     }
 
+    /// How the header of bearer tokens is read, whatever kind of them is taken.
     pub(crate) fn bearer(&self) -> Option<&Bearer> {
-        self.bearer.as_ref()
+        #[cfg(feature = "jwt")]
+        let jwt = self.jwt.as_ref().map(Jwt::bearer);
+        #[cfg(not(feature = "jwt"))]
+        let jwt = None;
+        self.bearer.as_ref().or(jwt)
     }
 
     /// The request headers that a response depends on once its session was read, as `Vary` names them.
@@ -104,31 +186,46 @@ impl Credentials {
         &self.vary
     }
 
-    pub(crate) fn read(&self, headers: &HeaderMap) -> Presented {
+    pub(crate) fn read(&self, headers: &HeaderMap, clock: &dyn Clock) -> Presented {
         let cookie = match &self.cookie {
             Some(cookie) => cookie.read(headers),
             None => Presented::Nothing,
         };
-        let bearer = match &self.bearer {
-            Some(bearer) => bearer.read(headers),
-            None => return cookie,
+        let bearer = match self.bearer().map(|bearer| bearer.read(headers)) {
+            None | Some(Header::Absent) => return cookie,
+            Some(Header::Malformed) => Presented::Malformed,
+            Some(Header::Credential(credential)) => self.bearer_credential(credential, clock),
         };
         match (cookie, bearer) {
-            (cookie, Header::Absent) => cookie,
-            (Presented::Tokens(_, cookies), Header::Token(token)) => {
-                if cookies.iter().all(|cookie| *cookie == token) {
+            (Presented::Tokens(_, cookies), Presented::Tokens(_, bearer)) => {
+                if cookies.iter().all(|cookie| *cookie == bearer.first) {
                     Presented::Tokens(Transport::Cookie, cookies)
                 } else {
                     Presented::Disagreement
                 }
             }
-            (Presented::Tokens(..), Header::Foreign | Header::Malformed) => Presented::Disagreement,
+            (Presented::Tokens(..), _) => Presented::Disagreement,
             // A cookie of our name that is not a token was set by somebody else: it claims nothing.
-            (_, Header::Token(token)) => {
-                Presented::Tokens(Transport::Bearer, Candidates { first: token, more: Vec::new() })
-            }
-            (_, Header::Foreign) => Presented::Foreign(Transport::Bearer),
-            (_, Header::Malformed) => Presented::Malformed,
+            (_, bearer) => bearer,
+        }
+    }
+
+    /// What follows `Bearer`: a token of ours has no dots, and a JWT has two.
+    fn bearer_credential(&self, credential: &[u8], clock: &dyn Clock) -> Presented {
+        #[cfg(feature = "jwt")]
+        if let Some(jwt) = self.jwt.as_ref().filter(|_| self.bearer.is_none() || credential.contains(&b'.')) {
+            return match jwt.read(credential, clock.now()) {
+                Ok(signed) => Presented::Signed(Arc::new(signed)),
+                Err(reason) => {
+                    tracing::debug!(%reason, "access token refused");
+                    Presented::Foreign(Transport::Bearer)
+                }
+            };
+        }
+        let _ = clock;
+        match Token::parse(credential) {
+            Ok(token) => Presented::Tokens(Transport::Bearer, Candidates { first: token, more: Vec::new() }),
+            Err(_) => Presented::Foreign(Transport::Bearer),
         }
     }
 

@@ -68,7 +68,7 @@ impl SessionLayer {
         let shared = Shared {
             deadline: store.operation_deadline().map(|deadline| deadline.saturating_mul(2)),
             store: Arc::new(store),
-            credentials: Credentials::new(Some(SessionCookie::default()), None),
+            credentials: Credentials::new(Some(SessionCookie::default())),
             lifetime: Lifetime::default(),
             rotation: Rotation { every: None, grace: Duration::from_secs(30) },
             limits: Arc::new(|_| Limits::default()),
@@ -105,6 +105,15 @@ impl<R> SessionLayer<R> {
         self
     }
 
+    /// Read JSON Web Tokens, in place of opaque bearer tokens or, with [`bearer`](Self::bearer), beside them. Default: none are read.
+    ///
+    /// A JWT that is valid names a session, which is then looked up like any other: see [`Jwt`](crate::Jwt).
+    #[cfg(feature = "jwt")]
+    pub fn jwt(mut self, jwt: crate::Jwt) -> Self {
+        self.shared_mut().credentials = self.shared.credentials.with_jwt(jwt);
+        self
+    }
+
     /// How long new sessions live. Default: [`Lifetime::default`]. Sessions that exist keep the lifetime they have.
     pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
         self.shared_mut().lifetime = lifetime;
@@ -127,7 +136,8 @@ impl<R> SessionLayer<R> {
     /// way that were sent with it. Default: 30 seconds.
     ///
     /// After a login or [`Session::rotate`](crate::Session::rotate) it is not served at all. But for so long it is no proof of a theft
-    /// either: a request that brings it has no session, and ends none.
+    /// either: a request that brings it has no session, and ends none. A refresh token that was used is treated the same: with a window of
+    /// zero, one that comes again ends its session at once.
     pub fn rotation_grace(mut self, window: Duration) -> Self {
         self.shared_mut().rotation.grace = window;
         self

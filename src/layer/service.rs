@@ -57,7 +57,7 @@ where
             None => {
                 // The first layer takes the request's own policy: it must not open what a layer further in has closed.
                 let policy = request.extensions_mut().remove::<Policy>().unwrap_or(self.policy);
-                let presented = self.shared.credentials.read(request.headers());
+                let presented = self.shared.credentials.read(request.headers(), &*self.shared.clock);
                 let client = self.shared.client_info.as_ref();
                 let client = client.map(|info| info.metadata(request.headers(), request.extensions()));
                 (Session::new(self.shared.clone(), presented, client, policy), policy, false)

@@ -155,13 +155,23 @@ impl Record {
     /// What `token`, which named this session, is to it. `race` is how long requests may have been on their way when the token
     /// was changed.
     pub(crate) fn standing(&self, token: &Token, now: Timestamp, race: Duration) -> Standing {
+        self.standing_of(|generation| token.is_of(generation), now, race)
+    }
+
+    /// The same for whatever can say of which generation it is.
+    pub(crate) fn standing_of(
+        &self,
+        is_of: impl Fn(Option<Generation>) -> bool,
+        now: Timestamp,
+        race: Duration,
+    ) -> Standing {
         let Some(rotation) = self.rotation else {
-            return if token.is_of(None) { Standing::Current } else { Standing::Reused };
+            return if is_of(None) { Standing::Current } else { Standing::Reused };
         };
-        if token.is_of(Some(rotation.current)) {
+        if is_of(Some(rotation.current)) {
             return Standing::Current;
         }
-        let is_previous = token.is_of(rotation.previous);
+        let is_previous = is_of(rotation.previous);
         // A clock that is behind that of the instance which rotated says that no time has passed.
         let age = now.since(rotation.at);
         if is_previous && age < rotation.grace {

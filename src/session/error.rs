@@ -20,7 +20,7 @@ use crate::{
 pub enum SessionError {
     /// The session was used before [`load`](crate::Session::load).
     NotLoaded,
-    /// The session could not be looked up, so it can neither be read nor changed.
+    /// The session could not be looked up, so it can neither be read nor changed; also where a signature says whose it is.
     Unavailable,
     /// A value cannot be written as JSON.
     Encode {

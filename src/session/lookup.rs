@@ -8,7 +8,7 @@ use super::{
     state::{Fate, Held, Known, Live, Untold},
 };
 use crate::{
-    credential::{Candidates, Presented, Transport},
+    credential::{Presented, Proof, Signed, Transport},
     ended::{EndReason, Ended},
     event::Happened,
     observe::Causes,
@@ -16,7 +16,7 @@ use crate::{
     shared::OnCorrupt,
     store::{Entry, Found, Loaded, Outcome, StoreError},
     time::Timestamp,
-    token::{SessionId, Token},
+    token::SessionId,
 };
 
 /// What a look-up found.
@@ -29,7 +29,7 @@ pub(super) struct Looked {
     pub(super) degraded: bool,
 }
 
-/// What one token led to.
+/// What one token, or signature, led to.
 enum Tried {
     Live(Live, Standing),
     /// There is a session, and the client is getting, or has, a newer token of it: this request may not act for it.
@@ -39,53 +39,64 @@ enum Tried {
 }
 
 impl Inner {
-    /// The tokens that are still to be looked up. Without a token there is no session, and that is known now.
-    pub(super) fn to_look_up(&self) -> Option<&Candidates> {
+    /// Whether there is something that is still to be looked up. If there is not, there is no session, and that is known now.
+    pub(super) fn is_to_look_up(&self) -> bool {
         let mut state = self.state();
         match (&state.known, &self.presented) {
-            (Known::Unread | Known::Unavailable, Presented::Tokens(_, candidates)) => Some(candidates),
+            (Known::Unread | Known::Unavailable, Presented::Tokens(..) | Presented::Signed(_)) => true,
             (Known::Unread, _) => {
                 state.known = Known::Absent;
                 state.degraded = self.shared.store.is_degraded();
-                None
+                false
             }
-            _ => None,
+            _ => false,
         }
     }
 
-    pub(super) async fn look_up(&self, candidates: &Candidates) -> Looked {
+    pub(super) async fn look_up(&self) -> Looked {
         let before = self.shared.store.is_degraded();
-        let looked =
-            self.ask(self.look_through(candidates)).await.unwrap_or_else(|error| self.unavailable(candidates, &error));
+        let looked = self.look_through().await;
         // Whichever of the two it was when it answered.
         Looked { degraded: looked.degraded || before || self.shared.store.is_degraded(), ..looked }
     }
 
-    /// The store does not answer.
-    fn unavailable(&self, candidates: &Candidates, error: &StoreError) -> Looked {
-        self.shared.counters.outages.count();
-        let id = candidates.iter().next().map(Token::id);
-        let session = id.as_ref().map(tracing::field::display);
-        tracing::warn!(session, error = %Causes(error), "session not loaded");
-        Looked { known: Known::Unavailable, ended: None, fate: Fate::Keep, untold: None, degraded: true }
-    }
-
-    async fn look_through(&self, candidates: &Candidates) -> Result<Looked, StoreError> {
+    async fn look_through(&self) -> Looked {
         let mut ended = None;
         let mut known = Known::Absent;
-        for (place, token) in candidates.iter().enumerate() {
-            match self.try_token(place, token).await? {
-                Tried::Live(live, standing) => return Ok(self.found(live, standing)),
-                Tried::Superseded => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
-                Tried::Ended(reason) => ended = ended.or(Some(reason)),
-                Tried::Unknown => {}
+        for proof in self.presented.proofs() {
+            match self.ask(self.try_proof(proof)).await {
+                Ok(Tried::Live(live, standing)) => return self.found(live, standing),
+                Ok(Tried::Superseded) => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
+                Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
+                Ok(Tried::Unknown) => {}
+                Err(error) => {
+                    let known = self.without_store(proof, &error);
+                    return Looked { known, ended: None, fate: Fate::Keep, untold: None, degraded: true };
+                }
             }
         }
-        Ok(Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false })
+        Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false }
     }
 
-    async fn try_token(&self, place: usize, token: &Token) -> Result<Tried, StoreError> {
-        let id = token.id();
+    /// What is known of a session that the store did not answer for.
+    fn without_store(&self, proof: Proof<'_>, error: &StoreError) -> Known {
+        let (session, error, away) = (proof.session(), Causes(error), !matches!(error, StoreError::Corrupt(_)));
+        self.shared.counters.outages.count();
+        match proof {
+            Proof::Signature(Signed { suffices_in_outage: true, user, .. }) if away => {
+                self.shared.counters.vouched.count();
+                tracing::warn!(%session, user = user.as_deref(), %error, "session not loaded: served on the signature alone");
+                Known::Vouched
+            }
+            _ => {
+                tracing::warn!(%session, %error, "session not loaded");
+                Known::Unavailable
+            }
+        }
+    }
+
+    async fn try_proof(&self, proof: Proof<'_>) -> Result<Tried, StoreError> {
+        let id = proof.session();
         let found = match self.shared.store.load(&id).await {
             Err(StoreError::Corrupt(source)) => {
                 self.shared.counters.corrupt.count();
@@ -109,7 +120,14 @@ impl Inner {
             Found::Ended(ended) => return Ok(Tried::Ended(ended.reason)),
             Found::Unknown => return Ok(Tried::Unknown),
         };
-        let standing = loaded.record.standing(token, now, self.shared.rotation.grace);
+        let standing = match proof {
+            Proof::Token(_, token) => loaded.record.standing(token, now, self.shared.rotation.grace),
+            // A session never changes its user.
+            Proof::Signature(Signed { user: Some(user), .. }) if loaded.record.user() != Some(user) => {
+                return Ok(Tried::Unknown);
+            }
+            Proof::Signature(_) => Standing::Current,
+        };
         match standing {
             Standing::Current | Standing::Graced => {}
             Standing::Superseded => return Ok(Tried::Superseded),
@@ -119,9 +137,10 @@ impl Inner {
             }
         }
         let Some(loaded) = self.begun(&id, loaded).await? else { return Ok(Tried::Unknown) };
-        let token = match standing {
-            Standing::Graced => Held::Minted(Box::new(loaded.record.current_token(token))),
-            _ => Held::Presented(place),
+        let token = match (proof, standing) {
+            (Proof::Token(_, token), Standing::Graced) => Held::Minted(Box::new(loaded.record.current_token(token))),
+            (Proof::Token(place, _), _) => Held::Presented(place),
+            (Proof::Signature(_), _) => Held::Elsewhere,
         };
         match self.alive(token, id, loaded, now) {
             Some(mut live) => {

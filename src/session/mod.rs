@@ -25,7 +25,7 @@ use self::{
     state::{Held, Known, Live, State},
 };
 use crate::{
-    credential::{Presented, Transport},
+    credential::{Presented, Signed, Transport},
     ended::EndReason,
     event::Happened,
     key::{AsKey, KeyOf},
@@ -37,6 +37,8 @@ use crate::{
     store::Found,
     token::{SessionId, Token},
 };
+#[cfg(feature = "jwt")]
+use crate::{jwt::JwtIssueError, record::Record};
 
 /// The session of a request, as its handler sees it.
 ///
@@ -99,8 +101,8 @@ impl Session {
     /// A [`Rejection`], which is a ready answer, when there is no live session and the [`Policy`] demands one, and when the
     /// store does not answer and the policy says to reject that.
     pub async fn load(&self) -> Result<(), Rejection> {
-        if let Some(candidates) = self.inner.to_look_up() {
-            let found = self.inner.look_up(candidates).await;
+        if self.inner.is_to_look_up() {
+            let found = self.inner.look_up().await;
             // Another clone may have been faster, and the session may have changed since.
             self.inner.state().looked_up(found);
         }
@@ -464,7 +466,10 @@ impl Session {
     /// # }
     /// ```
     pub fn user(&self) -> Result<Option<Arc<str>>, SessionError> {
-        Ok(self.readable()?.user().cloned())
+        match self.vouched() {
+            Some(signed) => Ok(signed.user.clone()),
+            None => Ok(self.readable()?.user().cloned()),
+        }
     }
 
     /// Loads the session and returns who is logged in, or else the answer to give: 401 without a login, 503 in an outage.
@@ -501,7 +506,10 @@ impl Session {
     /// # }
     /// ```
     pub fn id(&self) -> Result<Option<SessionId>, SessionError> {
-        Ok(self.readable()?.live().map(|live| live.id))
+        match self.vouched() {
+            Some(signed) => Ok(Some(signed.session)),
+            None => Ok(self.readable()?.live().map(|live| live.id)),
+        }
     }
 
     /// The token of the stored session: for a client that is to send it as a bearer token. `None` until it is stored, so
@@ -523,6 +531,33 @@ impl Session {
         let state = self.readable()?;
         let begun = state.live().filter(|live| live.moved.is_none());
         Ok(begun.and_then(|live| self.inner.token_of(live)))
+    }
+
+    /// What the access token of the request says, as a type of your own: `None` when it brought none, or the session that it names is
+    /// not this request's any more. Verified, and its session is alive: or else the store [is away](Self::is_degraded), and a
+    /// [signature suffices](crate::JwtBuilder::accept_in_outage).
+    ///
+    /// # Errors
+    /// [`SessionError::Decode`] when that is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionError};
+    /// #[derive(serde::Deserialize)]
+    /// struct Mine { role: String }
+    ///
+    /// fn is_admin(session: &Session) -> Result<bool, SessionError> {
+    ///     Ok(session.claims::<Mine>()?.is_some_and(|mine| mine.role == "admin"))
+    /// }
+    /// # let _ = is_admin;
+    /// ```
+    #[cfg(feature = "jwt")]
+    pub fn claims<T: DeserializeOwned>(&self) -> Result<Option<T>, SessionError> {
+        let signed = match self.inner.presented.signed() {
+            Some(signed) if self.id()? == Some(signed.session) => signed,
+            Some(_) => return Ok(None),
+            None => return self.readable().map(|_| None),
+        };
+        signed.claims.decode().map(Some).map_err(|_| SessionError::Decode { key: "the access token".to_owned() })
     }
 
     /// When the session was created or last logged in to. `None` until it is stored.
@@ -591,7 +626,8 @@ impl Session {
     }
 
     /// Whether the store did not answer as usual when the session was loaded. Either it did not answer at all, and the session is empty for
-    /// that reason only: see [`OnOutage`](crate::OnOutage). Or a fallback did: the session may not be what the main store has, and what is
+    /// that reason only: see [`OnOutage`](crate::OnOutage); or a signature stands in for it, and all that is known is whose it is (see
+    /// `JwtBuilder::accept_in_outage`). Or a fallback did: the session may not be what the main store has, and what is
     /// done to it is worth what its [`FallbackMode`](crate::store::FallbackMode) promises.
     ///
     /// ```
@@ -609,15 +645,22 @@ impl Session {
         match state.known {
             Known::Unread => Err(SessionError::NotLoaded),
             Known::Unavailable if self.policy.rejects_outage() => Err(SessionError::Unavailable),
+            Known::Vouched => Err(SessionError::Unavailable),
             _ => Ok(state),
         }
+    }
+
+    /// What the request brought, if that is all there is to go by.
+    fn vouched(&self) -> Option<&Signed> {
+        let signed = self.inner.presented.signed()?;
+        matches!(self.inner.state().known, Known::Vouched).then_some(signed)
     }
 
     fn loaded(&self) -> Result<MutexGuard<'_, State>, SessionError> {
         let state = self.inner.state();
         match state.known {
             Known::Unread => Err(SessionError::NotLoaded),
-            Known::Unavailable => Err(SessionError::Unavailable),
+            Known::Unavailable | Known::Vouched => Err(SessionError::Unavailable),
             Known::Absent | Known::Ended | Known::Live(_) => Ok(state),
         }
     }
@@ -647,7 +690,7 @@ impl Session {
             Presented::Nothing => (Reason::NoCredential, None),
             Presented::Malformed => (Reason::MalformedCredential, Some("invalid_request")),
             Presented::Disagreement => (Reason::CredentialsDisagree, Some("invalid_token")),
-            Presented::Foreign(Transport::Bearer) | Presented::Tokens(Transport::Bearer, _) => {
+            Presented::Foreign(Transport::Bearer) | Presented::Tokens(Transport::Bearer, _) | Presented::Signed(_) => {
                 (Reason::InvalidToken, Some("invalid_token"))
             }
             Presented::Foreign(Transport::Cookie) | Presented::Tokens(Transport::Cookie, _) => {
@@ -662,6 +705,20 @@ impl Session {
 
 /// What the layer needs of a session.
 impl Session {
+    /// The session as it is stored, which from now on is opened by a JWT.
+    #[cfg(feature = "jwt")]
+    pub(crate) fn give_away(&self) -> Result<(SessionId, Arc<Record>), JwtIssueError> {
+        let mut state = self.writable()?;
+        // The client would have two tokens, of which one is soon from before.
+        if let Presented::Tokens(..) = self.inner.presented {
+            return Err(JwtIssueError::HasToken);
+        }
+        let begun = state.live().filter(|live| live.moved.is_none());
+        let stored = begun.map(|live| (live.id, live.record.clone())).ok_or(JwtIssueError::NoSession)?;
+        state.untold = None; // no cookie
+        Ok(stored)
+    }
+
     pub(crate) fn shared(&self) -> &Shared {
         &self.inner.shared
     }
@@ -734,7 +791,7 @@ impl Inner {
         match (&live.token, &self.presented) {
             (Held::Minted(token), _) => Some(Token::clone(token)),
             (Held::Presented(place), Presented::Tokens(_, candidates)) => candidates.get(*place).cloned(),
-            (Held::Presented(_), _) => None,
+            (Held::Presented(_) | Held::Elsewhere, _) => None,
         }
     }
 }

@@ -188,7 +188,7 @@ impl Inner {
     fn next_write(&self, state: &State, delivery: Delivery) -> Result<Option<Write>, SessionError> {
         let now = self.shared.clock.now();
         let live = match &state.known {
-            Known::Unread | Known::Unavailable | Known::Ended => return Ok(None),
+            Known::Unread | Known::Unavailable | Known::Vouched | Known::Ended => return Ok(None),
             Known::Absent if state.changes.create() => {
                 let record = self.record(state, None, None)?;
                 return self.created(record, now, delivery).map(Some);

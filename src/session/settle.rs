@@ -158,6 +158,7 @@ impl State {
         if token.is_some() || (until != cookie_until(&live.record) && live.moved.is_none()) {
             self.untold = Some(Untold::Token(until));
         }
+        let rotated = record.generation() != live.record.generation();
         live.record = record.clone();
         live.last_seen = record.written_at;
         live.expires_at = record.written_at.plus(entry.ttl);
@@ -176,10 +177,10 @@ impl State {
         if let Some(token) = token {
             live.token = Held::Minted(Box::new(token.clone()));
             live.disowned = false;
-            if self.changes.login().is_none() {
-                let (id, user) = (live.id, record.user.clone());
-                self.happened(id, user, Happened::Rotated);
-            }
+        }
+        if (rotated || token.is_some()) && self.changes.login().is_none() {
+            let (id, user) = (live.id, record.user.clone());
+            self.happened(id, user, Happened::Rotated);
         }
         self.logged_in();
         self.saved(generation);

@@ -45,6 +45,8 @@ pub(super) enum Known {
     Unread,
     /// Nothing: the store did not answer.
     Unavailable,
+    /// Nothing, for the same reason; but what the request brought says by itself whose it is.
+    Vouched,
     /// The request has no live session.
     Absent,
     /// The session that the request had was ended by somebody else. It cannot be changed any more.
@@ -102,6 +104,8 @@ impl Stage {
 pub(super) enum Held {
     /// Among those that the request brought, at this place.
     Presented(usize),
+    /// With nobody who is here: the request came with something else.
+    Elsewhere,
     /// Made for this session.
     Minted(Box<Token>),
 }
@@ -278,7 +282,7 @@ impl State {
     pub(super) fn is_dirty(&self) -> bool {
         self.attempt.is_some()
             || match &self.known {
-                Known::Unread | Known::Unavailable | Known::Ended => false,
+                Known::Unread | Known::Unavailable | Known::Vouched | Known::Ended => false,
                 Known::Absent => self.changes.create(),
                 Known::Live(live) => self.fate != Fate::Keep || !self.changes.is_empty() || live.moved.is_some(),
             }

@@ -28,7 +28,7 @@ pub struct SessionInfo {
 }
 
 impl SessionInfo {
-    pub(super) fn of(id: SessionId, Loaded { record, ttl }: &Loaded, now: Timestamp) -> Option<Self> {
+    pub(crate) fn of(id: SessionId, Loaded { record, ttl }: &Loaded, now: Timestamp) -> Option<Self> {
         let left = record.ttl_left(now, *ttl);
         let (last_seen, expires_at) = (record.last_used(now, left), now.plus(left));
         (!left.is_zero()).then(|| Self { id, record: record.clone(), last_seen, expires_at })

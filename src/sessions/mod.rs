@@ -18,7 +18,7 @@ use crate::{
     event::{Events, Happened},
     health::{HealthReport, HealthService},
     observe::Stats,
-    record::{Standing, Version},
+    record::{Record, Standing, Version},
     session::SessionError,
     shared::Shared,
     store::{Created, Cursor, Entry, Found, Loaded, Outcome, StoreError},
@@ -56,6 +56,11 @@ impl Sessions {
         Self { shared }
     }
 
+    #[cfg(feature = "jwt")]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// A new session: of a user, if a name is given, or as a [`NewSession`] says. The token is the only copy.
     ///
     /// # Errors
@@ -63,19 +68,25 @@ impl Sessions {
     /// [`SessionError::Store`] when the store fails, [`SessionError::Random`] without random numbers, [`SessionError::Conflict`] when
     /// the id is taken, which its size rules out.
     pub async fn create(&self, new: impl Into<NewSession>) -> Result<Token, SessionError> {
+        Ok(self.create_stored(new.into()).await?.0)
+    }
+
+    /// And what is stored.
+    pub(crate) async fn create_stored(&self, new: NewSession) -> Result<(Token, Arc<Record>), SessionError> {
         let shared = &self.shared;
         let now = shared.clock.now();
-        let record = new.into().record(now, &shared.lifetime)?;
+        let record = new.record(now, &shared.lifetime)?;
         shared.check_size(&record)?;
         let user = record.user.clone();
         let token = Token::mint(user.as_deref().map(Tag::of_user))?;
         let (id, limits) = (token.id(), shared.limits_of(user.as_deref()));
-        let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
+        let (ttl, record) = (record.full_ttl(now), Arc::new(record));
+        let entry = Entry { ttl, record: record.clone() };
         match shared.store.create(&id, entry, limits).await? {
             Created::Done { evicted } => {
                 let evicted = evicted.into_iter().map(|id| (id, user.clone(), Happened::Ended(EndReason::Evicted)));
                 shared.announce(evicted.chain([(id, user.clone(), Happened::Created)])).await;
-                Ok(token)
+                Ok((token, record))
             }
             Created::Full => Err(SessionError::Full),
             Created::Taken => Err(SessionError::Conflict),

@@ -1,0 +1,203 @@
+//! A refresh token for a new pair, once.
+
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Jwt, JwtError, JwtIssueError, JwtPair, issue::own_claims};
+use crate::{
+    credential::Bearer,
+    ended::EndReason,
+    event::Happened,
+    layer::{Reason, Rejection},
+    observe::Causes,
+    record::{Record, Standing},
+    session::SessionError,
+    sessions::{SessionInfo, Sessions},
+    store::{Entry, Found, Loaded, Outcome, StoreError},
+    token::{Generation, SessionId},
+};
+
+/// How often a refresh that meets other writers of the session tries again.
+const MAX_ATTEMPTS: usize = 128;
+
+impl Jwt {
+    /// A new pair for a refresh token, which is dead from then on: see [Refreshing](Self#refreshing). The session stays, and keeps its id;
+    /// it was used, so its idle timeout begins anew.
+    ///
+    /// # Errors
+    /// [`JwtRefreshError`]: there is no new pair. After an outage in the middle of it nobody knows whether the refresh token was used up.
+    ///
+    /// ```
+    /// use tower_keep::{Jwt, JwtPair, Rejection, Sessions};
+    ///
+    /// async fn refresh(jwt: &Jwt, sessions: &Sessions, refresh_token: &str) -> Result<JwtPair, Rejection> {
+    ///     Ok(jwt.refresh(sessions, refresh_token).await?) // or 401, or 503
+    /// }
+    /// # let _ = refresh;
+    /// ```
+    pub async fn refresh(&self, sessions: &Sessions, refresh_token: &str) -> Result<JwtPair, JwtRefreshError> {
+        self.refresh_with(sessions, refresh_token, |_| json!({})).await
+    }
+
+    /// The same, with claims of your own in the access token, made from the session.
+    ///
+    /// # Errors
+    /// Those of [`refresh`](Self::refresh).
+    ///
+    /// ```
+    /// # use tower_keep::{Jwt, JwtPair, JwtRefreshError, Sessions};
+    /// # async fn refresh(jwt: &Jwt, sessions: &Sessions, token: &str) -> Result<JwtPair, JwtRefreshError> {
+    /// jwt.refresh_with(sessions, token, |session| serde_json::json!({ "admin": session.user() == Some("ana") })).await
+    /// # }
+    /// ```
+    pub async fn refresh_with<C: Serialize>(
+        &self,
+        sessions: &Sessions,
+        refresh_token: &str,
+        claims: impl Fn(&SessionInfo) -> C,
+    ) -> Result<JwtPair, JwtRefreshError> {
+        let shared = sessions.shared();
+        let (id, generation) =
+            self.read_refresh(refresh_token.as_bytes(), shared.clock.now()).inspect_err(|reason| {
+                tracing::debug!(%reason, "refresh token refused");
+            })?;
+        let failed = |error: StoreError| {
+            shared.counters.outages.count();
+            tracing::warn!(session = %id, error = %Causes(&error), "session not refreshed");
+            JwtRefreshError::Session(error.into())
+        };
+        let mut found = shared.store.load(&id).await.map_err(failed)?;
+        for _ in 0..MAX_ATTEMPTS {
+            let loaded = match found {
+                Found::Live(loaded) => loaded,
+                Found::Ended(ended) => return Err(JwtRefreshError::Ended(ended.reason)),
+                Found::Unknown => return Err(JwtRefreshError::Unknown),
+            };
+            let now = shared.clock.now();
+            let is_of = |of: Option<Generation>| Generation::name(of, &id) == generation;
+            match loaded.record.standing_of(is_of, now, shared.rotation.grace) {
+                Standing::Current => {}
+                Standing::Graced | Standing::Superseded => return Err(JwtRefreshError::Superseded),
+                Standing::Reused => return Err(self.reused(sessions, id, &loaded).await.unwrap_or_else(failed)),
+            }
+            if !shared.has_begun(&id, &loaded.record).await.map_err(failed)? {
+                return Err(JwtRefreshError::Unknown);
+            }
+            let Some(info) = SessionInfo::of(id, &loaded, now) else {
+                return Err(JwtRefreshError::Ended(EndReason::Expired));
+            };
+            let expected = loaded.record.version();
+            let mut record = Record {
+                version: expected.next().map_err(SessionError::from)?,
+                written_at: now,
+                replaces: None,
+                ..Record::clone(&loaded.record)
+            };
+            record.rotate(now, Duration::ZERO).map_err(SessionError::from)?;
+            // Made before it is written: what cannot be issued must not cost the client the token that it has.
+            let pair = self.pair(&id, &record, now, own_claims(&claims(&info))?)?;
+            let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
+            match shared.store.update(&id, expected, entry).await.map_err(failed)? {
+                Outcome::Done => {
+                    shared.announce([(id, loaded.record.user.clone(), Happened::Rotated)]).await;
+                    return Ok(pair);
+                }
+                Outcome::Conflict(theirs) => found = Found::Live(theirs),
+                Outcome::Gone => found = shared.store.load(&id).await.map_err(failed)?,
+            }
+        }
+        Err(JwtRefreshError::Session(SessionError::Conflict))
+    }
+
+    /// Ends the family of a refresh token that was used before.
+    async fn reused(&self, sessions: &Sessions, id: SessionId, loaded: &Loaded) -> Result<JwtRefreshError, StoreError> {
+        let (shared, user) = (sessions.shared(), loaded.record.user.clone());
+        tracing::warn!(session = %id, user = user.as_deref(), "an old refresh token was used again: session ended");
+        if let Outcome::Done = shared.store.end(&id, EndReason::TokenReused).await? {
+            shared.announce([(id, user, Happened::Ended(EndReason::TokenReused))]).await;
+        }
+        Ok(JwtRefreshError::Ended(EndReason::TokenReused))
+    }
+}
+
+/// Why there is no new pair for a refresh token.
+///
+/// With the `axum` and `grpc` features it is an answer as well: 401, 503 when the store is the cause, or 500.
+///
+/// ```
+/// use tower_keep::{EndReason, JwtRefreshError};
+///
+/// let error = JwtRefreshError::Ended(EndReason::TokenReused);
+/// assert_eq!(error.to_string(), "the session of the refresh token has ended: ended because its token was used twice");
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum JwtRefreshError {
+    /// It is no valid refresh token.
+    Refused(JwtError),
+    /// Nothing is known of its session.
+    Unknown,
+    /// Its session has ended: also by this call, if the token was used before ([`EndReason::TokenReused`]).
+    Ended(EndReason),
+    /// It was used a moment ago, in [time](crate::SessionLayer::rotation_grace) not to be taken for a theft. The session goes on.
+    Superseded,
+    /// The store failed, or there were no random numbers.
+    Session(SessionError),
+    /// The new pair could not be made. The refresh token is still good.
+    Issue(JwtIssueError),
+}
+
+impl fmt::Display for JwtRefreshError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(reason) => write!(f, "no valid refresh token: {reason}"),
+            Self::Unknown => f.write_str("the session of the refresh token is unknown"),
+            Self::Ended(reason) => write!(f, "the session of the refresh token has ended: {reason}"),
+            Self::Superseded => f.write_str("the refresh token was used a moment ago"),
+            Self::Session(_) => f.write_str("the session could not be refreshed"),
+            Self::Issue(_) => f.write_str("no new tokens could be made"),
+        }
+    }
+}
+
+impl Error for JwtRefreshError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Session(source) => Some(source),
+            Self::Issue(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<JwtError> for JwtRefreshError {
+    fn from(reason: JwtError) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+impl From<SessionError> for JwtRefreshError {
+    fn from(error: SessionError) -> Self {
+        Self::Session(error)
+    }
+}
+
+impl From<JwtIssueError> for JwtRefreshError {
+    fn from(error: JwtIssueError) -> Self {
+        Self::Issue(error)
+    }
+}
+
+impl From<JwtRefreshError> for Rejection {
+    fn from(error: JwtRefreshError) -> Self {
+        let ended = match error {
+            JwtRefreshError::Session(error) => return error.into(),
+            JwtRefreshError::Issue(error) => return error.into(),
+            JwtRefreshError::Ended(reason) => Some(reason),
+            JwtRefreshError::Refused(_) | JwtRefreshError::Unknown | JwtRefreshError::Superseded => None,
+        };
+        Self::new(Reason::InvalidToken, Some(Bearer::new().challenge(Some("invalid_token")))).because(ended)
+    }
+}

@@ -1,0 +1,226 @@
+//! The checks, in their order.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Map, Value};
+
+use super::{
+    Jwt, JwtKey, Purpose,
+    claims::{JwtClaims, object},
+};
+use crate::{credential::Signed, time::Timestamp, token::SessionId};
+
+impl Jwt {
+    /// What an access token says, once everything about it was checked; nothing yet about its session.
+    ///
+    /// The layer does this by itself. `now` is what its [clock](crate::Clock) says.
+    ///
+    /// # Errors
+    /// [`JwtError`] says which check it does not pass.
+    ///
+    /// ```
+    /// use tower_keep::{Clock, Jwt, JwtAlgorithm, JwtError, JwtKey, SystemClock};
+    ///
+    /// let jwt = Jwt::builder(JwtKey::hmac(JwtAlgorithm::HS256, [7; 32])?).build()?;
+    /// assert_eq!(jwt.verify_access("no JWT", SystemClock.now()).unwrap_err(), JwtError::Malformed);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn verify_access(&self, token: impl AsRef<[u8]>, now: Timestamp) -> Result<JwtClaims, JwtError> {
+        self.verify(&self.inner.access, token.as_ref(), now)
+    }
+
+    /// What the layer makes of an access token.
+    pub(crate) fn read(&self, token: &[u8], now: Timestamp) -> Result<Signed, JwtError> {
+        let claims = self.verify(&self.inner.access, token, now)?;
+        Ok(Signed {
+            session: session(&claims, self.inner.session_claim)?,
+            user: claims.text("sub")?.map(Arc::from),
+            suffices_in_outage: self.inner.suffices_in_outage,
+            claims,
+        })
+    }
+
+    /// The session and the generation that a refresh token is of.
+    pub(super) fn read_refresh(&self, token: &[u8], now: Timestamp) -> Result<(SessionId, String), JwtError> {
+        let claims = self.verify(&self.inner.refresh, token, now)?;
+        let generation = claims.text("jti")?.ok_or(JwtError::Claim("jti"))?;
+        Ok((session(&claims, "sid")?, generation.to_owned()))
+    }
+
+    fn verify(&self, purpose: &Purpose, token: &[u8], now: Timestamp) -> Result<JwtClaims, JwtError> {
+        if token.len() > self.inner.max_size {
+            return Err(JwtError::TooLarge);
+        }
+        let Parts { header, claims, signature, message } = Parts::of(token)?;
+        let header = object(&decode(header)?)?;
+        let key = purpose.key(&header, self.inner.requires_key_id)?;
+        // The key knows its algorithm, and is used for no other: so there is no `none`, and a public key is never taken for a secret.
+        if text(&header, "alg")? != Some(key.algorithm().name()) {
+            return Err(JwtError::Algorithm);
+        }
+        // Extensions that must be understood (RFC 7515, section 4.1.11): none is.
+        if header.contains_key("crit") {
+            return Err(JwtError::Malformed);
+        }
+        if !key.verifies(message, &decode(signature)?) {
+            return Err(JwtError::Signature);
+        }
+        let claims = JwtClaims::parse(&decode(claims)?)?;
+        self.check(purpose, &header, &claims, now)?;
+        Ok(claims)
+    }
+
+    /// What the signature vouches for: is it for us, and for this, and now?
+    fn check(
+        &self,
+        purpose: &Purpose,
+        header: &Map<String, Value>,
+        claims: &JwtClaims,
+        now: Timestamp,
+    ) -> Result<(), JwtError> {
+        let leeway = self.inner.leeway;
+        if claims.expires().plus(leeway) <= now {
+            return Err(JwtError::Expired);
+        }
+        if claims.time("nbf")?.is_some_and(|start| start > now.plus(leeway)) {
+            return Err(JwtError::NotYet);
+        }
+        let audience = self.inner.audience.as_deref();
+        // One that names an audience is not for those who are none (RFC 7519, section 4.1.3).
+        if !claims.is_for(audience)?.unwrap_or(audience.is_none()) {
+            return Err(JwtError::Audience);
+        }
+        let issuer = claims.text("iss")?;
+        if self.inner.issuer.as_deref().is_some_and(|expected| issuer != Some(expected)) {
+            return Err(JwtError::Issuer);
+        }
+        if !text(header, "typ")?.is_some_and(|typ| purpose.is_type(typ)) {
+            return Err(JwtError::Type);
+        }
+        Ok(())
+    }
+}
+
+impl Purpose {
+    /// The key that the header names, or the only one that it can mean.
+    fn key(&self, header: &Map<String, Value>, by_id_only: bool) -> Result<&JwtKey, JwtError> {
+        match text(header, "kid")? {
+            Some(id) => self.keys.iter().find(|key| key.name() == Some(id)).ok_or(JwtError::UnknownKey),
+            None if by_id_only => Err(JwtError::NoKeyId),
+            None => {
+                let algorithm = text(header, "alg")?;
+                let mut keys = self.keys.iter().filter(|key| algorithm == Some(key.algorithm().name()));
+                match (keys.next(), keys.next()) {
+                    (Some(key), None) => Ok(key),
+                    (None, _) => Err(JwtError::Algorithm),
+                    (Some(_), Some(_)) => Err(JwtError::NoKeyId),
+                }
+            }
+        }
+    }
+
+    /// `at+jwt` and `application/at+jwt` are the same, in any case (RFC 7515, section 4.1.9).
+    fn is_type(&self, typ: &str) -> bool {
+        let prefix = "application/";
+        let bare = match typ.split_at_checked(prefix.len()) {
+            Some((start, rest)) if start.eq_ignore_ascii_case(prefix) => rest,
+            _ => typ,
+        };
+        bare.eq_ignore_ascii_case(&self.typ)
+    }
+}
+
+/// The three parts of a JWT, and what of it is signed.
+struct Parts<'a> {
+    header: &'a [u8],
+    claims: &'a [u8],
+    signature: &'a [u8],
+    message: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a [u8]) -> Result<Self, JwtError> {
+        let mut parts = token.split(|byte| *byte == b'.');
+        let (Some(header), Some(claims), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(JwtError::Malformed);
+        };
+        Ok(Self { header, claims, signature, message: &token[..header.len() + 1 + claims.len()] })
+    }
+}
+
+fn decode(part: &[u8]) -> Result<Vec<u8>, JwtError> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| JwtError::Malformed)
+}
+
+/// A text of the header, if it is there.
+fn text<'a>(header: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, JwtError> {
+    match header.get(name) {
+        None => Ok(None),
+        Some(value) => value.as_str().map(Some).ok_or(JwtError::Malformed),
+    }
+}
+
+fn session(claims: &JwtClaims, claim: &'static str) -> Result<SessionId, JwtError> {
+    let id = claims.text(claim)?.ok_or(JwtError::Claim(claim))?;
+    id.parse().map_err(|_| JwtError::Claim(claim))
+}
+
+/// Why a JWT is not accepted: the first check that it does not pass. It shows nothing of the token.
+///
+/// To its sender all are the same: 401, `invalid_token`.
+///
+/// ```
+/// assert_eq!(tower_keep::JwtError::Claim("exp").to_string(), "the claim exp is missing or not what it should be");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum JwtError {
+    /// More bytes than [`max_size`](super::JwtBuilder::max_size).
+    TooLarge,
+    /// Not three parts in base64url, of which the first two are JSON objects that name nothing twice; or a header with extensions (`crit`).
+    Malformed,
+    /// No key has the id in its header.
+    UnknownKey,
+    /// Its header names no key, and several would do, or [it must](super::JwtBuilder::require_key_id).
+    NoKeyId,
+    /// Its algorithm is not that of the key, or of any.
+    Algorithm,
+    /// The signature is wrong.
+    Signature,
+    /// A claim that is needed is missing, or one is not of its type.
+    Claim(&'static str),
+    /// Its time is over: `exp`.
+    Expired,
+    /// Its time has not come: `nbf`.
+    NotYet,
+    /// It is for others: `aud`.
+    Audience,
+    /// It is by others: `iss`.
+    Issuer,
+    /// It is of another type: a refresh token in place of an access token, for example.
+    Type,
+}
+
+impl fmt::Display for JwtError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => "the JWT is too large",
+            Self::Malformed => "this is not a JWT",
+            Self::UnknownKey => "the JWT names a key that is not known",
+            Self::NoKeyId => "the JWT does not say which key it is signed with",
+            Self::Algorithm => "the algorithm of the JWT is not that of the key",
+            Self::Signature => "the signature of the JWT is wrong",
+            Self::Claim(name) => return write!(f, "the claim {name} is missing or not what it should be"),
+            Self::Expired => "the JWT has expired",
+            Self::NotYet => "the JWT is not valid yet",
+            Self::Audience => "the JWT is for another audience",
+            Self::Issuer => "the JWT is of another issuer",
+            Self::Type => "the JWT is of another type",
+        })
+    }
+}
+
+impl Error for JwtError {}
