@@ -94,8 +94,13 @@ mod layer;
 mod lifetime;
 mod limits;
 mod metadata;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+#[cfg(not(feature = "metrics"))]
+mod metrics;
 mod observe;
 mod record;
+mod security;
 mod session;
 mod sessions;
 mod shared;

@@ -14,7 +14,7 @@ use crate::{
     record::Json,
     sessions::Sessions,
     shared::{Announcer, Merge, OnCorrupt, Rotation, Shared},
-    store::SessionStore,
+    store::{SessionStore, observed::Observed},
     time::{Clock, SystemClock},
 };
 
@@ -66,7 +66,7 @@ impl SessionLayer {
     /// An `Arc<dyn SessionStore>` is a store as well: Redis or memory may be decided when the program starts.
     pub fn new(store: impl SessionStore) -> Self {
         let shared = Shared {
-            store: Arc::new(store),
+            store: Arc::new(Observed::new(store)),
             credentials: Credentials::new(Some(SessionCookie::default()), None),
             lifetime: Lifetime::default(),
             rotation: Rotation { every: None, grace: Duration::from_secs(30) },
@@ -79,6 +79,7 @@ impl SessionLayer {
             counters: Arc::default(),
             queues: Arc::default(),
             announcer: Announcer::new(),
+            security: Arc::default(),
             monitor: Arc::default(),
         };
         Self { shared: Arc::new(shared), policy: Policy::new(), reject: EmptyBody }

@@ -146,13 +146,14 @@ impl Inner {
                 let settled = self.settle(&mut state, &attempt, again, answer);
                 settled.map(|()| std::mem::take(&mut state.happened))
             }?;
-            shared.announce_all(happened).await;
+            shared.announce_all(happened, self.ip()).await;
             if let Some(id) = lost_to
                 && place.is_none()
             {
                 place = shared.queues.wait(&id).await;
             }
         }
+        shared.counters.gave_up();
         Err(SessionError::Conflict)
     }
 
