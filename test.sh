@@ -28,6 +28,8 @@ need() {
 
 [ -n "${REDIS_SERVER_BIN:-}" ] || need redis-server redis-server redis
 need curl curl curl
+need prometheus prometheus prometheus # for the dashboard and the alert rules; promtool comes with it
+need promtool prometheus prometheus
 need cc gcc gcc # for ring: TLS, and the certificates of the tests
 
 cargo test --all-features "$@"

@@ -74,8 +74,11 @@ pub enum OnCorrupt {
 impl Shared {
     pub(crate) fn check_size(&self, record: &Record) -> Result<(), SessionError> {
         let (size, limit) = (record.weight(), self.max_size);
+        if size > limit {
+            return Err(SessionError::TooLarge { size, limit });
+        }
         metrics::record(&PAYLOAD, [], size as f64);
-        if size > limit { Err(SessionError::TooLarge { size, limit }) } else { Ok(()) }
+        Ok(())
     }
 
     pub(crate) fn limits_of(&self, user: Option<&str>) -> Limits {
