@@ -20,7 +20,7 @@ use support::{
     watch::{Metrics, Said, Scrape, Trace},
 };
 use tower_keep::{
-    Bearer, ClientInfo, Limits, ManualClock, MemoryStore, SessionLayer, Token, WhenFull,
+    Bearer, ClientInfo, Limits, ManualClock, MemoryStore, PeerAddr, SessionLayer, Token, WhenFull,
     store::{
         Fallback, FallbackMode, Guard, OnReturn, SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -58,7 +58,8 @@ fn requests(transport: &str, outcome: &str) -> String {
 async fn each_kind_of_request() -> Scrape {
     let metrics = Metrics::collect();
     let clock = ManualClock::new();
-    let layer = SessionLayer::new(MemoryStore::new()).bearer(Bearer::new()).clock(clock.clone());
+    let store = MemoryStore::new().clock(clock.clone());
+    let layer = SessionLayer::new(store).bearer(Bearer::new()).clock(clock.clone());
     let app = App::start(layer.clone()).await;
     let sessions = layer.sessions();
 
@@ -150,7 +151,6 @@ async fn each_kind_of_request() -> Scrape {
 
     let used = log_in(&app, "fay").await;
     used.one(json!(["consume"])).await;
-    assert_eq!(metrics.get(r#"session_save_duration_seconds_count{kind="consume",result="live"}"#), 0.0);
     assert_eq!(metrics.get(r#"session_save_duration_seconds_count{kind="consume",result="done"}"#), 1.0);
 
     sessions.count().await.unwrap();
@@ -495,8 +495,9 @@ async fn a_store_in_memory_has_spans_as_well() {
         let span = span(&trace, operation);
         assert_eq!((span.get("db.system.name"), span.get("server.address")), (Some("memory"), None));
     }
+    let asked = trace.spans().len();
     app.client().get("/public").await;
-    assert_eq!(trace.spans().len(), 2, "who asks no store makes no span");
+    assert_eq!(trace.spans().len(), asked, "who asks no store makes no span");
 }
 
 // ---- security events ----
@@ -517,7 +518,8 @@ async fn what_concerns_security_is_told_with_who_and_where_and_no_secret() {
         .clock(clock.clone())
         .client_info(client_info)
         .limits_by(limits);
-    let app = App::start(layer.clone()).await;
+    let proxy = axum::Extension(PeerAddr("127.0.0.1:4711".parse().unwrap()));
+    let app = App::serve(|router| router.layer(layer.clone()).layer(proxy)).await;
     let sessions = layer.sessions();
     let mut secrets = Vec::new();
     let ip = [("x-forwarded-for", "198.51.100.7"), ("content-type", "application/json")];
@@ -621,6 +623,6 @@ async fn any_store_is_watched() {
     let store: std::sync::Arc<dyn SessionStore> = std::sync::Arc::new(MemoryStore::new());
     let app = App::start(SessionLayer::new(store)).await;
     log_in(&app, "ana").await;
-    assert_eq!(trace.spans().len(), 1);
+    assert_eq!(span(&trace, "create").get("db.system.name"), Some("memory"));
     assert_eq!(metrics.get(r#"session_save_duration_seconds_count{kind="create",result="done"}"#), 1.0);
 }

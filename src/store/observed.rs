@@ -156,6 +156,7 @@ impl<S: SessionStore> Observation<'_, S> {
         if self.operation == Operation::Load {
             metrics::record(&LOAD_DURATION, [("result", result)], self.began.seconds());
         } else if let Some(kind) = self.operation.kind_of_save() {
+            let result = if result == "live" { "done" } else { result }; // what was consumed is not alive any more
             metrics::record(&SAVE_DURATION, [("kind", kind), ("result", result)], self.began.seconds());
         }
         if let Err(error) = answer {

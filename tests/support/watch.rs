@@ -41,6 +41,11 @@ impl Metrics {
         Self { handle: recorder.handle(), _recording: recording }
     }
 
+    /// What is served as `/metrics`.
+    pub fn handle(&self) -> PrometheusHandle {
+        self.handle.clone()
+    }
+
     pub fn scrape(&self) -> Scrape {
         Scrape::of(&self.handle.render())
     }
