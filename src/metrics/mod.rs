@@ -1,4 +1,4 @@
-//! What is measured, by the [`metrics`](::metrics) facade: whoever installs a recorder has it, and without one it is thrown away.
+//! What is measured, by the facade of the crate `metrics`: whoever installs a recorder has it, and without one it is thrown away.
 //!
 //! Install the recorder, call [`describe`] once, and serve what the recorder has collected. Nothing else is to be done; a recorder that is
 //! installed later counts from then on.
