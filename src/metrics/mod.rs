@@ -1,7 +1,7 @@
 //! What is measured, by the facade of the crate `metrics`: whoever installs a recorder has it, and without one it is thrown away.
 //!
 //! Install the recorder, call [`describe`] once, and serve what the recorder has collected. Nothing else is to be done; a recorder that is
-//! installed later counts from then on.
+//! installed later counts from then on, and sees the gauges of a guard or a fallback that was there before when they change.
 //!
 //! ```
 //! use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
