@@ -54,6 +54,8 @@ need_pyjwt() {
 
 [ -n "${REDIS_SERVER_BIN:-}" ] || need redis-server redis-server redis
 need curl curl curl
+need prometheus prometheus prometheus # for the dashboard and the alert rules; promtool comes with it
+need promtool prometheus prometheus
 need openssl openssl openssl
 need cc gcc gcc # for ring and AWS-LC: TLS, JWTs, and the certificates of the tests
 need_pyjwt

@@ -4,6 +4,8 @@
 //! cargo bench --bench instructions
 //! ```
 //!
+//! The last column is with a recorder for the metrics of the feature `metrics`, which is on.
+//!
 //! They are counted by valgrind (callgrind), which must be installed, and are the same whatever else the machine does. Each case
 //! is run twice in a process of its own, and the shorter run is subtracted, so that starting up does not count.
 
@@ -12,6 +14,7 @@ mod cases;
 use std::{env, process::Command};
 
 use cases::{CASES, Case, run};
+use metrics_exporter_prometheus::PrometheusBuilder;
 
 const FEW: u64 = 1_000;
 const MANY: u64 = 11_000;
@@ -20,6 +23,9 @@ fn main() {
     let args: Vec<String> = env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.as_slice() {
         [case, variant, times] => {
+            if variant == "recorded" {
+                PrometheusBuilder::new().install_recorder().unwrap();
+            }
             let (_, case) = CASES.into_iter().find(|(_, known)| format!("{known:?}") == *case).unwrap();
             run(case, variant == "bare", times.parse().unwrap());
         }
@@ -28,11 +34,14 @@ fn main() {
 }
 
 fn report() {
-    println!("{:<32}{:>14}", "added to the bare service", "instructions");
+    println!("{:<32}{:>14}{:>14}", "added to the bare service", "instructions", "recorded");
     for (name, case) in CASES {
-        let instructions = instructions(case, "keep").zip(instructions(case, "bare"));
-        let instructions = instructions.map_or("no valgrind".into(), |(keep, bare)| (keep - bare).to_string());
-        println!("{name:<32}{instructions:>14}");
+        let bare = instructions(case, "bare");
+        let [keep, recorded] = ["keep", "recorded"].map(|variant| {
+            let instructions = instructions(case, variant).zip(bare);
+            instructions.map_or("no valgrind".into(), |(with, bare)| (with - bare).to_string())
+        });
+        println!("{name:<32}{keep:>14}{recorded:>14}");
     }
 }
 

@@ -40,8 +40,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/public", get(async || "open to everybody, whatever happens to the sessions\n"))
         .route("/health", get(health))
         .route_service("/health/{probe}", sessions.health_service()) // live, ready, and the report, for operators
-        .with_state(sessions)
-        .layer(layer);
+        .with_state(sessions.clone())
+        .layer(layer)
+        .route("/metrics", support::metrics::route(sessions)?); // for operators as well
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;

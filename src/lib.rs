@@ -81,6 +81,40 @@
 //! # Stores
 //! [`MemoryStore`] and [`store::redis::RedisStore`], or your own: [`store::SessionStore`] is the contract. A layer does not
 //! show which store it has, so [`store::from_env`] can choose when the program starts.
+//!
+//! # Watching
+//! The feature `metrics` measures: see the module `metrics` for all that it does. What follows is there without it, by `tracing`.
+//!
+//! Every operation of a store is in a **span** `session_store` at DEBUG level, target `tower_keep::store`, with the attributes that
+//! OpenTelemetry gives to calls of databases:
+//!
+//! | attribute | value |
+//! |---|---|
+//! | `db.system.name` | the [name](store::SessionStore::name) of the store: `redis`, `memory` |
+//! | `db.operation.name`, `otel.name` | what it was asked: `load`, `create`, `update`, `touch`, `end`, `replace`, `consume`, `list`, `end_user`, `scan`, `count`, `health`, `publish`, `events` |
+//! | `db.operation.batch.size` | how many commands went to Redis at once, if several |
+//! | `db.stored_procedure.name` | which script Redis was told to run, if any |
+//! | `db.response.status_code` | the code of a refusal of Redis: `OOM`, `READONLY` |
+//! | `error.type` | of a failure: that code, or `outage`, `corrupt`, `configuration` |
+//! | `server.address`, `server.port` | which server was asked, where that is known: not with Sentinel, and not with a pool |
+//! | `otel.kind`, `otel.status_code` | `client`; `ERROR` of a failure |
+//!
+//! **Security events** have the target `tower_keep::security`, which will stay, as will their fields. Time is what the subscriber gives:
+//!
+//! | `event` | level | fields | when |
+//! |---|---|---|---|
+//! | `created`, `logged_in`, `rotated` | INFO | `session`, `user`, `client_ip` | as [`Happened`] has it |
+//! | `ended` | INFO | `session`, `user`, `client_ip`, `reason` | the same; for the [reason](EndReason::as_str) |
+//! | `token_reused` | WARN | `session`, `user`, `client_ip` | an old token came back: somebody has a copy |
+//! | `credentials_disagree` | WARN | `client_ip`, `left_out` | a cookie and another bearer token came together |
+//! | `unknown_token` | INFO | `session`, `client_ip`, `left_out` | a token was looked up that the store does not know |
+//! | `malformed_credential` | INFO | `transport`, `client_ip`, `left_out` | what was to be looked up cannot be a token |
+//! | `limit_refused` | INFO | `user`, `client_ip`, `left_out` | a login or a session was refused, for there are too many |
+//!
+//! `session` is a [`SessionId`], which opens nothing; no field holds a token, or a value of a session. `user` and `client_ip` are there when they
+//! are known, the address only with [`SessionLayer::client_info`], and of what a request has caused. Of the last four kinds, which anybody can cause
+//! as often as they like, ten each a second are logged; `left_out` is how many were not, since the last one that was. What is done through
+//! another instance is logged there.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::await_holding_lock)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -99,8 +133,13 @@ mod layer;
 mod lifetime;
 mod limits;
 mod metadata;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+#[cfg(not(feature = "metrics"))]
+mod metrics;
 mod observe;
 mod record;
+mod security;
 mod session;
 mod sessions;
 mod shared;

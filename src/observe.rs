@@ -1,4 +1,4 @@
-//! What is counted, and how causes are logged.
+//! What is counted, for [`Stats`] and for [`metrics`] alike, and how causes are logged.
 
 use std::{
     error::Error,
@@ -6,23 +6,27 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{ended::EndReason, event::Happened};
+use crate::{
+    ended::EndReason,
+    event::Happened,
+    metrics::{self, CONFLICTS, CREATED, DESTROYED, RESURRECTION_PREVENTED, ROTATION, TOKEN_REUSE, UNSAVED},
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) conflicts: Counter,
-    pub(crate) overwrites: Counter,
-    pub(crate) ended_meanwhile: Counter,
-    pub(crate) unsaved: Counter,
+    conflicts: Counter,
+    overwrites: Counter,
+    ended_meanwhile: Counter,
+    unsaved: Counter,
     pub(crate) outages: Counter,
     pub(crate) vouched: Counter,
     pub(crate) corrupt: Counter,
-    pub(crate) created: Counter,
-    pub(crate) logins: Counter,
-    pub(crate) rotations: Counter,
-    pub(crate) ended: Counter,
-    pub(crate) evictions: Counter,
-    pub(crate) reused_tokens: Counter,
+    created: Counter,
+    logins: Counter,
+    rotations: Counter,
+    ended: Counter,
+    evictions: Counter,
+    reused_tokens: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +37,7 @@ impl Counter {
         self.add(1);
     }
 
-    pub(crate) fn add(&self, times: u64) {
+    fn add(&self, times: u64) {
         self.0.fetch_add(times, Ordering::Relaxed);
     }
 
@@ -45,18 +49,55 @@ impl Counter {
 impl Counters {
     pub(crate) fn happened(&self, what: Happened) {
         match what {
-            Happened::Created => self.created.count(),
-            Happened::LoggedIn => self.logins.count(),
-            Happened::Rotated => self.rotations.count(),
+            Happened::Created => {
+                self.created.count();
+                metrics::count(&CREATED, []);
+            }
+            Happened::LoggedIn => {
+                self.logins.count();
+                metrics::count(&ROTATION, [("case", "login")]);
+            }
+            Happened::Rotated => {
+                self.rotations.count();
+                metrics::count(&ROTATION, [("case", "rotated")]);
+            }
             Happened::Ended(reason) => {
                 self.ended.count();
+                metrics::count(&DESTROYED, [("reason", reason.as_str())]);
                 match reason {
                     EndReason::Evicted => self.evictions.count(),
-                    EndReason::TokenReused => self.reused_tokens.count(),
+                    EndReason::TokenReused => {
+                        self.reused_tokens.count();
+                        metrics::count(&TOKEN_REUSE, []);
+                    }
                     _ => {}
                 }
             }
         }
+    }
+
+    /// A save met another, which has so many values of this one's place.
+    pub(crate) fn conflict(&self, overwrites: u64) {
+        self.conflicts.count();
+        self.overwrites.add(overwrites);
+        metrics::count(&CONFLICTS, [("resolution", if overwrites == 0 { "merged" } else { "overwritten" })]);
+    }
+
+    /// A save was given up, because it met others again and again.
+    pub(crate) fn gave_up(&self) {
+        metrics::count(&CONFLICTS, [("resolution", "gave_up")]);
+    }
+
+    /// A save found its session ended.
+    pub(crate) fn ended_meanwhile(&self) {
+        self.ended_meanwhile.count();
+        metrics::count(&RESURRECTION_PREVENTED, []);
+    }
+
+    /// A request went away with changes.
+    pub(crate) fn unsaved(&self) {
+        self.unsaved.count();
+        metrics::count(&UNSAVED, []);
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -16,8 +17,10 @@ use crate::{
     lifetime::Lifetime,
     limits::Limits,
     metadata::ClientInfo,
+    metrics::{self, LIFETIME, PAYLOAD, Stopwatch},
     observe::{Causes, Counters},
     record::{Json, Record},
+    security,
     session::SessionError,
     store::{Found, SessionStore, StoreError},
     time::Clock,
@@ -41,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) announcer: Announcer,
+    pub(crate) security: Arc<security::Noise>,
     pub(crate) monitor: Arc<Monitor>,
 }
 
@@ -72,7 +76,11 @@ pub enum OnCorrupt {
 impl Shared {
     pub(crate) fn check_size(&self, record: &Record) -> Result<(), SessionError> {
         let (size, limit) = (record.weight(), self.max_size);
-        if size > limit { Err(SessionError::TooLarge { size, limit }) } else { Ok(()) }
+        if size > limit {
+            return Err(SessionError::TooLarge { size, limit });
+        }
+        metrics::record(&PAYLOAD, [], size as f64);
+        Ok(())
     }
 
     pub(crate) fn limits_of(&self, user: Option<&str>) -> Limits {
@@ -90,19 +98,39 @@ impl Shared {
         })
     }
 
+    /// There are as many sessions as there may be.
+    pub(crate) fn refused(&self, user: Option<&str>, from: Option<IpAddr>) {
+        self.security.limit_refused(&*self.clock, user, from);
+    }
+
+    /// A session has ended that had this record.
+    pub(crate) fn lived(&self, record: &Record) {
+        if Stopwatch::RUNS {
+            metrics::record(&LIFETIME, [], self.clock.now().since(record.created_at).as_secs_f64());
+        }
+    }
+
     /// Counts and tells what happened: in this process at once, whatever becomes of the request; to others as far as the store takes it.
-    pub(crate) async fn announce(&self, all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
-        let events = self.tell(all);
+    pub(crate) async fn announce(
+        &self,
+        all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>,
+        from: Option<IpAddr>,
+    ) {
+        let events = self.tell(all, from);
         self.publish(&events).await;
     }
 
     /// Counts what happened, and tells this process. The events are for the others.
-    pub(crate) fn tell(&self, all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) -> Vec<Event> {
+    pub(crate) fn tell(
+        &self,
+        all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>,
+        from: Option<IpAddr>,
+    ) -> Vec<Event> {
         let Announcer { origin, here } = &self.announcer;
         let tell = |(session, user, happened)| {
             self.counters.happened(happened);
             let event = Event::new(session, user, happened, *origin);
-            tracing::debug!(%session, user = event.user(), ?happened, "session event");
+            security::happened(&event, from);
             if let Some(here) = here.get() {
                 let _ = here.send(event.clone()); // perhaps nobody listens any more
             }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each example uses its part
 
+pub mod metrics;
+
 use std::{env, error::Error, process::ExitCode, sync::Arc, time::Duration};
 
 use serde::Deserialize;

@@ -77,6 +77,19 @@ impl Proof<'_> {
 }
 
 impl Presented {
+    /// How the credential came, in a word.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Nothing => "none",
+            Self::Foreign(Transport::Cookie) | Self::Tokens(Transport::Cookie, _) => "cookie",
+            Self::Foreign(Transport::Bearer)
+            | Self::Tokens(Transport::Bearer, _)
+            | Self::Signed(_)
+            | Self::Malformed => "bearer",
+            Self::Disagreement => "both",
+        }
+    }
+
     /// How the session came, if one may have come: somebody else's `Authorization` header says nothing of that.
     pub(crate) fn transport(&self) -> Option<Transport> {
         match self {

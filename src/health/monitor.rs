@@ -7,7 +7,8 @@ use tokio::sync::Semaphore;
 
 use super::HealthReport;
 use crate::{
-    store::{Health, SessionStore},
+    metrics::{self, STORE_HEALTH},
+    store::{Health, SessionStore, health::HealthStatus},
     time::Clock,
 };
 
@@ -41,6 +42,9 @@ impl Monitor {
             Some(last) if last.status == status => last.since,
             _ => clock.now(),
         };
+        for each in [HealthStatus::Up, HealthStatus::Degraded, HealthStatus::Down] {
+            metrics::set(&STORE_HEALTH, [("status", each.as_str())], f64::from(u8::from(each == status)));
+        }
         let cause = match health {
             Health::Up => None,
             Health::Degraded(cause) | Health::Down(cause) => Some(cause),

@@ -101,7 +101,7 @@ impl Jwt {
             let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
             match shared.store.update(&id, expected, entry).await.map_err(failed)? {
                 Outcome::Done => {
-                    shared.announce([(id, loaded.record.user.clone(), Happened::Rotated)]).await;
+                    shared.announce([(id, loaded.record.user.clone(), Happened::Rotated)], None).await;
                     return Ok(pair);
                 }
                 Outcome::Conflict(theirs) => found = Found::Live(theirs),
@@ -116,7 +116,7 @@ impl Jwt {
         let (shared, user) = (sessions.shared(), loaded.record.user.clone());
         tracing::warn!(session = %id, user = user.as_deref(), "an old refresh token was used again: session ended");
         if let Outcome::Done = shared.store.end(&id, EndReason::TokenReused).await? {
-            shared.announce([(id, user, Happened::Ended(EndReason::TokenReused))]).await;
+            shared.announce([(id, user, Happened::Ended(EndReason::TokenReused))], None).await;
         }
         Ok(JwtRefreshError::Ended(EndReason::TokenReused))
     }

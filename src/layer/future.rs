@@ -123,7 +123,7 @@ where
 impl<R> Drop for Exchange<R> {
     fn drop(&mut self) {
         if !self.nested {
-            drop(self.session.close());
+            self.session.leave();
         }
     }
 }

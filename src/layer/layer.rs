@@ -14,7 +14,7 @@ use crate::{
     record::Json,
     sessions::Sessions,
     shared::{Announcer, Merge, OnCorrupt, Rotation, Shared},
-    store::SessionStore,
+    store::{SessionStore, observed::Observed},
     time::{Clock, SystemClock},
 };
 
@@ -67,7 +67,7 @@ impl SessionLayer {
     pub fn new(store: impl SessionStore) -> Self {
         let shared = Shared {
             deadline: store.operation_deadline().map(|deadline| deadline.saturating_mul(2)),
-            store: Arc::new(store),
+            store: Arc::new(Observed::new(store)),
             credentials: Credentials::new(Some(SessionCookie::default())),
             lifetime: Lifetime::default(),
             rotation: Rotation { every: None, grace: Duration::from_secs(30) },
@@ -80,6 +80,7 @@ impl SessionLayer {
             counters: Arc::default(),
             queues: Arc::default(),
             announcer: Announcer::new(),
+            security: Arc::default(),
             monitor: Arc::default(),
         };
         Self { shared: Arc::new(shared), policy: Policy::new(), reject: EmptyBody }

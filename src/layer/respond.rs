@@ -2,7 +2,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
-use crate::session::Session;
+use crate::{
+    metrics::{self, SET_COOKIE},
+    session::Session,
+};
 
 /// Sets what the client must be told of its session, and what caches must know.
 pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Response<B> {
@@ -11,10 +14,11 @@ pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Respons
     };
     let credentials = &session.shared().credentials;
     let headers = response.headers_mut();
-    if let (Some(value), Some(cookie)) = (closing.set_cookie, credentials.cookie()) {
+    if let (Some(set_cookie), Some(cookie)) = (closing.set_cookie, credentials.cookie()) {
         let others: Vec<_> =
             headers.get_all(header::SET_COOKIE).iter().filter(|other| !cookie.is_set_by(other)).cloned().collect();
-        headers.insert(header::SET_COOKIE, value);
+        metrics::count(&SET_COOKIE, [("op", set_cookie.op)]);
+        headers.insert(header::SET_COOKIE, set_cookie.header);
         for other in others {
             headers.append(header::SET_COOKIE, other);
         }

@@ -67,6 +67,7 @@ where
         let presented = exchange.session.presented();
         let look_up_first = match (policy.lookup, presented) {
             (_, Presented::Disagreement) => {
+                exchange.session.report_disagreement();
                 return ResponseFuture::rejected(exchange.session.unauthenticated(), exchange);
             }
             (Lookup::Lazy, _) | (Lookup::Eager, Presented::Nothing) => false,

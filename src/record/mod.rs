@@ -184,7 +184,6 @@ impl Record {
     }
 
     /// Whether it was written with a new token.
-    #[cfg(feature = "redis")]
     pub(crate) fn rotates(&self) -> bool {
         self.rotation.is_some_and(|rotation| rotation.at == self.written_at)
     }

@@ -6,16 +6,24 @@ use http::HeaderValue;
 
 use super::{
     Delivery, Inner, Session, SessionError,
+    met::Met,
     state::{Known, State, Untold},
 };
 use crate::{
     credential::{Presented, Transport},
+    metrics::{self, REQUESTS},
     observe::Causes,
 };
 
 /// What remains to be said when the head of the response leaves.
 pub(crate) struct Closing {
-    pub(crate) set_cookie: Option<HeaderValue>,
+    pub(crate) set_cookie: Option<SetCookie>,
+}
+
+/// A header, and what it does.
+pub(crate) struct SetCookie {
+    pub(crate) header: HeaderValue,
+    pub(crate) op: &'static str,
 }
 
 impl Session {
@@ -45,6 +53,17 @@ impl Session {
         }
     }
 
+    /// Called once, when the request is over, however it ended: no token can reach its client afterwards.
+    pub(crate) fn leave(&self) {
+        let mut state = self.inner.state();
+        state.closed = true;
+        if metrics::Stopwatch::RUNS {
+            let presented = &self.inner.presented;
+            let met = state.met.unwrap_or(Met::without_looking(presented));
+            metrics::count(&REQUESTS, [("transport", presented.label()), ("outcome", met.as_str())]);
+        }
+    }
+
     /// Called when the head of the response leaves: no token can be given after this. `None` when nobody looked the session up.
     pub(crate) fn close(&self) -> Option<Closing> {
         let mut state = self.inner.state();
@@ -59,15 +78,18 @@ impl Session {
 
 impl Inner {
     /// The header that tells the client what it does not know yet; bearer clients are told by handlers.
-    fn set_cookie(&self, untold: Untold, state: &State) -> Option<HeaderValue> {
+    fn set_cookie(&self, untold: Untold, state: &State) -> Option<SetCookie> {
         let credentials = &self.shared.credentials;
         let transport = self.presented.transport().unwrap_or(credentials.default_transport());
         let cookie = credentials.cookie().filter(|_| transport == Transport::Cookie)?;
         let now = self.shared.clock.now();
         match untold {
-            Untold::Token(until) => cookie.give(&self.token_of(state.begun()?)?, now, until),
+            Untold::Token(until) => {
+                let header = cookie.give(&self.token_of(state.begun()?)?, now, until)?;
+                Some(SetCookie { header, op: "set" })
+            }
             Untold::End if matches!(self.presented, Presented::Nothing) => None,
-            Untold::End => cookie.remove(),
+            Untold::End => cookie.remove().map(|header| SetCookie { header, op: "remove" }),
         }
     }
 }
@@ -76,7 +98,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if state.has_unsaved() && state.reported != Some(state.generation) {
-            self.shared.counters.unsaved.count();
+            self.shared.counters.unsaved();
             let id = state.live().map(|live| live.id);
             let session = id.as_ref().map(tracing::field::display);
             tracing::warn!(session, "session dropped with changes that were not saved");

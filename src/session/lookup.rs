@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Inner,
+    met::Met,
     settle::cookie_until,
     state::{Fate, Held, Known, Live, Untold},
 };
@@ -11,8 +12,10 @@ use crate::{
     credential::{Presented, Proof, Signed, Transport},
     ended::{EndReason, Ended},
     event::Happened,
+    metrics::{self, ROTATION, TOUCH_SKIPPED},
     observe::Causes,
     record::{Record, Standing},
+    security,
     shared::OnCorrupt,
     store::{Entry, Found, Loaded, Outcome, StoreError},
     time::Timestamp,
@@ -27,6 +30,7 @@ pub(super) struct Looked {
     pub(super) untold: Option<Untold>,
     /// The store answers less than it usually promises.
     pub(super) degraded: bool,
+    pub(super) met: Met,
 }
 
 /// What one token, or signature, led to.
@@ -44,9 +48,12 @@ impl Inner {
         let mut state = self.state();
         match (&state.known, &self.presented) {
             (Known::Unread | Known::Unavailable, Presented::Tokens(..) | Presented::Signed(_)) => true,
-            (Known::Unread, _) => {
+            (Known::Unread, presented) => {
                 state.known = Known::Absent;
                 state.degraded = self.shared.store.is_degraded();
+                if let Met::Malformed = Met::without_looking(presented) {
+                    self.shared.security.malformed(&*self.shared.clock, presented.label(), self.ip());
+                }
                 false
             }
             _ => false,
@@ -57,10 +64,16 @@ impl Inner {
         let before = self.shared.store.is_degraded();
         let looked = self.look_through().await;
         // Whichever of the two it was when it answered.
-        Looked { degraded: looked.degraded || before || self.shared.store.is_degraded(), ..looked }
+        let degraded = looked.degraded || before || self.shared.store.is_degraded();
+        let met = match looked.met {
+            Met::Hit | Met::Unknown if degraded => Met::Degraded,
+            met => met,
+        };
+        Looked { degraded, met, ..looked }
     }
 
     async fn look_through(&self) -> Looked {
+        let mut unknown = None;
         let mut ended = None;
         let mut known = Known::Absent;
         for proof in self.presented.proofs() {
@@ -68,14 +81,23 @@ impl Inner {
                 Ok(Tried::Live(live, standing)) => return self.found(live, standing),
                 Ok(Tried::Superseded) => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
                 Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
-                Ok(Tried::Unknown) => {}
+                Ok(Tried::Unknown) => unknown = Some(proof.session()),
                 Err(error) => {
                     let known = self.without_store(proof, &error);
-                    return Looked { known, ended: None, fate: Fate::Keep, untold: None, degraded: true };
+                    let met = if let Known::Vouched = known { Met::Degraded } else { Met::StoreError };
+                    return Looked { known, ended: None, fate: Fate::Keep, untold: None, degraded: true, met };
                 }
             }
         }
-        Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false }
+        let met = match (&known, ended) {
+            (Known::Ended, _) => Met::Superseded,
+            (_, Some(reason)) => Met::Ended(reason),
+            (_, None) => Met::Unknown,
+        };
+        if let (Met::Unknown, Some(id)) = (met, unknown) {
+            self.shared.security.unknown(&*self.shared.clock, &id, self.ip());
+        }
+        Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false, met }
     }
 
     /// What is known of a session that the store did not answer for.
@@ -115,6 +137,7 @@ impl Inner {
             Found::Ended(Ended { reason: EndReason::Replaced, at, .. })
                 if now.since(at) < self.shared.rotation.grace =>
             {
+                metrics::count(&ROTATION, [("case", "superseded")]);
                 return Ok(Tried::Superseded);
             }
             Found::Ended(ended) => return Ok(Tried::Ended(ended.reason)),
@@ -129,10 +152,14 @@ impl Inner {
             Proof::Signature(_) => Standing::Current,
         };
         match standing {
-            Standing::Current | Standing::Graced => {}
-            Standing::Superseded => return Ok(Tried::Superseded),
+            Standing::Current => {}
+            Standing::Graced => metrics::count(&ROTATION, [("case", "graced")]),
+            Standing::Superseded => {
+                metrics::count(&ROTATION, [("case", "superseded")]);
+                return Ok(Tried::Superseded);
+            }
             Standing::Reused => {
-                tracing::warn!(session = %id, user = loaded.record.user(), "an old token was used again: session ended");
+                security::token_reused(&id, loaded.record.user(), self.ip());
                 return self.give_up(id, Some(&loaded.record), EndReason::TokenReused).await;
             }
         }
@@ -175,8 +202,9 @@ impl Inner {
     async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
         let outcome = self.shared.store.end(&id, reason).await?;
         if matches!(outcome, Outcome::Done) || reason == EndReason::Corrupt {
+            record.into_iter().for_each(|record| self.shared.lived(record));
             let user = record.and_then(|record| record.user.clone());
-            self.shared.announce([(id, user, Happened::Ended(reason))]).await;
+            self.shared.announce([(id, user, Happened::Ended(reason))], self.ip()).await;
         }
         Ok(Tried::Ended(reason))
     }
@@ -189,7 +217,7 @@ impl Inner {
         // What a degraded store confirms may not last, and the client would be left with a token that nobody knows.
         let due = due && !self.shared.store.is_degraded();
         let fate = if due { Fate::Renew } else { Fate::Keep };
-        Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold, degraded: false }
+        Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold, degraded: false, met: Met::Hit }
     }
 
     /// What was loaded, unless its time is over.
@@ -212,6 +240,7 @@ impl Inner {
         let (left, ttl) = (live.expires_at.since(now), live.record.full_ttl(now));
         let due = ttl.saturating_sub(left) >= self.shared.lifetime.touch_interval_of(live.record.idle_timeout);
         if !due || ttl.is_zero() {
+            metrics::count(&TOUCH_SKIPPED, []);
             return;
         }
         match self.shared.store.touch(&live.id, Entry { record: live.record.clone(), ttl }).await {

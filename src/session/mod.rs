@@ -3,6 +3,7 @@
 mod close;
 mod error;
 mod lookup;
+mod met;
 mod patience;
 mod save;
 mod settle;
@@ -11,6 +12,7 @@ mod typed;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -727,6 +729,12 @@ impl Session {
         &self.inner.presented
     }
 
+    /// A cookie and a bearer token came, and differ.
+    pub(crate) fn report_disagreement(&self) {
+        let shared = &self.inner.shared;
+        shared.security.disagreement(&*shared.clock, self.inner.ip());
+    }
+
     pub(crate) fn belongs_to(&self, shared: &Arc<Shared>) -> bool {
         Arc::ptr_eq(&self.inner.shared, shared)
     }
@@ -750,6 +758,11 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where the request came from, if that is known.
+    fn ip(&self) -> Option<IpAddr> {
+        self.client.as_ref().and_then(Metadata::ip)
+    }
+
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         match self.turn.try_acquire() {
             Ok(turn) => Some(turn),
@@ -768,6 +781,9 @@ impl Inner {
         let found = self.ask(shared.store.consume(&id, claim)).await;
         let found = found.inspect_err(|_| shared.counters.outages.count())?;
         let mine = matches!(found, Found::Live(_));
+        if let Found::Live(loaded) = &found {
+            shared.lived(&loaded.record);
+        }
         self.state().consumed(
             mine,
             match found {

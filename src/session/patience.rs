@@ -56,7 +56,7 @@ impl Inner {
 
     /// Counts and tells what happened: see [`Shared::announce`].
     pub(super) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
-        let events = self.shared.tell(happened);
+        let events = self.shared.tell(happened, self.ip());
         if !events.is_empty()
             && let Err(error) = self.patience.ask(self.shared.deadline, self.shared.publish(&events)).await
         {

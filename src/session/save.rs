@@ -157,6 +157,7 @@ impl Inner {
                 place = shared.queues.wait(&id).await;
             }
         }
+        shared.counters.gave_up();
         Err(SessionError::Conflict)
     }
 

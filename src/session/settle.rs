@@ -37,9 +37,13 @@ impl Inner {
             }
             // The id is taken, which 264 random bits rule out: the next attempt has another.
             (Write::Create(_), Answer::Created(Created::Taken)) => {}
-            (Write::Create(_), Answer::Created(Created::Full)) => return Err(SessionError::Full),
+            (Write::Create(new), Answer::Created(Created::Full)) => {
+                self.shared.refused(new.entry.record.user(), self.ip());
+                return Err(SessionError::Full);
+            }
             (Write::Update { id, entry, .. }, Answer::Written(Outcome::Done)) if entry.ttl.is_zero() => {
-                self.shared.counters.ended_meanwhile.count();
+                self.shared.counters.ended_meanwhile();
+                self.lived(state, id);
                 state.ended_by_us(id, EndReason::Expired, true);
             }
             (Write::Update { entry, token, .. }, Answer::Written(Outcome::Done)) => {
@@ -47,21 +51,25 @@ impl Inner {
             }
             (Write::Replace { .. }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
                 let by_us = matches!(outcome, Outcome::Done);
-                if !by_us {
-                    self.shared.counters.ended_meanwhile.count();
+                match &attempt.write {
+                    Write::Replace { id, .. } if by_us => self.lived(state, id),
+                    _ => self.shared.counters.ended_meanwhile(),
                 }
                 state.replaced(by_us);
             }
             (Write::End { id, reason }, Answer::Written(outcome @ (Outcome::Done | Outcome::Gone))) => {
                 // What was gone when the store was asked again, ended when it was asked first.
-                state.ended_by_us(id, *reason, again || matches!(outcome, Outcome::Done));
+                let now = again || matches!(outcome, Outcome::Done);
+                if now {
+                    self.lived(state, id);
+                }
+                state.ended_by_us(id, *reason, now);
             }
             (_, Answer::Written(Outcome::Conflict(loaded))) => {
-                self.shared.counters.conflicts.count();
                 self.rebase(state, &attempt.write, loaded);
             }
             (Write::Update { id, .. }, Answer::Written(Outcome::Gone)) => {
-                self.shared.counters.ended_meanwhile.count();
+                self.shared.counters.ended_meanwhile();
                 tracing::debug!(session = %id, "session ended meanwhile: changes dropped");
                 state.ended_by_others();
             }
@@ -71,10 +79,20 @@ impl Inner {
         Ok(())
     }
 
+    /// The session `id` has ended now: that of this request, or the one before.
+    fn lived(&self, state: &State, id: &SessionId) {
+        if let Known::Live(live) = &state.known {
+            let old = live.moved.as_ref().map(|moved| &moved.old);
+            let ended = [Some(&**live), old].into_iter().flatten().find(|live| live.id == *id);
+            ended.into_iter().for_each(|live| self.shared.lived(&live.record));
+        }
+    }
+
     /// Somebody else saved first: from here on their session is the one to change.
     fn rebase(&self, state: &mut State, write: &Write, loaded: Loaded) {
         let (now, race) = (self.shared.clock.now(), self.shared.rotation.grace);
         let Known::Live(live) = &mut state.known else { return };
+        let mut overwrites = 0;
         let moves = live.moved.is_some();
         // In a login, the old session is the one that others write.
         let base = match &mut live.moved {
@@ -91,9 +109,10 @@ impl Inner {
             }
             match self.shared.merges.get(key) {
                 Some(merge) => *mine = merge(was, mine.as_ref(), theirs),
-                None => self.shared.counters.overwrites.count(),
+                None => overwrites += 1,
             }
         }
+        self.shared.counters.conflict(overwrites);
         let generation = loaded.record.generation();
         let rotated = generation != base.record.generation();
         base.record = loaded.record;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{lookup::Looked, save::Attempt};
+use super::{lookup::Looked, met::Met, save::Attempt};
 use crate::{
     ended::EndReason,
     event::Happened,
@@ -37,6 +37,8 @@ pub(super) struct State {
     pub(super) happened: Vec<(SessionId, Option<Arc<str>>, Happened)>,
     /// The store did not answer as it usually does when the session was looked up.
     pub(super) degraded: bool,
+    /// What the look-up found, for those who watch.
+    pub(super) met: Option<Met>,
 }
 
 /// What is known of the stored session.
@@ -227,6 +229,7 @@ impl State {
             ended: None,
             happened: Vec::new(),
             degraded: false,
+            met: None,
         }
     }
 
@@ -238,6 +241,7 @@ impl State {
             self.fate = found.fate;
             self.untold = found.untold;
             self.degraded = found.degraded;
+            self.met = Some(found.met);
         }
     }
 

@@ -17,6 +17,7 @@ use crate::{
     ended::{EndReason, Ended},
     event::{Events, Happened},
     health::{HealthReport, HealthService},
+    metrics::{self, ACTIVE},
     observe::Stats,
     record::{Record, Standing, Version},
     session::SessionError,
@@ -85,10 +86,13 @@ impl Sessions {
         match shared.store.create(&id, entry, limits).await? {
             Created::Done { evicted } => {
                 let evicted = evicted.into_iter().map(|id| (id, user.clone(), Happened::Ended(EndReason::Evicted)));
-                shared.announce(evicted.chain([(id, user.clone(), Happened::Created)])).await;
+                shared.announce(evicted.chain([(id, user.clone(), Happened::Created)]), None).await;
                 Ok((token, record))
             }
-            Created::Full => Err(SessionError::Full),
+            Created::Full => {
+                shared.refused(user.as_deref(), None);
+                Err(SessionError::Full)
+            }
             Created::Taken => Err(SessionError::Conflict),
         }
     }
@@ -183,14 +187,16 @@ impl Sessions {
     /// [`StoreError`] when the store does not answer: the session may or may not have ended.
     pub async fn revoke(&self, id: &SessionId) -> Result<bool, StoreError> {
         // Whose it was is told to whoever watches, if that can be known.
-        let user = match self.shared.store.load(id).await {
-            Ok(Found::Live(loaded)) => loaded.record.user.clone(),
+        let record = match self.shared.store.load(id).await {
+            Ok(Found::Live(loaded)) => Some(loaded.record),
             _ => None,
         };
         let outcome = self.shared.store.end(id, EndReason::Revoked).await?;
         let ended = matches!(outcome, Outcome::Done);
         if ended {
-            self.shared.announce([(*id, user, Happened::Ended(EndReason::Revoked))]).await;
+            record.iter().for_each(|record| self.shared.lived(record));
+            let user = record.and_then(|record| record.user.clone());
+            self.shared.announce([(*id, user, Happened::Ended(EndReason::Revoked))], None).await;
         }
         Ok(ended)
     }
@@ -227,7 +233,7 @@ impl Sessions {
         let ended = self.shared.store.end_user(user, except, EndReason::Revoked).await?;
         let user: Arc<str> = user.into();
         let happened = ended.iter().map(|id| (*id, Some(user.clone()), Happened::Ended(EndReason::Revoked)));
-        self.shared.announce(happened).await;
+        self.shared.announce(happened, None).await;
         Ok(ended.len())
     }
 
@@ -259,8 +265,9 @@ impl Sessions {
         let claim = Version::first().map_err(|error| StoreError::Outage(error.into()))?;
         Ok(match self.shared.store.consume(&id, claim).await? {
             Found::Live(loaded) => {
+                self.shared.lived(&loaded.record);
                 let user = loaded.record.user.clone();
-                self.shared.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
+                self.shared.announce([(id, user, Happened::Ended(EndReason::Used))], None).await;
                 self.alive(id, &loaded).map_or(Consumed::Unknown, Consumed::Now)
             }
             Found::Ended(ended) => Consumed::Before(ended),
@@ -274,7 +281,9 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`] when the store does not answer.
     pub async fn count(&self) -> Result<u64, StoreError> {
-        self.shared.store.count().await
+        let count = self.shared.store.count().await?;
+        metrics::set(&ACTIVE, [], count as f64);
+        Ok(count)
     }
 
     /// Some of the live sessions of everybody, about `count`, from a place on; and where to go on, if there are more.

@@ -23,6 +23,7 @@ mod guard;
 pub(crate) mod health;
 mod memory;
 mod migrating;
+pub(crate) mod observed;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "testing")]
@@ -447,6 +448,25 @@ impl fmt::Display for StoreError {
     }
 }
 
+impl StoreError {
+    /// Which of them it is, in a word.
+    pub(crate) fn class(&self) -> &'static str {
+        match self {
+            Self::Outage(_) => "outage",
+            Self::Corrupt(_) => "corrupt",
+            Self::Configuration(_) => "configuration",
+        }
+    }
+
+    /// The code by which a server said so: `OOM`, `READONLY`.
+    pub(crate) fn status_code(&self) -> Option<&str> {
+        #[cfg(feature = "redis")]
+        return redis::status_code(self);
+        #[cfg(not(feature = "redis"))]
+        None
+    }
+}
+
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
@@ -478,6 +498,14 @@ impl<'a, T> StoreFuture<'a, T> {
     /// An answer that is known already.
     pub fn ready(answer: Result<T, StoreError>) -> Self {
         Self(Answer::Ready(Some(answer)))
+    }
+
+    /// The answer, if it is there already.
+    pub(crate) fn known(&self) -> Option<&Result<T, StoreError>> {
+        match &self.0 {
+            Answer::Ready(answer) => answer.as_ref(),
+            Answer::Waiting(_) => None,
+        }
     }
 
     /// An answer that takes time.

@@ -51,6 +51,11 @@ impl Client {
         Self { base: base.to_owned(), ..self.twin() }
     }
 
+    /// Where its server is.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     pub fn cookie(&self, name: &str) -> Option<String> {
         self.jar.lock().unwrap().iter().find(|(n, _)| n == name).map(|(_, value)| value.clone())
     }

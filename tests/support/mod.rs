@@ -17,6 +17,7 @@ pub mod records;
 pub mod redis_server;
 pub mod sentinel;
 pub mod stores;
+pub mod watch;
 
 use std::time::Duration;
 

@@ -123,7 +123,7 @@ impl<S: SessionStore> Fallback<S> {
             clock: Arc::new(SystemClock),
             seen: Seen::new(CAPACITY),
             outage: RwLock::default(),
-            counts: Counts::default(),
+            counts: Counts::new(),
         }
     }
 

@@ -2,7 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[derive(Default)]
+use crate::metrics::{
+    self, FALLBACK_ACTIVE, FALLBACK_DROPPED, FALLBACK_IN_MEMORY, FALLBACK_OUTAGES, FALLBACK_REFUSED, FALLBACK_REPLAYED,
+    Metric,
+};
+
 pub(super) struct Counts {
     pub(super) outages: Count,
     pub(super) replayed: Count,
@@ -10,16 +14,37 @@ pub(super) struct Counts {
     pub(super) refused: Count,
 }
 
-#[derive(Default)]
-pub(super) struct Count(AtomicU64);
+impl Counts {
+    pub(super) fn new() -> Self {
+        metrics::set(&FALLBACK_ACTIVE, [], 0.0);
+        metrics::set(&FALLBACK_IN_MEMORY, [], 0.0);
+        Self {
+            outages: Count::of(FALLBACK_OUTAGES),
+            replayed: Count::of(FALLBACK_REPLAYED),
+            dropped: Count::of(FALLBACK_DROPPED),
+            refused: Count::of(FALLBACK_REFUSED),
+        }
+    }
+}
+
+pub(super) struct Count {
+    number: AtomicU64,
+    metric: Metric,
+}
 
 impl Count {
+    fn of(metric: Metric) -> Self {
+        metrics::add(&metric, 0);
+        Self { number: AtomicU64::new(0), metric }
+    }
+
     pub(super) fn add(&self, number: u64) {
-        self.0.fetch_add(number, Ordering::Relaxed);
+        self.number.fetch_add(number, Ordering::Relaxed);
+        metrics::add(&self.metric, number);
     }
 
     pub(super) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.number.load(Ordering::Relaxed)
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     seen::{Asked, Lesson},
 };
 use crate::{
+    metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY, Stopwatch},
     observe::Causes,
     store::{SessionStore, StoreError},
     time::Clock,
@@ -103,6 +104,9 @@ impl<S: SessionStore> Fallback<S> {
         let mut local = outage.local()?;
         let now = self.clock.now();
         let answer = operation.perform(&mut local, now, sent);
+        if Stopwatch::RUNS {
+            metrics::set(&FALLBACK_IN_MEMORY, [], local.store().len() as f64);
+        }
         match &answer {
             // What ended here must not come back with the next outage.
             Ok(answer) => operation.lessons(answer, now, &mut |lesson| {
@@ -141,6 +145,7 @@ impl<S: SessionStore> Fallback<S> {
             }
         };
         let begun = Arc::new(Outage::new(cause, meanwhile, self.counted(), self.look_every));
+        metrics::set(&FALLBACK_ACTIVE, [], 1.0);
         *outage = Some(begun.clone());
         begun
     }
@@ -208,6 +213,8 @@ impl<S: SessionStore> Fallback<S> {
                 return; // it has ended before, and there may be another
             }
             *outage = None;
+            metrics::set(&FALLBACK_ACTIVE, [], 0.0);
+            metrics::set(&FALLBACK_IN_MEMORY, [], 0.0);
         }
         let ([replayed, dropped, refused], before) = (self.counted(), ended.counts);
         tracing::info!(

@@ -16,7 +16,15 @@ use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
     Version,
 };
-use crate::{ended::EndReason, event::Event, lifetime::LONGEST, limits::Limits, observe::Causes, token::SessionId};
+use crate::{
+    ended::EndReason,
+    event::Event,
+    lifetime::LONGEST,
+    limits::Limits,
+    metrics::{self, BREAKER_STATE},
+    observe::Causes,
+    token::SessionId,
+};
 
 /// How much longer counting may take: it looks at every session.
 const COUNT: u32 = 20;
@@ -68,6 +76,7 @@ impl<S: SessionStore> Guard<S> {
     /// A guard around `store`.
     pub fn new(store: S) -> Self {
         const MAX_WAITING: usize = 1024;
+        metrics::set(&BREAKER_STATE, [], 0.0);
         Self {
             store,
             deadline: Duration::from_millis(250),
@@ -166,6 +175,9 @@ impl<S: SessionStore> Guard<S> {
 
     fn enter(&self) -> Result<Passage<'_, S>, StoreError> {
         let pass = self.breaker().enter().map_err(|cause| outage(Cause::Open(cause)))?;
+        if pass == Pass::Probe {
+            metrics::set(&BREAKER_STATE, [], 1.0);
+        }
         Ok(Passage { guard: self, pass, decided: false })
     }
 
@@ -198,7 +210,9 @@ struct Passage<'a, S: SessionStore> {
 impl<S: SessionStore> Passage<'_, S> {
     fn answered(mut self) {
         self.decided = true;
-        if self.guard.breaker().answered(self.pass) {
+        let closed = self.guard.breaker().answered(self.pass);
+        if closed {
+            metrics::set(&BREAKER_STATE, [], 0.0);
             tracing::info!(store = self.guard.store.name(), "the session store answers again");
         }
     }
@@ -207,7 +221,11 @@ impl<S: SessionStore> Passage<'_, S> {
     fn outage(mut self, error: StoreError) -> StoreError {
         self.decided = true;
         let cause = Arc::new(error);
-        if self.guard.breaker().outage(self.pass, &cause, &self.guard.settings) {
+        let opened = self.guard.breaker().outage(self.pass, &cause, &self.guard.settings);
+        if opened || self.pass == Pass::Probe {
+            metrics::set(&BREAKER_STATE, [], 2.0);
+        }
+        if opened {
             tracing::warn!(store = self.guard.store.name(), error = %Causes(&*cause), "the session store does not answer: it is left alone for a while");
         }
         Arc::try_unwrap(cause).unwrap_or_else(|cause| outage(Cause::Open(cause)))
@@ -218,6 +236,9 @@ impl<S: SessionStore> Drop for Passage<'_, S> {
     fn drop(&mut self) {
         if !self.decided {
             self.guard.breaker().given_up(self.pass);
+            if self.pass == Pass::Probe {
+                metrics::set(&BREAKER_STATE, [], 2.0);
+            }
         }
     }
 }

@@ -12,6 +12,8 @@ use redis::{
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 
+use tracing::Span;
+
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::{Sentinels, is_master, role};
 use super::{RedisConfig, config::Address, error::Failure};
@@ -52,6 +54,21 @@ impl Target {
 }
 
 impl Target {
+    /// Says on the span of an operation where it goes, if that is always the same.
+    pub(super) fn describe(&self, span: &Span) {
+        match self {
+            Self::Server(Address::Tcp(host, port)) => {
+                span.record("server.address", host);
+                span.record("server.port", port);
+            }
+            Self::Server(Address::Unix(path)) => {
+                span.record("server.address", tracing::field::display(path.display()));
+            }
+            #[cfg(feature = "redis-sentinel")]
+            Self::Master(_) => {}
+        }
+    }
+
     /// What is asked now and then, to see whether somebody is there.
     pub(super) fn question(&self) -> Cmd {
         match self {

@@ -210,6 +210,18 @@ fn is_about_tls(error: &RedisError) -> bool {
         .is_some_and(|inner| inner.is::<rustls::Error>())
 }
 
+/// The code by which Redis refused, if it did: `OOM`, `READONLY`.
+pub(crate) fn status_code(error: &StoreError) -> Option<&str> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<RedisError>() {
+            return code_in_script(error).or(error.code());
+        }
+        cause = error.source();
+    }
+    None
+}
+
 /// The code of what went wrong within a script, as servers before Redis 7 wrap it:
 /// `ERR Error running script (call to f_…): @user_script:7: @user_script: 7: -OOM command not allowed …`
 fn code_in_script(error: &RedisError) -> Option<&str> {

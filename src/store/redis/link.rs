@@ -37,7 +37,10 @@ use super::{
     health::{Server, Writes},
     request::Request,
 };
-use crate::{observe::Causes, store::StoreError};
+use crate::{
+    observe::Causes,
+    store::{StoreError, observed::SPANS},
+};
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -96,6 +99,9 @@ impl Link {
     /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
     pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         self.keep_task()?;
+        if tracing::span_enabled!(target: SPANS, tracing::Level::DEBUG) {
+            self.target.describe(&tracing::Span::current());
+        }
         let mut used = None;
         let answer = timeout_at(deadline, async {
             let mut again = true;

@@ -117,6 +117,7 @@ use redis::{Cmd, Pipeline, Value, cmd, pipe};
 use tokio::time::Instant;
 
 pub use self::config::{InvalidRedisConfig, RedisConfig};
+pub(crate) use self::error::status_code;
 use self::{
     ended_here::{By, EndedHere},
     error::Failure,

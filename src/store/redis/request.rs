@@ -2,6 +2,8 @@
 
 use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, pipe};
 
+use tracing::Span;
+
 use super::{error::Failure, link::reply, script::Call};
 
 /// What goes to Redis in one round trip.
@@ -67,6 +69,19 @@ impl<'a> Request<'a> {
 
     pub(super) fn writes(&self) -> bool {
         matches!(self.what, What::Write(_) | What::Script(_))
+    }
+
+    /// Says on the span of the operation what it is, as the conventions of OpenTelemetry have it.
+    pub(super) fn describe(&self, span: &Span) {
+        match self.what {
+            What::Read(commands) if commands.len() > 1 => {
+                span.record("db.operation.batch.size", commands.len());
+            }
+            What::Script(call) => {
+                span.record("db.stored_procedure.name", call.script.name);
+            }
+            What::Read(_) | What::Write(_) => {}
+        }
     }
 
     pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, Failure> {

@@ -16,6 +16,7 @@ use redis::{Cmd, cmd};
 
 #[derive(Clone)]
 pub(super) struct Script {
+    pub(super) name: &'static str,
     text: String,
     sha: String,
 }
@@ -61,21 +62,21 @@ pub(super) struct Scripts {
 impl Scripts {
     /// `guarded` is false only in tests, which must see what the guards are for.
     pub(super) fn new(guarded: bool) -> Self {
-        let script = |body: &str| {
+        let script = |name, body: &str| {
             let text = format!("local guarded = {guarded}\n{COMMON}{body}");
             let sha = redis::Script::new(&text).get_hash().to_owned();
-            Script { text, sha }
+            Script { name, text, sha }
         };
         Self {
-            create: script(CREATE),
-            update: script(UPDATE),
-            touch: script(TOUCH),
-            end: script(END),
-            consume: script(CONSUME),
-            list: script(LIST),
-            end_user: script(END_USER),
-            reserve: script(RESERVE),
-            probe: script(PROBE),
+            create: script("create", CREATE),
+            update: script("update", UPDATE),
+            touch: script("touch", TOUCH),
+            end: script("end", END),
+            consume: script("consume", CONSUME),
+            list: script("list", LIST),
+            end_user: script("end_user", END_USER),
+            reserve: script("reserve", RESERVE),
+            probe: script("probe", PROBE),
         }
     }
 }

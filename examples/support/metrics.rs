@@ -1,0 +1,71 @@
+//! `GET /metrics`, for Prometheus.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    http::header,
+    routing::{MethodRouter, get},
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::timeout;
+use tower_keep::{
+    Sessions,
+    metrics::{DURATION_BUCKETS, LIFETIME_BUCKETS, PAYLOAD_BUCKETS, describe},
+};
+
+/// Live sessions are counted this often at most: that walks through all of them.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// And no scrape waits longer for it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a program has measured. It says how many sessions of whom come and go: for operators, not for the world.
+#[derive(Clone)]
+pub struct Metrics {
+    recorded: PrometheusHandle,
+    sessions: Sessions,
+    counted: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Metrics {
+    /// Installs the recorder, once in a program.
+    pub fn install(sessions: Sessions) -> Result<Self, BuildError> {
+        let recorded = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".into()), &DURATION_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full("session_lifetime_seconds".into()), &LIFETIME_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full("session_payload_bytes".into()), &PAYLOAD_BUCKETS)?
+            .install_recorder()?;
+        describe();
+        Ok(Self { recorded, sessions, counted: Arc::default() })
+    }
+
+    /// The answer to a scrape.
+    pub async fn render(&self) -> String {
+        if self.is_to_be_counted() {
+            // `session_active` is set by this; if the store does not answer, it stays what it was.
+            let _ = timeout(PATIENCE, self.sessions.count()).await;
+        }
+        self.recorded.render()
+    }
+
+    fn is_to_be_counted(&self) -> bool {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = counted.is_none_or(|last| last.elapsed() >= COUNT_EVERY);
+        if due {
+            *counted = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// `.route("/metrics", support::metrics::route(sessions)?)`, outside the session layer: a scrape is nobody's request.
+pub fn route<S: Clone + Send + Sync + 'static>(sessions: Sessions) -> Result<MethodRouter<S>, BuildError> {
+    let metrics = Metrics::install(sessions)?;
+    let answer = move || {
+        let metrics = metrics.clone();
+        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render().await) }
+    };
+    Ok(get(answer))
+}

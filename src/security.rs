@@ -1,0 +1,117 @@
+//! Security events: what an operator wants to find again, under a target of its own. They hold no token and no value of a session.
+//!
+//! What anybody on the internet can cause is logged at most [`MOST`] times a second and kind; the next event says how many were left out.
+//! `session_requests_total` counts them all.
+
+use std::{
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use tracing::{field::display, info, warn};
+
+use crate::{
+    ended::EndReason,
+    event::{Event, Happened},
+    time::Clock,
+    token::SessionId,
+};
+
+const TARGET: &str = "tower_keep::security";
+
+/// How many events of a kind are logged in a second.
+const MOST: u32 = 10;
+
+pub(crate) fn happened(event: &Event, from: Option<IpAddr>) {
+    let (session, user, client_ip) = (event.session(), event.user(), from.map(display));
+    match event.happened() {
+        Happened::Created => {
+            info!(target: TARGET, event = "created", %session, user, client_ip, "session created");
+        }
+        Happened::LoggedIn => {
+            info!(target: TARGET, event = "logged_in", %session, user, client_ip, "user logged in");
+        }
+        Happened::Rotated => {
+            info!(target: TARGET, event = "rotated", %session, user, client_ip, "session token changed");
+        }
+        Happened::Ended(reason) => {
+            info!(target: TARGET, event = "ended", %session, user, client_ip, reason = EndReason::as_str(reason), "session ended");
+        }
+    }
+}
+
+/// Somebody has a copy of a token. It ends the session, which is an event of its own.
+pub(crate) fn token_reused(session: &SessionId, user: Option<&str>, from: Option<IpAddr>) {
+    let client_ip = from.map(display);
+    warn!(target: TARGET, event = "token_reused", %session, user, client_ip, "an old token was used again");
+}
+
+/// What requests cause that need no session for it.
+#[derive(Default)]
+pub(crate) struct Noise {
+    unknown: Throttle,
+    malformed: Throttle,
+    disagreement: Throttle,
+    limit_refused: Throttle,
+}
+
+impl Noise {
+    /// A token that the store does not know, by the id it would lead to.
+    pub(crate) fn unknown(&self, clock: &dyn Clock, session: &SessionId, from: Option<IpAddr>) {
+        if let Some(left_out) = self.unknown.pass(clock) {
+            let client_ip = from.map(display);
+            info!(target: TARGET, event = "unknown_token", %session, client_ip, left_out, "a token came that is not known");
+        }
+    }
+
+    pub(crate) fn malformed(&self, clock: &dyn Clock, transport: &'static str, from: Option<IpAddr>) {
+        if let Some(left_out) = self.malformed.pass(clock) {
+            let client_ip = from.map(display);
+            info!(target: TARGET, event = "malformed_credential", transport, client_ip, left_out, "what came cannot be a token");
+        }
+    }
+
+    pub(crate) fn disagreement(&self, clock: &dyn Clock, from: Option<IpAddr>) {
+        if let Some(left_out) = self.disagreement.pass(clock) {
+            let client_ip = from.map(display);
+            warn!(target: TARGET, event = "credentials_disagree", client_ip, left_out, "a cookie and another bearer token came");
+        }
+    }
+
+    pub(crate) fn limit_refused(&self, clock: &dyn Clock, user: Option<&str>, from: Option<IpAddr>) {
+        if let Some(left_out) = self.limit_refused.pass(clock) {
+            let client_ip = from.map(display);
+            info!(target: TARGET, event = "limit_refused", user, client_ip, left_out, "a session was refused: there are too many");
+        }
+    }
+}
+
+#[derive(Default)]
+struct Throttle(Mutex<Passed>);
+
+#[derive(Default)]
+struct Passed {
+    second: u64,
+    passed: u32,
+    left_out: u64,
+}
+
+impl Throttle {
+    /// Whether there is room for one more in this second, and how many were left out before.
+    fn pass(&self, clock: &dyn Clock) -> Option<u64> {
+        if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+            return None;
+        }
+        let second = clock.now().as_millis() / 1000;
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.second != second {
+            (seen.second, seen.passed) = (second, 0);
+        }
+        if seen.passed >= MOST {
+            seen.left_out += 1;
+            return None;
+        }
+        seen.passed += 1;
+        Some(std::mem::take(&mut seen.left_out))
+    }
+}
