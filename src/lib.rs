@@ -77,7 +77,8 @@
 //!
 //! # Stores
 //! [`MemoryStore`] and [`store::redis::RedisStore`], or your own: [`store::SessionStore`] is the contract. A layer does not
-//! show which store it has, so [`store::from_env`] can choose when the program starts.
+//! show which store it has, so [`store::from_env`] can choose when the program starts. What else an application keeps, it can keep beside its
+//! sessions: [`KeyValue`].
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::await_holding_lock)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -90,6 +91,7 @@ mod event;
 pub mod grpc;
 mod health;
 mod key;
+mod key_value;
 mod layer;
 mod lifetime;
 mod limits;
@@ -109,6 +111,7 @@ pub use crate::{
     event::{Event, Events, Happened, Missed},
     health::{HealthFuture, HealthReport, HealthService},
     key::{AsKey, Key, KeyOf},
+    key_value::{KeyValue, KeyValueError},
     layer::{
         EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
         SessionService,

@@ -12,7 +12,8 @@
 //! * `operations.rs` — each operation: on the main store, and without it;
 //! * `seen.rs` — the sessions that were seen lately;
 //! * `local.rs`, `journal.rs`, `line.rs` — the sessions of an outage, and what the main store has to be told of them;
-//! * `replay.rs` — telling it.
+//! * `replay.rs` — telling it;
+//! * `values/` — the same for the values beside the sessions.
 
 mod error;
 mod journal;
@@ -25,6 +26,7 @@ mod replay;
 mod seen;
 mod stats;
 mod switch;
+mod values;
 
 use std::{
     fmt,
@@ -44,7 +46,7 @@ use self::{
 };
 use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    Version,
+    ValueStore, Version, memory::VALUES_CAPACITY,
 };
 use crate::{
     ended::EndReason,
@@ -96,6 +98,7 @@ pub struct Fallback<S> {
     seen_within: Duration,
     look_every: Duration,
     capacity: usize,
+    values_capacity: usize,
     clock: Arc<dyn Clock>,
     seen: Seen,
     outage: RwLock<Option<Arc<Outage>>>,
@@ -116,6 +119,7 @@ impl<S: SessionStore> Fallback<S> {
             seen_within,
             look_every: Duration::from_millis(100),
             capacity: CAPACITY,
+            values_capacity: VALUES_CAPACITY,
             clock: Arc::new(SystemClock),
             seen: Seen::new(CAPACITY),
             outage: RwLock::default(),
@@ -152,6 +156,19 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
+    /// How many bytes the values of a [`KeyValue`](crate::KeyValue) may take in an outage, each with its key and 128 bytes more. Default: 64 MiB.
+    /// There is room beside them for as many bytes of keys that were set or deleted. What does not fit fails with an outage.
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default()).values_capacity(1024 * 1024);
+    /// ```
+    #[must_use]
+    pub fn values_capacity(mut self, bytes: usize) -> Self {
+        self.values_capacity = bytes;
+        self
+    }
+
     /// How often, in an outage, a request sees whether the main store is back. Default: every 100 ms.
     ///
     /// ```
@@ -165,7 +182,7 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
-    /// The clock that sessions of an outage expire by. Default: the system's.
+    /// The clock that sessions and values of an outage expire by. Default: the system's.
     ///
     /// ```
     /// # use tower_keep::{ManualClock, MemoryStore, store::{Fallback, FallbackMode}};
@@ -202,11 +219,14 @@ impl<S: SessionStore> Fallback<S> {
     pub fn stats(&self) -> FallbackStats {
         let (outage, counts) = (self.outage(), &self.counts);
         let local = outage.as_ref().and_then(|outage| outage.local());
-        let (in_memory, journalled) = local.map_or((0, 0), |local| (local.store().len(), local.journalled()));
+        let (in_memory, values_in_memory, journalled) = local.map_or((0, 0, 0), |mut local| {
+            (local.store().len(), local.values().len(self.clock.now()), local.journalled())
+        });
         FallbackStats {
             using_fallback: outage.is_some(),
             seen: self.seen.len(),
             in_memory,
+            values_in_memory,
             journalled,
             outages: counts.outages.get(),
             replayed: counts.replayed.get(),
@@ -315,6 +335,10 @@ impl<S: SessionStore> SessionStore for Fallback<S> {
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         self.main.events(from)
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        self.main.values().map(|_| self as &dyn ValueStore)
     }
 }
 
