@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
 use super::{MemoryStore, ready};
 use crate::{
     lifetime::LONGEST,
@@ -164,7 +166,8 @@ impl Values {
 
     pub(in crate::store) fn scan(&self, pattern: &str, from: &Cursor, count: usize, now: Timestamp) -> KeyPage {
         let (glob, count) = (Glob::new(pattern), count.clamp(1, 1000));
-        let from = from.as_str().strip_prefix(AFTER).map_or(Bound::Unbounded, Bound::Excluded);
+        let from = after(from);
+        let from = from.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut rest = self.kept.range::<str, _>((from, Bound::Unbounded));
         let (mut keys, mut last) = (Vec::new(), None);
         for (key, kept) in rest.by_ref().take(count) {
@@ -173,13 +176,22 @@ impl Values {
             }
             last = Some(key);
         }
-        let next = rest.next().and(last).map(|last| format!("{AFTER}{last}").into());
+        let next = rest.next().and(last).map(|last| cursor(last));
         KeyPage { keys, next }
     }
 }
 
-/// What a cursor begins with: the last key comes after it.
-const AFTER: &str = ">";
+/// What a cursor begins with; the last key comes after it, so that it can be part of a URL.
+const AFTER: &str = "after-";
+
+fn cursor(last: &str) -> Cursor {
+    format!("{AFTER}{}", URL_SAFE_NO_PAD.encode(last)).into()
+}
+
+fn after(cursor: &Cursor) -> Option<String> {
+    let last = URL_SAFE_NO_PAD.decode(cursor.as_str().strip_prefix(AFTER)?).ok()?;
+    String::from_utf8(last).ok()
+}
 
 /// As Redis writes it, and no other way: no `+1`, no `01`, no ` 1`.
 fn number(value: &[u8]) -> Option<i64> {
