@@ -74,7 +74,8 @@ use crate::{
 /// # Memory
 /// Mode `Reject` keeps nothing. In the others some [`capacity`](Self::capacity) sessions are remembered as they were last seen, the longest unused
 /// forgotten first: about half a kilobyte and its values each. In mode `Memory` an outage has as many sessions again, and room for as many that
-/// begin or change, and as many that end; what is merely used takes half of it at most. What exceeds that fails with an outage: 503.
+/// begin or change, and as many that end; what is merely used takes half of it at most. What exceeds that fails with an outage: 503. Values
+/// have [a room of their own](Self::values_capacity).
 ///
 /// It needs a tokio runtime with a timer, and starts no task.
 ///

@@ -66,7 +66,7 @@
 //! | [`max_sessions`](RedisConfig::max_sessions) | `+zcard` |
 //! | [`share_events`](RedisConfig::share_events) | `+xadd +xrange +xrevrange` |
 //! | [`wait_for_replicas`](RedisConfig::wait_for_replicas) | `+wait` |
-//! | [`KeyValue`](crate::KeyValue); without scans of keys, not `+scan` | `+exists +incrby +scan` |
+//! | [`KeyValue`](crate::KeyValue); its `scan` also needs `+scan` | `+exists +incrby` |
 //! | a database other than 0 | `+select` |
 //! | Cluster | `+cluster\|slots +asking` |
 //! | Sentinel | `+role`; and of the Sentinels, if they ask for a login: `&+switch-master +sentinel\|get-master-addr-by-name +subscribe` |

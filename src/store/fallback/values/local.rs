@@ -34,8 +34,17 @@ struct Change {
 enum How {
     /// It was set or deleted: what memory has of it now is what counts.
     Wholly,
-    /// It was only added to: so much the main store has not been told. It may have been lost on the way.
-    ByAdding { untold: Option<i64>, expires: bool },
+    /// It was only added to, and perhaps given a time to live.
+    ByAdding { untold: Untold, expires: bool },
+}
+
+/// What was added, as far as the main store has not been told.
+#[derive(Clone, Copy)]
+enum Untold {
+    So(i64),
+    /// It is being told. If nobody comes back to say what came of it, it may have been lost.
+    OnItsWay,
+    Nothing,
 }
 
 impl LocalValues {
@@ -103,11 +112,11 @@ impl LocalValues {
             Some(How::Wholly) => None,
             // It has expired: what comes now begins anew, there as well.
             Some(How::ByAdding { .. }) if !is_there => None,
-            Some(How::ByAdding { untold, .. }) => match untold.unwrap_or(0).checked_add(by) {
+            Some(How::ByAdding { untold: Untold::So(before), .. }) => match before.checked_add(by) {
                 Some(untold) => Some(untold),
                 None => return Ok(Added::Overflow),
             },
-            None => Some(by),
+            Some(How::ByAdding { .. }) | None => Some(by),
         };
         let added = self.values.add(&key, by, self.capacity, now).map_err(|_| Cause::Full)?;
         if let Added::To(_) = added {
@@ -115,8 +124,10 @@ impl LocalValues {
             let change = self.change(&key);
             change.how = match (untold, &change.how) {
                 (None, _) => How::Wholly,
-                (untold, How::ByAdding { expires, .. }) if !is_new => How::ByAdding { untold, expires: *expires },
-                (untold, _) => How::ByAdding { untold, expires: false },
+                (Some(untold), How::ByAdding { expires, .. }) if !is_new => {
+                    How::ByAdding { untold: Untold::So(untold), expires: *expires }
+                }
+                (Some(untold), _) => How::ByAdding { untold: Untold::So(untold), expires: false },
             };
         }
         Ok(added)
@@ -151,20 +162,16 @@ impl LocalValues {
         while tasks.is_empty() && self.changes.len() > 0 {
             let keys: Vec<_> = self.changes.first(count).map(|(key, _)| key.clone()).collect();
             for key in keys {
-                match self.task_of(&key, now) {
+                match self.task_of(&key, &mut lost, now) {
                     Some(task) => tasks.push(task),
-                    None => {
-                        self.forget(&key);
-                        lost += 1;
-                    }
+                    None => self.forget(&key),
                 }
             }
         }
         (tasks, lost)
     }
 
-    /// `None` when it was taken out before, and whoever was to tell it has gone.
-    fn task_of(&mut self, key: &Arc<str>, now: Timestamp) -> Option<ValueTask> {
+    fn task_of(&mut self, key: &Arc<str>, lost: &mut usize, now: Timestamp) -> Option<ValueTask> {
         let kept = self.values.get_with_ttl(key, now);
         let Change { how, times } = self.changes.get(key)?;
         let telling = match (&mut *how, kept) {
@@ -173,9 +180,19 @@ impl LocalValues {
                 Telling::Delete
             }
             (How::Wholly, Some((value, ttl))) => Telling::Set(value, ttl),
-            (How::ByAdding { untold, .. }, Some(_)) if untold.is_some() => Telling::Add(untold.take()?),
-            (How::ByAdding { expires: true, .. }, Some((_, ttl))) => Telling::Expire(ttl?),
-            (How::ByAdding { .. }, Some(_)) => return None,
+            (How::ByAdding { untold, expires }, Some((_, ttl))) => match *untold {
+                Untold::So(by) => {
+                    *untold = Untold::OnItsWay;
+                    Telling::Add(by)
+                }
+                // Whoever was telling it has gone.
+                Untold::OnItsWay => {
+                    *lost += 1;
+                    *untold = Untold::Nothing;
+                    expires.then_some(Telling::Expire(ttl?))?
+                }
+                Untold::Nothing => expires.then_some(Telling::Expire(ttl?))?,
+            },
         };
         Some(ValueTask { key: key.clone(), telling, times: *times })
     }
@@ -183,14 +200,15 @@ impl LocalValues {
     /// Takes in what the main store said to a task; returns how many changes that has cost.
     pub(in super::super) fn settle(&mut self, task: &ValueTask, told: ToldValue) -> u64 {
         let Some(Change { how, times }) = self.changes.get(&task.key) else { return 0 };
-        let is_all = *times == task.times
-            && match (how, &task.telling) {
-                (How::ByAdding { expires, .. }, Telling::Add(_)) => !*expires || matches!(told, ToldValue::Lost),
-                _ => true,
-            };
+        let mut is_all = *times == task.times;
+        if let (How::ByAdding { untold, expires }, Telling::Add(_)) = (how, &task.telling) {
+            if let Untold::OnItsWay = untold {
+                *untold = Untold::Nothing;
+            }
+            is_all &= !*expires || matches!(told, ToldValue::Lost);
+        }
         // What was written meanwhile is told after what waits longer.
-        let change = self.changes.remove(&task.key);
-        match change {
+        match self.changes.remove(&task.key) {
             Some(change) if !is_all => drop(self.changes.get_or_put(task.key.clone(), change)),
             _ => self.size -= weight(&task.key, &[]),
         }
@@ -202,7 +220,8 @@ impl LocalValues {
         if let (Telling::Add(by), Some(Change { how: How::ByAdding { untold, .. }, .. })) =
             (&task.telling, self.changes.get(&task.key))
         {
-            *untold = Some(untold.unwrap_or(0).saturating_add(*by));
+            let since = if let Untold::So(since) = *untold { since } else { 0 };
+            *untold = Untold::So(since.saturating_add(*by));
         }
     }
 }
