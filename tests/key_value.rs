@@ -981,6 +981,30 @@ mod outages {
         assert_eq!(values.incr("n").await.unwrap(), 1);
     }
 
+    /// What it has no room for when it is back is told again, and served from memory meanwhile.
+    #[tokio::test]
+    async fn what_redis_has_no_room_for_is_told_again() {
+        let mut server = RedisServer::stopped_with(&["--maxmemory-policy", "noeviction", "--maxmemory", "1"]);
+        let store = Arc::new(Fallback::new(redis(&server), MERGE).look_every(Duration::ZERO));
+        let values = values(store.clone());
+        values.set("a", "1", None).await.unwrap();
+        assert_eq!(values.incr_by("n", 2).await.unwrap(), 2);
+        server.run().await;
+        eventually("Redis answers", async || values.stats().await.connected).await;
+        for _ in 0..10 {
+            values.incr("n").await.unwrap();
+            let stats = values.stats().await; // which tells it, as any request does
+            assert_eq!((stats.connected, stats.using_fallback, stats.in_memory_keys), (true, true, 2));
+        }
+        assert!(store.is_degraded());
+        assert_eq!(text(&values, "a").await.unwrap(), "1");
+        let number = text(&values, "n").await.unwrap();
+        server.command("CONFIG SET maxmemory 0").await;
+        is_back(&store).await;
+        assert_eq!((text(&values, "a").await.unwrap(), text(&values, "n").await.unwrap()), ("1".into(), number));
+        assert_eq!(store.stats().dropped, 0);
+    }
+
     /// Bounded: what does not fit fails, what is there can be changed and deleted.
     #[tokio::test]
     async fn no_more_is_kept_in_an_outage_than_may_be() {
