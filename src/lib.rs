@@ -80,7 +80,8 @@
 //!
 //! # Stores
 //! [`MemoryStore`] and [`store::redis::RedisStore`], or your own: [`store::SessionStore`] is the contract. A layer does not
-//! show which store it has, so [`store::from_env`] can choose when the program starts.
+//! show which store it has, so [`store::from_env`] can choose when the program starts. What else an application keeps, it can keep beside its
+//! sessions: [`KeyValue`].
 //!
 //! # Watching
 //! The feature `metrics` measures: see the module `metrics` for all that it does. What follows is there without it, by `tracing`.
@@ -129,6 +130,7 @@ mod health;
 #[cfg(feature = "jwt")]
 mod jwt;
 mod key;
+mod key_value;
 mod layer;
 mod lifetime;
 mod limits;
@@ -153,6 +155,7 @@ pub use crate::{
     event::{Event, Events, Happened, Missed},
     health::{HealthFuture, HealthReport, HealthService},
     key::{AsKey, Key, KeyOf},
+    key_value::{KeyValue, KeyValueError},
     layer::{
         EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
         SessionService,

@@ -15,8 +15,11 @@ use support::{
     stores::{assert_keeps_the_contract, assert_serves, patient, sessions},
 };
 use tower_keep::{
-    Consumed, HealthStatus, SessionError,
-    store::{StoreError, redis::RedisConfig},
+    Consumed, HealthStatus, KeyValue, KeyValueError, SessionError,
+    store::{
+        Cursor, StoreError,
+        redis::{RedisConfig, RedisStore},
+    },
 };
 
 /// What the documentation says.
@@ -24,6 +27,7 @@ const SESSIONS: &str = "get pttl set pexpire unlink time eval evalsha zadd zcoun
 const SCANS: &str = "scan getrange";
 const PLACES: &str = "zcard";
 const EVENTS: &str = "xadd xrange xrevrange";
+const VALUES: &str = "exists incrby";
 
 fn rules(commands: &[&str]) -> String {
     let allowed: Vec<_> = commands.iter().flat_map(|some| some.split(' ')).map(|name| format!("+{name}")).collect();
@@ -43,7 +47,7 @@ async fn denied(server: &RedisServer) -> Vec<String> {
 #[tokio::test]
 async fn what_is_documented_is_enough_for_everything_and_all_of_it_is_needed() {
     let server = RedisServer::start().await;
-    let all = [SESSIONS, SCANS, PLACES, EVENTS];
+    let all = [SESSIONS, SCANS, PLACES, EVENTS, VALUES];
     server.add_user("app", "app-password", &rules(&all)).await;
     let config = RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap();
     assert_keeps_the_contract(config.clone()).await;
@@ -63,11 +67,47 @@ async fn what_is_documented_is_enough_for_everything_and_all_of_it_is_needed() {
     server.command("CONFIG SET maxmemory 0").await;
     assert_eq!(here.health().await.status, HealthStatus::Up);
 
+    assert_keeps_values(&here.key_value().unwrap()).await;
+
     let denied = denied(&server).await;
     assert!(denied.iter().all(|command| ["ping", "client|setinfo", "client"].contains(&&**command)), "{denied:?}");
     for command in all.iter().flat_map(|some| some.split(' ')) {
         assert!(server.calls(command).await > 0, "{command} is never used");
     }
+}
+
+/// Each operation on values.
+async fn assert_keeps_values(values: &KeyValue) {
+    values.set("a", "1", Duration::from_secs(60)).await.unwrap();
+    assert_eq!(values.incr("a").await.unwrap(), 2);
+    assert!(values.exists("a").await.unwrap() && values.expire("a", Duration::from_secs(60)).await.unwrap());
+    assert_eq!(values.mget(&["a"]).await.unwrap(), [Some(b"2".to_vec())]);
+    let mut place = Some(Cursor::start());
+    while let Some(from) = place {
+        place = values.scan("*", &from, 100).await.unwrap().next;
+    }
+    assert!(values.del("a").await.unwrap());
+}
+
+/// Without scans of keys, values need two rights more than sessions; and keys of no other name than theirs.
+#[tokio::test]
+async fn values_need_little_more() {
+    let server = RedisServer::start().await;
+    server.add_user("app", "app-password", &rules(&[SESSIONS, VALUES])).await;
+    let store = RedisStore::new(patient(RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap()));
+    let values = KeyValue::new(store).unwrap();
+    values.set("a", "1", None).await.unwrap();
+    assert_eq!(values.incr("a").await.unwrap(), 2);
+    assert!(values.exists("a").await.unwrap() && values.expire("a", Duration::from_secs(60)).await.unwrap());
+    assert!(values.get("a").await.unwrap().is_some() && values.del("a").await.unwrap());
+    let refused = values.scan("*", &Cursor::start(), 100).await;
+    assert!(matches!(refused, Err(KeyValueError::Store(StoreError::Configuration(_)))), "{refused:?}");
+
+    server.add_user("app", "app-password", &rules(&[SESSIONS])).await;
+    for refused in [values.exists("a").await.unwrap_err(), values.incr("a").await.unwrap_err()] {
+        assert!(matches!(refused, KeyValueError::Store(StoreError::Configuration(_))), "{refused:?}");
+    }
+    assert!(!values.del("a").await.unwrap(), "the rest goes on");
 }
 
 /// Neither what is only for some settings, nor what servers of providers do not offer, is asked of anybody who does not set it.
@@ -132,7 +172,7 @@ fn the_rule_is_documented() {
     let documented: Vec<_> =
         rule.iter().flat_map(|line| line.split(' ')).filter_map(|word| word.strip_prefix('+')).collect();
     assert_eq!(documented, SESSIONS.split(' ').collect::<Vec<_>>());
-    for some in [SCANS, PLACES, EVENTS] {
+    for some in [SCANS, PLACES, EVENTS, VALUES] {
         assert!(docs.contains(&format!("| `+{}` |", some.replace(' ', " +"))), "{some}");
     }
 }

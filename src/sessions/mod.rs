@@ -17,6 +17,7 @@ use crate::{
     ended::{EndReason, Ended},
     event::{Events, Happened},
     health::{HealthReport, HealthService},
+    key_value::{KeyValue, KeyValueError},
     metrics::{self, ACTIVE},
     observe::Stats,
     record::{Record, Standing, Version},
@@ -385,6 +386,21 @@ impl Sessions {
     /// ```
     pub fn health_service(&self) -> HealthService {
         HealthService::new(self.clone())
+    }
+
+    /// The values beside the sessions: a small key-value service on the same store.
+    ///
+    /// # Errors
+    /// [`KeyValueError::Unsupported`] when the store keeps none: those of this crate do.
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, SessionLayer};
+    /// let values = SessionLayer::new(MemoryStore::new()).sessions().key_value()?;
+    /// # let _ = values;
+    /// # Ok::<(), tower_keep::KeyValueError>(())
+    /// ```
+    pub fn key_value(&self) -> Result<KeyValue, KeyValueError> {
+        KeyValue::of(self.shared.store.clone())
     }
 
     /// What operators call the store: `"redis"`, `"memory"`.

@@ -18,7 +18,9 @@ use crate::{
     token::SessionId,
 };
 
+mod all;
 mod fallback;
+mod glob;
 mod guard;
 pub(crate) mod health;
 mod memory;
@@ -28,12 +30,15 @@ pub(crate) mod observed;
 pub mod redis;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod values;
 
 pub use fallback::{Fallback, FallbackMode, FallbackStats, OnReturn};
 pub use guard::Guard;
 pub use health::Health;
 pub use memory::MemoryStore;
 pub use migrating::MigratingStore;
+pub(crate) use values::values_of;
+pub use values::{Added, KeyPage, ValueStats, ValueStore};
 
 /// No command is on its way for longer than this.
 const REMEMBER_AT_LEAST: Duration = Duration::from_secs(60);
@@ -198,6 +203,11 @@ pub trait SessionStore: Send + Sync + 'static {
         let _ = from;
         StoreFuture::ready(Ok(Published::default()))
     }
+
+    /// What it keeps beside the sessions: for [`KeyValue`](crate::KeyValue). Always the same answer. Default: nothing.
+    fn values(&self) -> Option<&dyn ValueStore> {
+        None
+    }
 }
 
 impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
@@ -277,6 +287,10 @@ impl<S: SessionStore + ?Sized> SessionStore for Arc<S> {
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         (**self).events(from)
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        (**self).values()
     }
 }
 

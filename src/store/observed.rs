@@ -9,6 +9,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tracing::Span;
@@ -16,7 +17,7 @@ use tracing::Span;
 use self::troubles::Troubles;
 use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    Version, health::HealthStatus,
+    ValueStore, Version, health::HealthStatus,
 };
 use crate::{
     ended::EndReason,
@@ -329,5 +330,9 @@ impl<S: SessionStore> SessionStore for Observed<S> {
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         self.observe(Operation::Events, |store| store.events(from))
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        self.store.values()
     }
 }

@@ -10,6 +10,8 @@ pub(super) enum Cause {
     Away(Arc<StoreError>),
     /// So much has begun, changed or ended in the outage as may.
     Full,
+    /// It was told to do what must not be done twice, and its answer was lost.
+    InDoubt,
 }
 
 impl fmt::Display for Cause {
@@ -17,6 +19,7 @@ impl fmt::Display for Cause {
         f.write_str(match self {
             Self::Away(_) => "the main store is away",
             Self::Full => "no more can be kept until the main store is back",
+            Self::InDoubt => "the main store was asked, and its answer was lost",
         })
     }
 }
@@ -25,7 +28,7 @@ impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Away(cause) => cause.source(),
-            Self::Full => None,
+            Self::Full | Self::InDoubt => None,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{
     journal::{Base, End, Journal, Pending},
     replay::{Task, Told, Writing},
     seen::{Lesson, Seen, What},
+    values::LocalValues,
 };
 use crate::{
     ended::{EndReason, Ended},
@@ -20,10 +21,11 @@ use crate::{
 pub(super) struct Local {
     store: MemoryStore,
     journal: Journal,
+    values: LocalValues,
     /// Changes are told to the main store; else they are forgotten.
     merges: bool,
     capacity: usize,
-    /// Of how many sessions changes were given up on the way.
+    /// Of how many sessions and values changes were given up on the way.
     lost: usize,
     /// The main store has been told everything, and is asked again.
     over: bool,
@@ -38,8 +40,14 @@ pub(super) enum Next {
 }
 
 impl Local {
-    /// With what was seen lately; for so many sessions more, and as many ends.
-    pub(super) fn new(seen: Vec<(SessionId, What)>, merges: bool, capacity: usize, clock: impl Clock) -> Self {
+    /// With what was seen lately; for so many sessions more, and as many ends; and for so many bytes of values.
+    pub(super) fn new(
+        seen: Vec<(SessionId, What)>,
+        merges: bool,
+        capacity: usize,
+        values_capacity: usize,
+        clock: impl Clock,
+    ) -> Self {
         let now = clock.now();
         // What it is bounded by is the journal.
         let places = seen.len().saturating_add(capacity).saturating_mul(2);
@@ -63,7 +71,8 @@ impl Local {
                 What::InDoubt => {}
             }
         }
-        Self { store, journal: Journal::new(capacity), merges, capacity: places, lost: 0, over: false }
+        let (journal, values) = (Journal::new(capacity), LocalValues::new(values_capacity));
+        Self { store, journal, values, merges, capacity: places, lost: 0, over: false }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -74,8 +83,12 @@ impl Local {
         &self.store
     }
 
+    pub(super) fn values(&mut self) -> &mut LocalValues {
+        &mut self.values
+    }
+
     pub(super) fn journalled(&self) -> usize {
-        self.journal.len()
+        self.journal.len() + self.values.changed()
     }
 
     fn record_of(&self, id: &SessionId) -> Option<Arc<Record>> {
@@ -263,7 +276,7 @@ impl Local {
     }
 
     /// What to tell the main store next: what ended comes first, whenever it did.
-    pub(super) fn next(&mut self, count: usize) -> Next {
+    pub(super) fn next(&mut self, count: usize, now: Timestamp) -> Next {
         let ends = self.journal.some_ends(count);
         if !ends.is_empty() {
             return Next::Tell(ends.into_iter().map(Task::End).collect());
@@ -279,13 +292,20 @@ impl Local {
         if !tasks.is_empty() {
             return Next::Tell(tasks);
         }
+        if self.merges {
+            let (tasks, lost) = self.values.tasks(count, now);
+            self.lost += lost;
+            if !tasks.is_empty() {
+                return Next::Tell(tasks.into_iter().map(Task::Value).collect());
+            }
+        }
         let ended = self.journal.end_rotated();
         if ended > 0 {
             self.lost += ended;
-            return self.next(count);
+            return self.next(count, now);
         }
         self.over = true;
-        Next::Over(self.lost + self.journal.drop_writes())
+        Next::Over(self.lost + self.journal.drop_writes() + self.values.changed())
     }
 
     /// What to write, and that it will be. What has expired needs no writing.
@@ -316,6 +336,12 @@ impl Local {
                 return 0;
             }
             Task::Write(id, writing) => (id, writing),
+            Task::Value(task) => {
+                return match told {
+                    Told::Value(told) => self.values.settle(task, told),
+                    _ => 0,
+                };
+            }
         };
         let written = writing.entry().record.version();
         match told {
@@ -360,6 +386,14 @@ impl Local {
                 1
             }
             Told::Gone(reason) => self.ended_there(id, reason, seen, now),
+            Told::Value(_) => 0,
+        }
+    }
+
+    /// The main store has not taken this.
+    pub(super) fn not_told(&mut self, task: &Task) {
+        if let Task::Value(task) = task {
+            self.values.not_told(task);
         }
     }
 

@@ -13,7 +13,8 @@
 //! * `operations.rs` — each operation: on the main store, and without it;
 //! * `seen.rs` — the sessions that were seen lately;
 //! * `local.rs`, `journal.rs`, `line.rs` — the sessions of an outage, and what the main store has to be told of them;
-//! * `replay.rs` — telling it.
+//! * `replay.rs` — telling it;
+//! * `values/` — the same for the values beside the sessions.
 
 mod error;
 mod journal;
@@ -27,6 +28,7 @@ mod seen;
 mod start;
 mod stats;
 mod switch;
+mod values;
 
 use std::{
     fmt,
@@ -46,7 +48,7 @@ use self::{
 };
 use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    Version,
+    ValueStore, Version, memory::VALUES_CAPACITY,
 };
 use crate::{
     ended::EndReason,
@@ -74,7 +76,8 @@ use crate::{
 /// # Memory
 /// Mode `Reject` keeps nothing. In the others some [`capacity`](Self::capacity) sessions are remembered as they were last seen, the longest unused
 /// forgotten first: about half a kilobyte and its values each. In mode `Memory` an outage has as many sessions again, and room for as many that
-/// begin or change, and as many that end; what is merely used takes half of it at most. What exceeds that fails with an outage: 503.
+/// begin or change, and as many that end; what is merely used takes half of it at most. What exceeds that fails with an outage: 503. Values
+/// have [a room of their own](Self::values_capacity).
 ///
 /// It needs a tokio runtime with a timer, and starts no task.
 ///
@@ -99,6 +102,7 @@ pub struct Fallback<S> {
     look_every: Duration,
     start_attempts: u32,
     capacity: usize,
+    values_capacity: usize,
     clock: Arc<dyn Clock>,
     seen: Seen,
     outage: RwLock<Option<Arc<Outage>>>,
@@ -120,6 +124,7 @@ impl<S: SessionStore> Fallback<S> {
             look_every: Duration::from_millis(100),
             start_attempts: 3,
             capacity: CAPACITY,
+            values_capacity: VALUES_CAPACITY,
             clock: Arc::new(SystemClock),
             seen: Seen::new(CAPACITY),
             outage: RwLock::default(),
@@ -156,6 +161,19 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
+    /// How many bytes the values of a [`KeyValue`](crate::KeyValue) may take in an outage, each with its key and 128 bytes more. Default: 64 MiB.
+    /// There is room beside them for as many bytes of keys that were set or deleted. What does not fit fails with an outage.
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default()).values_capacity(1024 * 1024);
+    /// ```
+    #[must_use]
+    pub fn values_capacity(mut self, bytes: usize) -> Self {
+        self.values_capacity = bytes;
+        self
+    }
+
     /// How often, in an outage, a request sees whether the main store is back. Default: every 100 ms.
     ///
     /// ```
@@ -169,7 +187,7 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
-    /// The clock that sessions of an outage expire by. Default: the system's.
+    /// The clock that sessions and values of an outage expire by. Default: the system's.
     ///
     /// ```
     /// # use tower_keep::{ManualClock, MemoryStore, store::{Fallback, FallbackMode}};
@@ -206,11 +224,14 @@ impl<S: SessionStore> Fallback<S> {
     pub fn stats(&self) -> FallbackStats {
         let (outage, counts) = (self.outage(), &self.counts);
         let local = outage.as_ref().and_then(|outage| outage.local());
-        let (in_memory, journalled) = local.map_or((0, 0), |local| (local.store().len(), local.journalled()));
+        let (in_memory, values_in_memory, journalled) = local.map_or((0, 0, 0), |mut local| {
+            (local.store().len(), local.values().len(self.clock.now()), local.journalled())
+        });
         FallbackStats {
             using_fallback: outage.is_some(),
             seen: self.seen.len(),
             in_memory,
+            values_in_memory,
             journalled,
             outages: counts.outages.get(),
             replayed: counts.replayed.get(),
@@ -324,6 +345,10 @@ impl<S: SessionStore> SessionStore for Fallback<S> {
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         self.main.events(from)
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        self.main.values().map(|_| self as &dyn ValueStore)
     }
 }
 

@@ -15,7 +15,22 @@ use std::time::Duration;
 /// | what can be lost on its return | nothing | nothing | changes and sessions of the outage: the clients of such sessions are logged out. The idle timeout of the others ran on | changes of a session that was changed elsewhere too; sessions beyond the [`Limits`](crate::Limits) |
 /// | what is lost if the process ends before | nothing | nothing | changes, sessions, and what ended: it is alive again | the same |
 ///
-/// What holds in every mode:
+/// Of [values](crate::KeyValue) nothing is remembered from before the outage: nobody can tell what other processes do with them.
+///
+/// | | `Reject`, `ReadStale` | `Memory`, `Drop` | `Memory`, `Merge` |
+/// |---|---|---|---|
+/// | a value that this process has not written in the outage | outage | is not there; a counter begins at zero | the same |
+/// | `set`, `del`, `expire`, `incr` | fail | are acknowledged, and count in this process | the same |
+/// | what the main store is told on its return | nothing | nothing | for each key that was written what has become of it: it is set, with the time that it has left, or deleted, also if it has expired. To one that was only added to, the difference is added, and its new time to live is set if it was given one |
+/// | what can be lost on its return | nothing | whatever was written | a difference whose answer is lost, for it is told once, or that cannot be added; what others wrote under the same keys meanwhile |
+/// | what is lost if the process ends before | nothing | whatever was written | the same |
+///
+/// Values are told after all sessions, and before anybody asks the main store again. One that it refuses for good (a missing permission)
+/// is given up, and [counted](super::FallbackStats::dropped); one for which it has no room is told again until it has, like a session. To add
+/// to a number is done once: if the main store was asked as it went away and its answer is lost, it is done
+/// nowhere else, and its caller is told [so](crate::KeyValueError::InDoubt).
+///
+/// What holds of sessions in every mode:
 /// * **A change that the main store has confirmed is never lost.** A write of the outage names the version it was made to, so the main
 ///   store takes it only when it holds that version still; if it holds a newer one, that stays, and the write of the outage is dropped
 ///   and [counted](super::FallbackStats::dropped).

@@ -282,7 +282,7 @@ pub(super) struct Scan<'a> {
 }
 
 /// What the cursors of memory begin with: a cursor of one store means nothing to the other, which begins anew.
-const LOCAL: &str = "local-";
+pub(super) const LOCAL: &str = "local-";
 
 impl Operation for Scan<'_> {
     type Answer = Page;

@@ -1,22 +1,20 @@
 //! The main store is back: it is told what it has missed.
 //!
 //! ```text
-//!   ends, all of them ──▶ what began and changed, session by session ──▶ over: it is asked again
-//!      ▲                                            │
-//!      └──────────── what ended meanwhile ──────────┘
+//!   ends, all of them ──▶ what began and changed, session by session ──▶ values ──▶ over: it is asked again
+//!      ▲                                            │                      │
+//!      └──────────── what ended meanwhile ──────────┴──────────────────────┘
 //! ```
 //! A request tells it, one at a time, and not more than a bounded number of sessions; what is left the next ones tell. The others are served from
 //! memory meanwhile, and what they do is journalled too. What has no answer stays in the journal, and is told again: every write
-//! can be repeated.
+//! can be repeated, but that which adds to a number.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::Pin,
-    task::Poll,
-    time::Duration,
+use std::time::Duration;
+
+use super::{
+    journal::{End, EndOf, Untold},
+    values::{ToldValue, ValueTask},
 };
-
-use super::journal::{End, EndOf, Untold};
 use crate::{
     ended::EndReason,
     limits::Limits,
@@ -35,6 +33,7 @@ pub(super) const TELLING: Duration = Duration::from_millis(50);
 pub(super) enum Task {
     End(Untold),
     Write(SessionId, Writing),
+    Value(ValueTask),
 }
 
 pub(super) enum Writing {
@@ -59,6 +58,8 @@ pub(super) enum Told {
     Other(Loaded),
     /// It has no such session, or has no place for it.
     Gone(EndReason),
+    /// That, about a value.
+    Value(ToldValue),
 }
 
 /// # Errors
@@ -71,6 +72,7 @@ pub(super) async fn tell<S: SessionStore>(main: &S, task: &Task) -> Result<Told,
         }
         Task::End(Untold { of: EndOf::One(id), end, .. }) => tell_end(main, id, end).await,
         Task::Write(id, writing) => tell_write(main, id, writing).await,
+        Task::Value(task) => return Ok(Told::Value(task.tell(main).await?)),
     };
     match told {
         // What is there cannot be read: it cannot be served either, and there is nothing to be gained by telling it for ever. Unless it is
@@ -127,28 +129,4 @@ async fn tell_write<S: SessionStore>(main: &S, id: &SessionId, writing: &Writing
             Told::Done(Vec::new())
         }
     })
-}
-
-/// All at once, in this task.
-pub(super) async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T> + Send>) -> Vec<T> {
-    enum Part<F, T> {
-        Running(Pin<Box<F>>),
-        Done(T),
-    }
-    let mut parts: Vec<_> = futures.map(|future| Part::Running(Box::pin(future))).collect();
-    poll_fn(|cx| {
-        let mut pending = false;
-        for part in &mut parts {
-            if let Part::Running(future) = part {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(result) => *part = Part::Done(result),
-                    Poll::Pending => pending = true,
-                }
-            }
-        }
-        if pending { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    let done = parts.into_iter().filter_map(|part| if let Part::Done(result) = part { Some(result) } else { None });
-    done.collect()
 }

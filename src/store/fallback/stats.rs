@@ -66,14 +66,16 @@ pub struct FallbackStats {
     pub seen: usize,
     /// Sessions that go on in memory.
     pub in_memory: usize,
-    /// What the main store has to be told still.
+    /// Values that are kept in memory.
+    pub values_in_memory: usize,
+    /// What the main store has to be told still, of sessions and of values.
     pub journalled: usize,
     /// How often the main store went away.
     pub outages: u64,
     /// What it was told on its returns.
     pub replayed: u64,
     /// Sessions that began or were changed in an outage, of which that was lost: forgotten, or the main store had
-    /// something newer.
+    /// something newer; and values that were written in one: forgotten, or the main store did not take them.
     pub dropped: u64,
     /// What had no room in an outage, and failed.
     pub refused: u64,

@@ -9,13 +9,13 @@ use super::{
     local::{Local, Next},
     operations::Operation,
     outage::{Away, Meanwhile, Outage, ask, is_back},
-    replay::{AT_ONCE, ROUNDS, TELLING, all, tell},
+    replay::{AT_ONCE, ROUNDS, TELLING, tell},
     seen::{Asked, Lesson},
 };
 use crate::{
     metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY, Stopwatch},
     observe::Causes,
-    store::{SessionStore, StoreError},
+    store::{SessionStore, StoreError, all::all},
     time::Clock,
 };
 
@@ -141,7 +141,8 @@ impl<S: SessionStore> Fallback<S> {
             FallbackMode::Memory { on_return } => {
                 let seen = self.seen.all(self.seen_within, self.clock.now());
                 let merges = on_return == OnReturn::Merge;
-                Meanwhile::Local(Box::new(Mutex::new(Local::new(seen, merges, self.capacity, self.clock.clone()))))
+                let local = Local::new(seen, merges, self.capacity, self.values_capacity, self.clock.clone());
+                Meanwhile::Local(Box::new(Mutex::new(local)))
             }
         };
         let begun = Arc::new(Outage::new(cause, meanwhile, self.counted(), self.look_every));
@@ -175,7 +176,7 @@ impl<S: SessionStore> Fallback<S> {
             if began.elapsed() > TELLING {
                 break;
             }
-            let next = outage.local().map(|mut local| local.next(AT_ONCE));
+            let next = outage.local().map(|mut local| local.next(AT_ONCE, self.clock.now()));
             let tasks = match next {
                 Some(Next::Tell(tasks)) => tasks,
                 Some(Next::Over(dropped)) => {
@@ -194,6 +195,7 @@ impl<S: SessionStore> Fallback<S> {
                         self.counts.replayed.add(1);
                     }
                     Err(error) => {
+                        local.not_told(task);
                         outage.refused(self.main.name(), &error);
                         away = true;
                     }

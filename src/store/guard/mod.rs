@@ -1,6 +1,7 @@
 //! A deadline and a circuit breaker around a store that has none.
 
 mod breaker;
+mod values;
 
 use std::{
     error::Error,
@@ -14,7 +15,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use self::breaker::{Breaker, Pass, Settings};
 use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    Version,
+    ValueStore, Version,
 };
 use crate::{
     ended::EndReason,
@@ -321,6 +322,10 @@ impl<S: SessionStore> SessionStore for Guard<S> {
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         self.guarded(move |store| store.events(from))
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        self.store.values().map(|_| self as &dyn ValueStore)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sessions in this process.
 
 mod shard;
+pub(super) mod values;
 
 use std::{
     fmt,
@@ -11,8 +12,13 @@ use std::{
     time::Duration,
 };
 
-use self::shard::{Room, Shard};
-use super::{Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreFuture, Version};
+use self::{
+    shard::{Room, Shard},
+    values::Values,
+};
+use super::{
+    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreFuture, ValueStore, Version,
+};
 use crate::{
     ended::{EndReason, Ended},
     limits::Limits,
@@ -21,6 +27,9 @@ use crate::{
 };
 
 const SHARDS: usize = 64;
+
+/// How many bytes of values are kept in memory, unless a program says otherwise.
+pub(super) const VALUES_CAPACITY: usize = 64 * 1024 * 1024;
 
 /// How many ended sessions a shard remembers at least, if it has had so many.
 const REMEMBERED: usize = 64;
@@ -47,22 +56,29 @@ pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     capacity: usize,
     rejects: bool,
+    values_capacity: usize,
     remember_ended: Duration,
 }
 
 struct Shared {
     shards: [Mutex<Shard>; SHARDS],
     len: AtomicUsize,
+    values: Mutex<Values>,
 }
 
 impl MemoryStore {
     /// An empty store of 100,000 sessions at most.
     pub fn new() -> Self {
         Self {
-            shared: Arc::new(Shared { shards: std::array::from_fn(|_| Mutex::default()), len: AtomicUsize::new(0) }),
+            shared: Arc::new(Shared {
+                shards: std::array::from_fn(|_| Mutex::default()),
+                len: AtomicUsize::new(0),
+                values: Mutex::default(),
+            }),
             clock: Arc::new(SystemClock),
             capacity: 100_000,
             rejects: false,
+            values_capacity: VALUES_CAPACITY,
             remember_ended: Duration::from_secs(60 * 60),
         }
     }
@@ -103,7 +119,20 @@ impl MemoryStore {
         self
     }
 
-    /// The clock that sessions expire by. Default: the system's.
+    /// How many bytes the values of a [`KeyValue`](crate::KeyValue) may take, each with its key and 128 bytes more. Default: 64 MiB. What
+    /// does not fit fails with [`StoreError::Outage`](super::StoreError::Outage): nothing makes room but time, for nothing is lost unasked.
+    ///
+    /// ```
+    /// # use tower_keep::MemoryStore;
+    /// let store = MemoryStore::new().values_capacity(1024 * 1024);
+    /// ```
+    #[must_use]
+    pub fn values_capacity(mut self, bytes: usize) -> Self {
+        self.values_capacity = bytes;
+        self
+    }
+
+    /// The clock that sessions and values expire by. Default: the system's.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
@@ -377,6 +406,10 @@ impl SessionStore for MemoryStore {
 
     fn name(&self) -> &'static str {
         "memory"
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        Some(self)
     }
 }
 

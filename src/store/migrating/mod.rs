@@ -7,7 +7,7 @@ use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 use self::moving::{MAX_ATTEMPTS, Stuck, contended};
 use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    Version,
+    ValueStore, Version,
 };
 use crate::{ended::EndReason, event::Event, limits::Limits, observe::Causes, token::SessionId};
 
@@ -81,6 +81,7 @@ const PAGE: usize = 100;
 /// * **Limits** hold across both stores: a user's sessions are moved before one more is created. Those of the old store that
 ///   instances of the other kind create in the same moment are not counted.
 /// * [Events](SessionStore::events) are those of the new store.
+/// * [Values](SessionStore::values) are those of the new store too. They are not moved: those of the old one stay there, and are not seen.
 #[derive(Clone)]
 pub struct MigratingStore {
     old: Arc<dyn SessionStore>,
@@ -411,6 +412,10 @@ impl SessionStore for MigratingStore {
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         self.new.events(from)
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        self.new.values()
     }
 }
 

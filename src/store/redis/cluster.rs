@@ -94,6 +94,17 @@ impl Cluster {
         known.slots.get(place).filter(|slots| slots.first <= slot).map(|slots| slots.master.clone())
     }
 
+    /// The places of these keys, by the masters that have them; where that is not known yet, by their slots.
+    pub(super) fn by_master(&self, keys: &[String]) -> Vec<Vec<usize>> {
+        let mut groups = HashMap::<_, Vec<_>>::new();
+        for (place, key) in keys.iter().enumerate() {
+            let slot = slot_of(key);
+            let master = self.master_of(slot);
+            groups.entry(master.ok_or(slot)).or_default().push(place);
+        }
+        groups.into_values().collect()
+    }
+
     /// Makes `request` by `deadline`, where the slot of `key` is.
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         let Some(commands) = request.reads() else {
@@ -159,7 +170,7 @@ impl Cluster {
                 None if failure.is_away() => {
                     // Perhaps another has taken its place.
                     let _ = self.ask(Some(&master), deadline).await;
-                    if self.master_of(slot).is_none_or(|now| now == master) {
+                    if !request.may_follow(&failure) || self.master_of(slot).is_none_or(|now| now == master) {
                         return Err(failure);
                     }
                 }

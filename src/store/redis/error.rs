@@ -16,6 +16,8 @@ pub(super) struct Failure {
     pub(super) verdict: Verdict,
     /// If it was a write that failed, reads may be served all the same.
     pub(super) writes_only: bool,
+    /// Redis was not told at all.
+    pub(super) unsent: bool,
     /// What a node of a cluster advises to do.
     #[cfg(feature = "redis-cluster")]
     pub(super) advice: Option<Advice>,
@@ -51,9 +53,20 @@ impl Failure {
             error,
             verdict,
             writes_only: false,
+            unsent: false,
             #[cfg(feature = "redis-cluster")]
             advice: None,
         }
+    }
+
+    /// The same, before anything was sent.
+    pub(super) fn unsent(self) -> Self {
+        Self { unsent: true, ..self }
+    }
+
+    /// Whether Redis was told, and has not said what it did.
+    pub(super) fn may_be_done(&self) -> bool {
+        !self.unsent && matches!(self.verdict, Verdict::Silent | Verdict::Lost)
     }
 
     /// Whether it did not reach a server that serves.
@@ -75,7 +88,7 @@ impl Failure {
     /// No server calls itself the master, or has the slot.
     #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
     pub(super) fn no_master() -> Self {
-        Self::outage(Cause::NoMaster, Verdict::Lost)
+        Self::outage(Cause::NoMaster, Verdict::Lost).unsent()
     }
 
     #[cfg(feature = "redis-sentinel")]
@@ -111,7 +124,7 @@ impl Failure {
             StoreError::Configuration(_) => StoreError::Configuration(Known(why).into()),
             _ => StoreError::Outage(Known(why).into()),
         };
-        Self::new(error, Verdict::Sound)
+        Self::new(error, Verdict::Sound).unsent()
     }
 
     pub(super) fn unexpected_reply() -> Self {

@@ -28,6 +28,9 @@ impl Keys {
     }
 }
 
+/// What the keys of values begin with, after the prefix.
+const VALUES: &str = "kv:";
+
 /// What begins every key.
 #[derive(Clone, Copy)]
 pub(super) struct Prefix<'a>(pub(super) &'a str);
@@ -50,8 +53,28 @@ impl Prefix<'_> {
 
     /// The pattern of all sessions: twelve characters of slot tag, 32 of the rest. The index and the epoch do not look like that.
     pub(super) fn pattern(self) -> String {
-        let prefix = self.0.chars().flat_map(|c| "*?[]^\\-".contains(c).then_some('\\').into_iter().chain([c]));
-        format!("{}{{{}}}:{}", prefix.collect::<String>(), "?".repeat(12), "?".repeat(32))
+        format!("{}{{{}}}:{}", self.as_pattern(), "?".repeat(12), "?".repeat(32))
+    }
+
+    /// What a value is called. Nothing of a session is called so: after the prefix of those comes `{`, `all` or `events`.
+    pub(super) fn value(self, key: &str) -> String {
+        format!("{}{VALUES}{key}", self.0)
+    }
+
+    /// The pattern of the values whose keys match `pattern`.
+    pub(super) fn value_pattern(self, pattern: &str) -> String {
+        format!("{}{VALUES}{pattern}", self.as_pattern())
+    }
+
+    /// The key of a value.
+    pub(super) fn key_of_value(self, key: &Value) -> Option<String> {
+        let Value::BulkString(key) = key else { return None };
+        let key = std::str::from_utf8(key).ok()?.strip_prefix(self.0)?.strip_prefix(VALUES)?;
+        Some(key.to_owned())
+    }
+
+    fn as_pattern(self) -> String {
+        self.0.chars().flat_map(|c| "*?[]^\\-".contains(c).then_some('\\').into_iter().chain([c])).collect()
     }
 
     /// The session of a key.

@@ -96,7 +96,7 @@ impl Link {
         }
     }
 
-    /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
+    /// Makes `request` by `deadline`. One whose connection was lost is repeated on the next, unless it must not be.
     pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         self.keep_task()?;
         if tracing::span_enabled!(target: SPANS, tracing::Level::DEBUG) {
@@ -106,9 +106,11 @@ impl Link {
         let answer = timeout_at(deadline, async {
             let mut again = true;
             loop {
-                let (line, _) = used.insert((self.line().await?, Instant::now()));
+                let (line, _) = used.insert((self.line().await.map_err(Failure::unsent)?, Instant::now()));
                 match request.send(&mut line.connection).await {
-                    Err(failure) if again && failure.verdict == Verdict::Lost => report(&self.state, line, &failure),
+                    Err(failure) if again && failure.verdict == Verdict::Lost && request.may_follow(&failure) => {
+                        report(&self.state, line, &failure);
+                    }
                     answer => return answer,
                 }
                 again = false;
@@ -116,6 +118,7 @@ impl Link {
         })
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()));
+        let answer = answer.map_err(|failure| if used.is_none() { failure.unsent() } else { failure });
         self.writes.note(&request, &answer);
         match (&answer, &used) {
             (Ok(_), Some((line, _))) => line.silence.store(0, Ordering::Relaxed),

@@ -8,6 +8,7 @@
 //! * `script.rs` — the operations that Redis must check before it makes them;
 //! * `keys.rs`, `reply.rs` — what things are called there, and what it answers;
 //! * `shared.rs` — what concerns all sessions at once: their number, and events;
+//! * `values.rs` — values beside the sessions;
 //! * `error.rs` — what an error of the client means; `health.rs`, how Redis does;
 //! * `ended_here.rs` — what this process has ended, in case Redis forgets;
 //! * this file — the store.
@@ -31,6 +32,9 @@
 //! * `sess:{AAAAAAAAAAAA}:epoch`, once all sessions of the user were ended: when that was. Sessions from before are dead, whether the
 //!   index knew of them or not.
 //!
+//! A value of a [`KeyValue`](crate::KeyValue) is a string of its own, `sess:kv:` and its key: nothing of a session is called so, and whoever may use
+//! the keys of sessions may use those. What is in the first braces of a key, if anything is, says in which slot of a cluster it is.
+//!
 //! With [`max_sessions`](RedisConfig::max_sessions) there is `sess:all`, a sorted set of all ids; with
 //! [`share_events`](RedisConfig::share_events) `sess:events`, a stream. A check of the health reads `sess:{health}`, and writes it, for
 //! a second, if writes have been refused.
@@ -42,6 +46,8 @@
 //! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
 //! | health | `GET`; after a refused write also `EVALSHA` | 1; 2 |
 //! | scan | `SCAN`, and a load of each | 2 a page |
+//! | a value: get, set, del, exists, expire, incr, scan | `GET`, `SET`, `UNLINK`, `EXISTS`, `PEXPIRE`, `INCRBY`, `SCAN` | 1 |
+//! | values: mget | a `GET` of each | 1, to each server that has some |
 //!
 //! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
 //! more. All keys of a call share a cluster slot, but for the page of a scan.
@@ -60,6 +66,7 @@
 //! | [`max_sessions`](RedisConfig::max_sessions) | `+zcard` |
 //! | [`share_events`](RedisConfig::share_events) | `+xadd +xrange +xrevrange` |
 //! | [`wait_for_replicas`](RedisConfig::wait_for_replicas) | `+wait` |
+//! | [`KeyValue`](crate::KeyValue); its `scan` also needs `+scan` | `+exists +incrby` |
 //! | a database other than 0 | `+select` |
 //! | Cluster | `+cluster\|slots +asking` |
 //! | Sentinel | `+role`; and of the Sentinels, if they ask for a login: `&+switch-master +sentinel\|get-master-addr-by-name +subscribe` |
@@ -110,6 +117,7 @@ mod script;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
 mod shared;
+mod values;
 
 use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 
@@ -129,7 +137,8 @@ use self::{
     script::{Call, Script, Scripts},
 };
 use super::{
-    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, Record, SessionStore, StoreFuture, Version,
+    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, Record, SessionStore, StoreFuture,
+    ValueStore, Version,
 };
 use crate::{
     ended::{EndReason, Ended},
@@ -695,6 +704,10 @@ impl SessionStore for RedisStore {
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         StoreFuture::boxed(async move { Ok(self.inner.operation().events(from).await?) })
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        Some(self)
     }
 }
 

@@ -48,16 +48,21 @@ impl Pooled {
         Self { pool, present: Mutex::new(Present::Lost), writes: Writes::default() }
     }
 
-    /// Makes `request` by `deadline`. Every request can be repeated: one whose connection was lost is, on the next.
+    /// Makes `request` by `deadline`. One whose connection was lost is repeated on the next, unless it must not be.
     pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         let mut again = true;
         let answer = loop {
-            let answer = timeout_at(deadline, self.once(request)).await.unwrap_or_else(|_| Err(Failure::timeout()));
+            let mut sent = false;
+            let answer = timeout_at(deadline, self.once(request, &mut sent)).await;
+            let answer = answer.unwrap_or_else(|_| Err(Failure::timeout()));
+            let answer = answer.map_err(|failure| if sent { failure } else { failure.unsent() });
             if answer.as_ref().is_err_and(|failure| failure.verdict != Verdict::Sound) {
                 *self.present() = Present::Lost;
             }
             match answer {
-                Err(failure) if again && failure.verdict == Verdict::Lost => again = false,
+                Err(failure) if again && failure.verdict == Verdict::Lost && request.may_follow(&failure) => {
+                    again = false;
+                }
                 answer => break answer,
             }
         };
@@ -65,12 +70,14 @@ impl Pooled {
         answer
     }
 
-    async fn once(&self, request: Request<'_>) -> Result<Value, Failure> {
+    /// `sent`: from then on it may be done.
+    async fn once(&self, request: Request<'_>, sent: &mut bool) -> Result<Value, Failure> {
         let mut connection = match self.still_present() {
             Still::There(connection) => connection,
             Still::Over => self.borrow().await?,
             Still::Gone => self.connect().await?,
         };
+        *sent = true;
         request.send(&mut connection).await
     }
 

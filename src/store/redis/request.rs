@@ -16,6 +16,8 @@ pub(super) struct Request<'a> {
     asking: bool,
     /// What is said of single reads, and may be an error, is for the caller to see.
     lenient: bool,
+    /// Not to be sent again when it may have been done.
+    once: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -27,7 +29,7 @@ enum What<'a> {
 
 impl<'a> Request<'a> {
     fn new(what: What<'a>) -> Self {
-        Self { what, replicas: None, asking: false, lenient: false }
+        Self { what, replicas: None, asking: false, lenient: false, once: false }
     }
 
     /// Commands that change nothing; their replies come as an array.
@@ -37,6 +39,11 @@ impl<'a> Request<'a> {
 
     pub(super) fn write(command: &'a Cmd) -> Self {
         Self::new(What::Write(command))
+    }
+
+    /// A write that would do more if it was done twice.
+    pub(super) fn once(command: &'a Cmd) -> Self {
+        Self { once: true, ..Self::write(command) }
     }
 
     pub(super) fn script(call: &'a Call<'a>) -> Self {
@@ -65,6 +72,11 @@ impl<'a> Request<'a> {
             What::Read(commands) if commands.len() > 1 => Some(commands),
             _ => None,
         }
+    }
+
+    /// Whether it may be sent again after this: all but one kind may always be.
+    pub(super) fn may_follow(&self, failure: &Failure) -> bool {
+        !self.once || !failure.may_be_done()
     }
 
     pub(super) fn writes(&self) -> bool {

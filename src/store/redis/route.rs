@@ -68,6 +68,16 @@ impl Route {
         }
     }
 
+    /// The places of these keys, by the servers that have them, as far as is known.
+    pub(super) fn by_server(&self, keys: &[String]) -> Vec<Vec<usize>> {
+        match self {
+            _ if keys.is_empty() => Vec::new(),
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(cluster) => cluster.by_master(keys),
+            _ => vec![(0..keys.len()).collect()],
+        }
+    }
+
     /// A page of keys, and where to go on. `scan` makes the command for a server's cursor.
     pub(super) async fn scan(
         &self,

@@ -1,0 +1,265 @@
+//! Values in this process.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fmt,
+    ops::Bound,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use super::{MemoryStore, ready};
+use crate::{
+    lifetime::LONGEST,
+    store::{Added, Cursor, KeyPage, StoreError, StoreFuture, ValueStats, ValueStore, glob::Glob},
+    time::{Clock, Timestamp},
+};
+
+/// What a key and its value take besides their own bytes.
+const OVERHEAD: usize = 128;
+
+/// How many that have expired an operation frees.
+const FREED: usize = 16;
+
+/// Values by their keys, and when they expire.
+#[derive(Default)]
+pub(in crate::store) struct Values {
+    kept: BTreeMap<Arc<str>, Kept>,
+    expiring: BTreeSet<(Timestamp, Arc<str>)>,
+    size: usize,
+}
+
+struct Kept {
+    value: Vec<u8>,
+    until: Option<Timestamp>,
+}
+
+impl Kept {
+    fn is_live(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// What a value takes, in bytes.
+pub(in crate::store) fn weight(key: &str, value: &[u8]) -> usize {
+    key.len() + value.len() + OVERHEAD
+}
+
+/// When something expires that lives so long from now.
+pub(in crate::store) fn until(ttl: Duration, now: Timestamp) -> Timestamp {
+    now.plus(ttl.clamp(Duration::from_millis(1), LONGEST))
+}
+
+impl Values {
+    fn free_expired(&mut self, now: Timestamp, most: usize) {
+        for _ in 0..most {
+            match self.expiring.first() {
+                Some((until, key)) if *until <= now => {
+                    let key = key.clone();
+                    self.take_out(&key);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn take_out(&mut self, key: &str) -> Option<Kept> {
+        let (key, kept) = self.kept.remove_entry(key)?;
+        self.size -= weight(&key, &kept.value);
+        if let Some(until) = kept.until {
+            self.expiring.remove(&(until, key));
+        }
+        Some(kept)
+    }
+
+    fn live(&mut self, key: &str, now: Timestamp) -> Option<&Kept> {
+        self.free_expired(now, FREED);
+        self.kept.get(key).filter(|kept| kept.is_live(now))
+    }
+
+    pub(in crate::store) fn len(&mut self, now: Timestamp) -> usize {
+        self.free_expired(now, usize::MAX);
+        self.kept.len()
+    }
+
+    pub(in crate::store) fn get(&mut self, key: &str, now: Timestamp) -> Option<Vec<u8>> {
+        self.live(key, now).map(|kept| kept.value.clone())
+    }
+
+    /// The value, and how long it lives from now, if not for ever.
+    pub(in crate::store) fn get_with_ttl(&mut self, key: &str, now: Timestamp) -> Option<(Vec<u8>, Option<Duration>)> {
+        let kept = self.live(key, now)?;
+        Some((kept.value.clone(), kept.until.map(|until| until.since(now))))
+    }
+
+    pub(in crate::store) fn exists(&mut self, key: &str, now: Timestamp) -> bool {
+        self.live(key, now).is_some()
+    }
+
+    /// # Errors
+    /// When there is no room for it among `capacity` bytes: then all is as it was.
+    pub(in crate::store) fn set(
+        &mut self,
+        key: &str,
+        value: Vec<u8>,
+        until: Option<Timestamp>,
+        capacity: usize,
+        now: Timestamp,
+    ) -> Result<(), Full> {
+        self.free_expired(now, FREED);
+        let weight = weight(key, &value);
+        let fits = |values: &Self| {
+            let before = values.kept.get(key).map_or(0, |kept| self::weight(key, &kept.value));
+            values.size - before + weight <= capacity
+        };
+        if !fits(self) {
+            self.free_expired(now, usize::MAX);
+            if !fits(self) {
+                return Err(Full);
+            }
+        }
+        self.take_out(key);
+        let key: Arc<str> = key.into();
+        if let Some(until) = until {
+            self.expiring.insert((until, key.clone()));
+        }
+        self.kept.insert(key, Kept { value, until });
+        self.size += weight;
+        Ok(())
+    }
+
+    pub(in crate::store) fn remove(&mut self, key: &str, now: Timestamp) -> bool {
+        self.free_expired(now, FREED);
+        self.take_out(key).is_some_and(|kept| kept.is_live(now))
+    }
+
+    pub(in crate::store) fn expire(&mut self, key: &str, until: Timestamp, now: Timestamp) -> bool {
+        if self.live(key, now).is_none() {
+            return false;
+        }
+        if let Some((key, _)) = self.kept.get_key_value(key) {
+            let key = key.clone();
+            let before = self.kept.get_mut(&key).and_then(|kept| kept.until.replace(until));
+            if let Some(before) = before {
+                self.expiring.remove(&(before, key.clone()));
+            }
+            self.expiring.insert((until, key));
+        }
+        true
+    }
+
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub(in crate::store) fn add(&mut self, key: &str, by: i64, capacity: usize, now: Timestamp) -> Result<Added, Full> {
+        let (number, until) = match self.live(key, now) {
+            Some(kept) => (number(&kept.value), kept.until),
+            None => (Some(0), None),
+        };
+        let Some(number) = number else { return Ok(Added::NotANumber) };
+        let Some(sum) = number.checked_add(by) else { return Ok(Added::Overflow) };
+        self.set(key, sum.to_string().into_bytes(), until, capacity, now)?;
+        Ok(Added::To(sum))
+    }
+
+    pub(in crate::store) fn scan(&self, pattern: &str, from: &Cursor, count: usize, now: Timestamp) -> KeyPage {
+        let (glob, count) = (Glob::new(pattern), count.clamp(1, 1000));
+        let from = after(from);
+        let from = from.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.kept.range::<str, _>((from, Bound::Unbounded));
+        let (mut keys, mut last) = (Vec::new(), None);
+        for (key, kept) in rest.by_ref().take(count) {
+            if kept.is_live(now) && glob.matches(key) {
+                keys.push(key.to_string());
+            }
+            last = Some(key);
+        }
+        let next = rest.next().and(last).map(|last| cursor(last));
+        KeyPage { keys, next }
+    }
+}
+
+/// What a cursor begins with; the last key comes after it, so that it can be part of a URL.
+const AFTER: &str = "after-";
+
+fn cursor(last: &str) -> Cursor {
+    format!("{AFTER}{}", URL_SAFE_NO_PAD.encode(last)).into()
+}
+
+fn after(cursor: &Cursor) -> Option<String> {
+    let last = URL_SAFE_NO_PAD.decode(cursor.as_str().strip_prefix(AFTER)?).ok()?;
+    String::from_utf8(last).ok()
+}
+
+/// As Redis writes it, and no other way: no `+1`, no `01`, no ` 1`.
+fn number(value: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(value).ok()?;
+    text.parse().ok().filter(|number: &i64| number.to_string() == text)
+}
+
+/// There is no room for it.
+#[derive(Debug)]
+pub(in crate::store) struct Full;
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is no room for more values in memory")
+    }
+}
+
+impl Error for Full {}
+
+impl From<Full> for StoreError {
+    fn from(full: Full) -> Self {
+        Self::Outage(full.into())
+    }
+}
+
+impl MemoryStore {
+    fn kept_values(&self) -> MutexGuard<'_, Values> {
+        self.shared.values.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ValueStore for MemoryStore {
+    fn get<'a>(&'a self, keys: &'a [&'a str]) -> StoreFuture<'a, Vec<Option<Vec<u8>>>> {
+        let (mut values, now) = (self.kept_values(), self.clock.now());
+        ready(keys.iter().map(|key| values.get(key, now)).collect())
+    }
+
+    fn set<'a>(&'a self, key: &'a str, value: &'a [u8], ttl: Option<Duration>) -> StoreFuture<'a, ()> {
+        let now = self.clock.now();
+        let until = ttl.map(|ttl| until(ttl, now));
+        let set = self.kept_values().set(key, value.to_vec(), until, self.values_capacity, now);
+        StoreFuture::ready(set.map_err(Into::into))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        ready(self.kept_values().remove(key, self.clock.now()))
+    }
+
+    fn exists<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        ready(self.kept_values().exists(key, self.clock.now()))
+    }
+
+    fn expire<'a>(&'a self, key: &'a str, ttl: Duration) -> StoreFuture<'a, bool> {
+        let now = self.clock.now();
+        ready(self.kept_values().expire(key, until(ttl, now), now))
+    }
+
+    fn add<'a>(&'a self, key: &'a str, by: i64) -> StoreFuture<'a, Added> {
+        let added = self.kept_values().add(key, by, self.values_capacity, self.clock.now());
+        StoreFuture::ready(added.map_err(Into::into))
+    }
+
+    fn scan<'a>(&'a self, pattern: &'a str, from: &'a Cursor, count: usize) -> StoreFuture<'a, KeyPage> {
+        ready(self.kept_values().scan(pattern, from, count, self.clock.now()))
+    }
+
+    fn stats(&self) -> StoreFuture<'_, ValueStats> {
+        let in_memory_keys = self.kept_values().len(self.clock.now());
+        ready(ValueStats { connected: false, using_fallback: true, in_memory_keys })
+    }
+}
