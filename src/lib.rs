@@ -111,7 +111,7 @@ pub use crate::{
     key::{AsKey, Key, KeyOf},
     layer::{
         EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
-        SessionService,
+        SessionService, SingleUse, SingleUseError, SingleUseFuture, SingleUseLayer, SingleUseService,
     },
     lifetime::{InvalidLifetime, Lifetime},
     limits::{Limits, WhenFull},

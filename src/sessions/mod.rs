@@ -56,6 +56,10 @@ impl Sessions {
         Self { shared }
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// A new session: of a user, if a name is given, or as a [`NewSession`] says. The token is the only copy.
     ///
     /// # Errors
