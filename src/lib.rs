@@ -95,6 +95,8 @@ mod lifetime;
 mod limits;
 mod metadata;
 mod observe;
+#[cfg(feature = "operator")]
+pub mod operator;
 mod record;
 mod session;
 mod sessions;
