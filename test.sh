@@ -28,6 +28,7 @@ need() {
 
 [ -n "${REDIS_SERVER_BIN:-}" ] || need redis-server redis-server redis
 need curl curl curl
+[ -n "${CHROMIUM_BIN:-}" ] || need chromium chromium chromium # for the tests in a real browser
 need cc gcc gcc # for ring: TLS, and the certificates of the tests
 
 cargo test --all-features "$@"
