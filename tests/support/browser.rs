@@ -108,6 +108,19 @@ impl Browser {
     }
 }
 
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        // What it still writes would outlive the directory.
+        for _ in 0..500 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 fn binary() -> String {
     let named = env::var("CHROMIUM_BIN").ok();
     let on_path = |name: &&str| env::split_paths(&env::var_os("PATH").unwrap()).any(|dir| dir.join(name).is_file());
