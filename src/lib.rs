@@ -128,6 +128,6 @@ pub use crate::{
 };
 
 /// The README's programs are tested like any other.
-#[cfg(all(doctest, feature = "axum", feature = "grpc", feature = "redis"))]
+#[cfg(all(doctest, feature = "axum", feature = "operator", feature = "grpc", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -17,7 +17,8 @@ use crate::{
     token::SessionId,
 };
 
-/// How much of a user agent a table shows.
+/// How many characters of a name and of a user agent a table shows.
+const SHORT_NAME: usize = 40;
 const SHORT_AGENT: usize = 60;
 
 pub(super) struct Page {
@@ -271,7 +272,7 @@ impl Page {
                 .markup("</code></a></th>");
             if of_several {
                 html.markup("<td class=\"user\">");
-                self.user(html, session);
+                user(html, session, SHORT_NAME);
                 html.markup("</td>");
             }
             html.markup("<td>");
@@ -297,18 +298,6 @@ impl Page {
         html.markup("</tbody>\n</table>\n");
     }
 
-    fn user(&self, html: &mut Html, session: &SessionInfo) {
-        match session.user() {
-            Some(user) => html
-                .markup("<a href=\"")
-                .text(View::User(user.to_owned()).link())
-                .markup("\"><bdi>")
-                .text(Cut(user, 80))
-                .markup("</bdi></a>"),
-            None => html.markup("<span class=\"nobody\">nobody</span>"),
-        };
-    }
-
     fn paging(&self, html: &mut Html, from: &Cursor, next: Option<&Cursor>) {
         let first = from.as_str().is_empty();
         if first && next.is_none() {
@@ -330,7 +319,7 @@ impl Page {
     fn details(&self, html: &mut Html, session: &SessionInfo) {
         let id = session.id();
         html.markup("<dl>\n<dt>Id</dt><dd><code>").text(id).markup("</code></dd>\n<dt>User</dt><dd>");
-        self.user(html, session);
+        user(html, session, usize::MAX);
         html.markup("</dd>\n");
         let times =
             [("Created", session.created_at()), ("Last seen", session.last_seen()), ("Expires", session.expires_at())];
@@ -394,6 +383,18 @@ impl Page {
         html.markup("<time datetime=\"").text(time).markup("\" title=\"").text(time).markup("\">");
         html.text(Distance { from: self.now, to: time }).markup("</time>");
     }
+}
+
+fn user(html: &mut Html, session: &SessionInfo, characters: usize) {
+    match session.user() {
+        Some(user) => html
+            .markup("<a href=\"")
+            .text(View::User(user.to_owned()).link())
+            .markup("\"><bdi>")
+            .text(Cut(user, characters))
+            .markup("</bdi></a>"),
+        None => html.markup("<span class=\"nobody\">nobody</span>"),
+    };
 }
 
 fn field(html: &mut Html, labelled: &'static str, value: &str) {
