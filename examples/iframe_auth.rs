@@ -93,7 +93,8 @@ fn stores() -> Result<(Store, Store), Box<dyn Error>> {
 fn app(service: Service, frames: SessionLayer<fn(&Rejection) -> Response>) -> Router {
     // A handshake begins a frame of its own, whatever frame there is already.
     let enter = Router::new()
-        .route("/auth/validate-session", get(validate))
+        // A HEAD, which would do what a GET does, must not use anything up.
+        .route("/auth/validate-session", get(validate).head(async || StatusCode::METHOD_NOT_ALLOWED))
         .layer(frames.clone())
         .layer(map_request(without_cookies));
     Router::new()

@@ -108,7 +108,10 @@ async fn keeps_its_contract() {
             })
         );
 
-        // Whoever looks at the page uses nothing up.
+        // Whoever looks at the page uses nothing up, nor who asks for a head.
+        let path = format!("/auth/validate-session?session_id={session_id}");
+        let head = client.request(Method::HEAD, &path, &[], Bytes::new()).await;
+        assert_eq!(head.status, StatusCode::METHOD_NOT_ALLOWED);
         for _ in 0..2 {
             let page = client.get(body["iframe_url"].as_str().unwrap()).await;
             assert_eq!((page.status, page.header("content-type")), (StatusCode::OK, Some("text/html; charset=utf-8")));
