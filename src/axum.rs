@@ -1,4 +1,4 @@
-//! axum: [`Session`] as an extractor, and the errors as responses.
+//! axum: [`Session`] and [`SingleUse`] as extractors, and the errors as responses.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -24,7 +24,7 @@ use axum_core::{
 };
 use http::request::Parts;
 
-use crate::{Reason, Rejection, Session, SessionError};
+use crate::{Reason, Rejection, Session, SessionError, SingleUse, SingleUseError};
 
 impl<S: Sync> FromRequestParts<S> for Session {
     type Rejection = Rejection;
@@ -36,6 +36,14 @@ impl<S: Sync> FromRequestParts<S> for Session {
     }
 }
 
+impl<S: Sync> FromRequestParts<S> for SingleUse {
+    type Rejection = Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
+        parts.extensions.get::<Self>().cloned().ok_or(Rejection::new(Reason::NoLayer, None))
+    }
+}
+
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         Rejection::into_response::<Body>(self)
@@ -44,6 +52,13 @@ impl IntoResponse for Rejection {
 
 /// A [`Rejection`]: 503 when the store is the cause, 401 when the session has ended, 429 when there are too many, else 500.
 impl IntoResponse for SessionError {
+    fn into_response(self) -> Response {
+        IntoResponse::into_response(Rejection::from(self))
+    }
+}
+
+/// A [`Rejection`]: 503 when the store is the cause, else 401.
+impl IntoResponse for SingleUseError {
     fn into_response(self) -> Response {
         IntoResponse::into_response(Rejection::from(self))
     }

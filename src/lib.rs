@@ -140,6 +140,8 @@ pub mod metrics;
 #[cfg(not(feature = "metrics"))]
 mod metrics;
 mod observe;
+#[cfg(feature = "operator")]
+pub mod operator;
 mod record;
 mod security;
 mod session;
@@ -158,7 +160,7 @@ pub use crate::{
     key_value::{KeyValue, KeyValueError},
     layer::{
         EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
-        SessionService,
+        SessionService, SingleUse, SingleUseError, SingleUseFuture, SingleUseLayer, SingleUseService,
     },
     lifetime::{InvalidLifetime, Lifetime},
     limits::{Limits, WhenFull},
@@ -179,6 +181,6 @@ pub use crate::jwt::{
 };
 
 /// The README's programs are tested like any other.
-#[cfg(all(doctest, feature = "axum", feature = "grpc", feature = "redis"))]
+#[cfg(all(doctest, feature = "axum", feature = "operator", feature = "grpc", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -2,12 +2,14 @@
 
 mod bearer;
 mod cookie;
+mod query;
 
 use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderValue, header};
 
 use self::bearer::Header;
+pub(crate) use self::query::{InQuery, take_from};
 pub use self::{
     bearer::Bearer,
     cookie::{InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},

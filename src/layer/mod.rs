@@ -24,6 +24,7 @@ mod policy;
 mod reject;
 mod respond;
 mod service;
+mod single_use;
 
 use self::policy::Lookup;
 pub(crate) use self::reject::retry_after;
@@ -33,4 +34,5 @@ pub use self::{
     policy::{OnMissing, OnOutage, Policy},
     reject::{EmptyBody, Reason, Rejection, ResponseForRejection},
     service::SessionService,
+    single_use::{SingleUse, SingleUseError, SingleUseFuture, SingleUseLayer, SingleUseService},
 };

@@ -58,7 +58,6 @@ impl Sessions {
         Self { shared }
     }
 
-    #[cfg(feature = "jwt")]
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
     }

@@ -4,6 +4,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 pub mod app;
+pub mod browser;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
@@ -17,6 +18,7 @@ pub mod records;
 pub mod redis_server;
 pub mod sentinel;
 pub mod stores;
+pub mod tls_front;
 pub mod watch;
 
 use std::time::Duration;

@@ -1,0 +1,304 @@
+//! Sessions for a single use: a site asks for one and embeds a page of ours with it; the page uses it up, and gets a cookie
+//! session of its own in exchange, which works in an iframe on another site.
+//!
+//! ```text
+//! cargo run --example iframe_auth                                        # http://127.0.0.1:3000 shows it
+//! curl -i -X POST http://127.0.0.1:3000/auth/create-session
+//! curl -i 'http://127.0.0.1:3000/auth/validate-session?session_id=…'     # 200, and 401 from then on
+//! curl -i http://127.0.0.1:3000/auth/session-status
+//! curl -i http://127.0.0.1:3000/auth/redis-health
+//! ```
+//!
+//! There are two kinds of sessions, each with a store of its own:
+//! * a **handshake** is what `session_id` opens: anonymous, for 30 minutes, for a single use, at most 1000 at a time;
+//! * a **frame** is the cookie session of the page in the iframe. It remembers the handshake that it began with, and ends when that
+//!   would have: so the frames that live are the handshakes that were used.
+
+mod support;
+
+use std::{
+    error::Error,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Json, Router, ServiceExt,
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::map_request,
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tower::Layer;
+use tower_keep::{
+    Clock, Consumed, EndReason, HealthStatus, Key, Lifetime, MemoryStore, NewSession, Rejection, SameSite, Session,
+    SessionCookie, SessionError, SessionInfo, SessionLayer, Sessions, SingleUse, SingleUseError, SingleUseLayer,
+    SystemClock, Timestamp,
+    store::{
+        SessionStore,
+        redis::{RedisConfig, RedisStore},
+    },
+};
+
+const MAX_SESSIONS: usize = 1000;
+const HALF_AN_HOUR: Duration = Duration::from_secs(30 * 60);
+/// What a frame remembers.
+const HANDSHAKE: Key<Handshake> = Key::new("handshake");
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    support::log();
+    support::exit(serve().await)
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
+    let (handshakes, frames) = stores()?;
+    let handshakes = SessionLayer::new(handshakes).lifetime(Lifetime::new(HALF_AN_HOUR, HALF_AN_HOUR)?).sessions();
+    let cookie = SessionCookie::builder().name("__Host-frame").same_site(SameSite::None).partitioned(true).build()?;
+    let frames = SessionLayer::new(frames).cookie(cookie).reject_with(rejected as fn(&Rejection) -> Response);
+
+    let store = handshakes.store_name();
+    let service = Service { handshakes, frames: frames.sessions(), counters: Arc::default() };
+    let stopped = support::stopped()?;
+    let listener = support::listen(store).await?;
+    // Outside of everything: not even the router sees the parameter.
+    let app = SingleUseLayer::query(service.handshakes.clone(), "session_id").layer(app(service, frames));
+    axum::serve(listener, ServiceExt::<Request>::into_make_service(app)).with_graceful_shutdown(stopped).await?;
+    Ok(())
+}
+
+type Store = Arc<dyn SessionStore>;
+
+/// For handshakes, and for frames.
+fn stores() -> Result<(Store, Store), Box<dyn Error>> {
+    Ok(match RedisConfig::from_env()? {
+        Some(config) => {
+            let handshakes = config.clone().prefix("auth_session:")?.max_sessions(MAX_SESSIONS);
+            (Arc::new(RedisStore::new(handshakes)), Arc::new(RedisStore::new(config.prefix("auth_frame:")?)))
+        }
+        None => {
+            let handshakes = MemoryStore::new().capacity(MAX_SESSIONS).reject_when_full();
+            (Arc::new(handshakes), Arc::new(MemoryStore::new()))
+        }
+    })
+}
+
+fn app(service: Service, frames: SessionLayer<fn(&Rejection) -> Response>) -> Router {
+    // A handshake begins a frame of its own, whatever frame there is already.
+    let enter = Router::new()
+        // A HEAD, which would do what a GET does, must not use anything up.
+        .route("/auth/validate-session", get(validate).head(async || StatusCode::METHOD_NOT_ALLOWED))
+        .layer(frames.clone())
+        .layer(map_request(without_cookies));
+    Router::new()
+        .route("/", page("text/html; charset=utf-8", include_str!("iframe_auth/parent.html")))
+        .route("/parent.js", page("text/javascript", include_str!("iframe_auth/parent.js")))
+        .route("/auth/create-session", post(create))
+        .route("/auth/session-status", get(status))
+        .route("/auth/redis-health", get(redis_health))
+        .route("/client/iframe.html", page("text/html; charset=utf-8", include_str!("iframe_auth/iframe.html")))
+        .route("/client/iframe.js", page("text/javascript", include_str!("iframe_auth/iframe.js")))
+        .route("/client/style.css", page("text/css", include_str!("iframe_auth/style.css")))
+        .route("/client/session", get(frame))
+        .layer(frames)
+        .merge(enter)
+        .with_state(service)
+        .layer(map_request(log_request))
+}
+
+#[derive(Clone)]
+struct Service {
+    handshakes: Sessions,
+    frames: Sessions,
+    counters: Arc<Counters>,
+}
+
+async fn create(State(service): State<Service>) -> Result<Response, SessionError> {
+    let token = match service.handshakes.create(NewSession::anonymous()).await {
+        Err(SessionError::Full) => return Ok(full()),
+        token => token?,
+    };
+    service.counters.created();
+    let body = CreateReply {
+        session_id: token.expose(),
+        expires_in_minutes: HALF_AN_HOUR.as_secs() / 60,
+        iframe_url: format!("/client/iframe.html?session_id={}", token.expose()),
+        storage: service.handshakes.store_name(),
+    };
+    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response())
+}
+
+#[derive(Serialize)]
+struct CreateReply<'a> {
+    session_id: &'a str,
+    expires_in_minutes: u64,
+    iframe_url: String,
+    storage: &'static str,
+}
+
+fn full() -> Response {
+    let error =
+        format!("there are {MAX_SESSIONS} sessions waiting to be used, and no more are given out; try again later");
+    (StatusCode::TOO_MANY_REQUESTS, Json(json!({ "error": error }))).into_response()
+}
+
+/// Uses the handshake up, and begins the frame.
+async fn validate(State(service): State<Service>, handshake: SingleUse, frame: Session) -> Result<Response, Rejection> {
+    let used = match handshake.consume().await {
+        Ok(Consumed::Now(session)) => session,
+        Ok(Consumed::Before(ended)) if ended.reason == EndReason::Used => return Ok(invalid("used")),
+        Ok(Consumed::Before(_) | Consumed::Unknown) => return Ok(invalid("unknown")),
+        Err(SingleUseError::Missing | SingleUseError::Malformed) => return Ok(invalid("malformed")),
+        Err(error) => return Err(error.into()),
+    };
+    service.counters.used();
+    let handshake = Handshake::used_now(&used);
+    frame.insert(HANDSHAKE, &handshake)?;
+    let rest = used.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
+    if let Ok(lifetime) = Lifetime::new(rest, rest) {
+        frame.set_lifetime(lifetime)?;
+    }
+    Ok(Json(Valid { valid: true, handshake }).into_response())
+}
+
+#[derive(Serialize)]
+struct Valid {
+    valid: bool,
+    #[serde(flatten)]
+    handshake: Handshake,
+}
+
+fn invalid(reason: &str) -> Response {
+    let body = Json(json!({ "valid": false, "reason": reason }));
+    (StatusCode::UNAUTHORIZED, [(header::CACHE_CONTROL, "no-store")], body).into_response()
+}
+
+/// A handshake that was used.
+#[derive(Serialize, Deserialize)]
+struct Handshake {
+    created_at: String,
+    expires_at: String,
+    used_at: String,
+}
+
+impl Handshake {
+    fn used_now(session: &SessionInfo) -> Self {
+        let text = |time: SystemTime| Timestamp::from(time).to_string();
+        Self {
+            created_at: text(session.created_at()),
+            expires_at: text(session.expires_at()),
+            used_at: SystemClock.now().to_string(),
+        }
+    }
+}
+
+/// Who the page in the iframe is, by its cookie.
+async fn frame(frame: Session) -> Result<Response, Rejection> {
+    Ok(match frame.get(HANDSHAKE)? {
+        Some(handshake) => Json(handshake).into_response(),
+        None => (StatusCode::UNAUTHORIZED, Json(json!({ "error": "no session" }))).into_response(),
+    })
+}
+
+/// What waits to be used is looked at by SCAN, and what was used as well; the totals are [counted](Counters).
+async fn status(State(service): State<Service>) -> Result<Json<Status>, SessionError> {
+    let (active, used) = (service.handshakes.count().await?, service.frames.count().await?);
+    Ok(Json(Status {
+        total_sessions: active + used,
+        active_sessions: active,
+        used_sessions: used,
+        total_created: service.counters.created.load(Ordering::Relaxed),
+        total_used: service.counters.used.load(Ordering::Relaxed),
+        max_sessions: MAX_SESSIONS,
+        storage: service.handshakes.store_name(),
+        redis_healthy: service.redis_health().await.is_ok(),
+    }))
+}
+
+#[derive(Serialize)]
+struct Status {
+    total_sessions: u64,
+    active_sessions: u64,
+    used_sessions: u64,
+    total_created: u64,
+    total_used: u64,
+    max_sessions: usize,
+    storage: &'static str,
+    redis_healthy: bool,
+}
+
+/// How many sessions this process has created, and has seen used.
+#[derive(Default)]
+struct Counters {
+    created: AtomicU64,
+    used: AtomicU64,
+}
+
+impl Counters {
+    fn created(&self) {
+        self.created.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn used(&self) {
+        self.used.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+async fn redis_health(State(service): State<Service>) -> Response {
+    let (code, status, message) = match service.redis_health().await {
+        Ok(()) => (StatusCode::OK, "healthy", "Redis answers"),
+        Err(message) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy", message),
+    };
+    let body = json!({ "status": status, "message": message, "timestamp": SystemClock.now().to_string() });
+    let mut response = (code, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response();
+    if code == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    }
+    response
+}
+
+impl Service {
+    /// The causes name servers: they are for the log.
+    async fn redis_health(&self) -> Result<(), &'static str> {
+        let health = self.handshakes.health().await;
+        if health.store != "redis" {
+            return Err("there is no Redis: sessions are in memory");
+        }
+        if health.status != HealthStatus::Up {
+            tracing::warn!(cause = health.cause.as_deref(), "Redis");
+        }
+        match health.status {
+            HealthStatus::Up => Ok(()),
+            HealthStatus::Degraded => Err("Redis answers, and takes no writes"),
+            _ => Err("Redis does not answer"),
+        }
+    }
+}
+
+fn rejected(rejection: &Rejection) -> Response {
+    (rejection.status(), Json(json!({ "error": rejection.to_string() }))).into_response()
+}
+
+async fn without_cookies(mut request: Request) -> Request {
+    request.headers_mut().remove(header::COOKIE);
+    request
+}
+
+async fn log_request(request: Request) -> Request {
+    tracing::info!(method = %request.method(), uri = %request.uri(), "request");
+    request
+}
+
+/// A file. It may be embedded anywhere: name the sites that may do so after `frame-ancestors`.
+fn page(kind: &'static str, text: &'static str) -> MethodRouter<Service> {
+    const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-src 'self'; \
+        base-uri 'none'; form-action 'none'; frame-ancestors *";
+    get(async move || ([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY)], text))
+}

@@ -1,0 +1,47 @@
+//! The token in the query of a URI: for a single use only.
+
+use http::{Uri, uri::PathAndQuery};
+
+use crate::token::Token;
+
+/// What the query held under the name.
+#[derive(Clone)]
+pub(crate) enum InQuery {
+    Nothing,
+    /// No token of ours: too long, of other characters, empty; or more than one.
+    Malformed,
+    Token(Token),
+}
+
+/// Takes all parameters of this name out of the URI. Names and values may be percent-encoded.
+pub(crate) fn take_from(uri: &mut Uri, name: &str) -> InQuery {
+    let mut found = InQuery::Nothing;
+    let mut rest = String::new();
+    for parameter in uri.query().unwrap_or_default().split('&') {
+        match form_urlencoded::parse(parameter.as_bytes()).next() {
+            Some((given, value)) if given == name => {
+                found = match (found, Token::parse(&*value)) {
+                    (InQuery::Nothing, Ok(token)) => InQuery::Token(token),
+                    _ => InQuery::Malformed,
+                };
+            }
+            _ => {
+                rest.push(if rest.is_empty() { '?' } else { '&' });
+                rest.push_str(parameter);
+            }
+        }
+    }
+    if !matches!(found, InQuery::Nothing) {
+        *uri = with_query(uri, &rest);
+    }
+    found
+}
+
+/// The URI with `query` (and its `?`) in place of its own.
+fn with_query(uri: &Uri, query: &str) -> Uri {
+    let mut parts = uri.clone().into_parts();
+    // Parts of a URI make a URI. If they should not, the token goes nowhere all the same.
+    let path = PathAndQuery::try_from(format!("{}{query}", uri.path()));
+    parts.path_and_query = Some(path.unwrap_or(PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).unwrap_or_default()
+}

@@ -1,0 +1,45 @@
+//! Whether a request that changes something comes from the page itself.
+
+use http::{HeaderMap, HeaderName, Uri, header};
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Whether the browser says that a page of the same origin sends this. Without a word of the browser: no.
+pub(super) fn is_same(headers: &HeaderMap, uri: &Uri) -> bool {
+    match only(headers, &SEC_FETCH_SITE) {
+        Said::Once(site) => site == "same-origin",
+        Said::Otherwise => false,
+        // Browsers from before 2023, and all where there is no TLS.
+        Said::Nothing => match (only(headers, &header::ORIGIN), host(headers, uri)) {
+            (Said::Once(origin), Some(host)) => {
+                origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host))
+            }
+            _ => false,
+        },
+    }
+}
+
+/// Whom the client has asked, in HTTP/1 and HTTP/2.
+fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
+    match only(headers, &header::HOST) {
+        Said::Once(host) => Some(host),
+        Said::Nothing => uri.authority().map(|authority| authority.as_str()),
+        Said::Otherwise => None,
+    }
+}
+
+enum Said<'a> {
+    Nothing,
+    Once(&'a str),
+    /// Several times, or not in text.
+    Otherwise,
+}
+
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Said<'a> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next().map(|value| value.to_str()), values.next()) {
+        (None, _) => Said::Nothing,
+        (Some(Ok(value)), None) => Said::Once(value),
+        _ => Said::Otherwise,
+    }
+}
