@@ -19,10 +19,7 @@ mod support;
 use std::{
     error::Error,
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -38,9 +35,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tower::Layer;
 use tower_keep::{
-    Clock, Consumed, EndReason, HealthStatus, Key, Lifetime, MemoryStore, NewSession, Rejection, SameSite, Session,
-    SessionCookie, SessionError, SessionInfo, SessionLayer, Sessions, SingleUse, SingleUseError, SingleUseLayer,
-    SystemClock, Timestamp,
+    Clock, Consumed, EndReason, HealthStatus, Key, KeyValue, KeyValueError, Lifetime, MemoryStore, NewSession,
+    Rejection, SameSite, Session, SessionCookie, SessionError, SessionInfo, SessionLayer, Sessions, SingleUse,
+    SingleUseError, SingleUseLayer, SystemClock, Timestamp,
     store::{
         SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -65,7 +62,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let frames = SessionLayer::new(frames).cookie(cookie).reject_with(rejected as fn(&Rejection) -> Response);
 
     let store = handshakes.store_name();
-    let service = Service { handshakes, frames: frames.sessions(), counters: Arc::default() };
+    let service = Service { handshakes, frames: frames.sessions(), counters: Counters(frames.sessions().key_value()?) };
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     // Outside of everything: not even the router sees the parameter.
@@ -117,7 +114,7 @@ fn app(service: Service, frames: SessionLayer<fn(&Rejection) -> Response>) -> Ro
 struct Service {
     handshakes: Sessions,
     frames: Sessions,
-    counters: Arc<Counters>,
+    counters: Counters,
 }
 
 async fn create(State(service): State<Service>) -> Result<Response, SessionError> {
@@ -125,7 +122,7 @@ async fn create(State(service): State<Service>) -> Result<Response, SessionError
         Err(SessionError::Full) => return Ok(full()),
         token => token?,
     };
-    service.counters.created();
+    service.counters.count(CREATED).await;
     let body = CreateReply {
         session_id: token.expose(),
         expires_in_minutes: HALF_AN_HOUR.as_secs() / 60,
@@ -158,7 +155,7 @@ async fn validate(State(service): State<Service>, handshake: SingleUse, frame: S
         Err(SingleUseError::Missing | SingleUseError::Malformed) => return Ok(invalid("malformed")),
         Err(error) => return Err(error.into()),
     };
-    service.counters.used();
+    service.counters.count(USED).await;
     let handshake = Handshake::used_now(&used);
     frame.insert(HANDSHAKE, &handshake)?;
     let rest = used.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
@@ -210,12 +207,13 @@ async fn frame(frame: Session) -> Result<Response, Rejection> {
 /// What waits to be used is looked at by SCAN, and what was used as well; the totals are [counted](Counters).
 async fn status(State(service): State<Service>) -> Result<Json<Status>, SessionError> {
     let (active, used) = (service.handshakes.count().await?, service.frames.count().await?);
+    let [total_created, total_used] = service.counters.read().await?;
     Ok(Json(Status {
         total_sessions: active + used,
         active_sessions: active,
         used_sessions: used,
-        total_created: service.counters.created.load(Ordering::Relaxed),
-        total_used: service.counters.used.load(Ordering::Relaxed),
+        total_created,
+        total_used,
         max_sessions: MAX_SESSIONS,
         storage: service.handshakes.store_name(),
         redis_healthy: service.redis_health().await.is_ok(),
@@ -234,20 +232,31 @@ struct Status {
     redis_healthy: bool,
 }
 
-/// How many sessions this process has created, and has seen used.
-#[derive(Default)]
-struct Counters {
-    created: AtomicU64,
-    used: AtomicU64,
-}
+const CREATED: &str = "total_created";
+const USED: &str = "total_used";
+
+/// How many sessions were ever created, and used: by all instances, beside the frames.
+#[derive(Clone)]
+struct Counters(KeyValue);
 
 impl Counters {
-    fn created(&self) {
-        self.created.fetch_add(1, Ordering::Relaxed);
+    /// What was done is done, whether it is counted or not.
+    async fn count(&self, what: &str) {
+        if let Err(error) = self.0.incr(what).await {
+            tracing::warn!(what, %error, "not counted");
+        }
     }
 
-    fn used(&self) {
-        self.used.fetch_add(1, Ordering::Relaxed);
+    async fn read(&self) -> Result<[u64; 2], SessionError> {
+        let totals = self.0.mget(&[CREATED, USED]).await.map_err(|error| match error {
+            KeyValueError::Store(error) => SessionError::Store(error),
+            _ => SessionError::Unavailable,
+        })?;
+        let number = |total: Option<&Option<Vec<u8>>>| {
+            let text = total?.as_deref().map(String::from_utf8_lossy)?;
+            text.parse().ok()
+        };
+        Ok([number(totals.first()).unwrap_or(0), number(totals.get(1)).unwrap_or(0)])
     }
 }
 

@@ -75,13 +75,18 @@ fn moments_are_read_as_the_crate_writes_them() {
     }
 }
 
+/// Kept for ever.
+fn is_total(key: &str) -> bool {
+    key.starts_with("auth_frame:kv:") && key.contains("total_")
+}
+
 /// `test` in memory, and on a Redis of its own.
 async fn on_both<F: Future<Output = ()>>(test: impl Fn(Server, &'static str) -> F) {
     test(Server::start(NAME, &[]).await, "memory").await;
     let redis = RedisServer::start().await;
     test(Server::on(NAME, &redis).await, "redis").await;
     for key in redis.keys().await {
-        assert!(redis.pttl(&key).await > 0 || key == "auth_session:all", "{key} has no TTL");
+        assert!(redis.pttl(&key).await > 0 || key == "auth_session:all" || is_total(&key), "{key} has no TTL");
     }
 }
 
@@ -263,7 +268,15 @@ async fn of_a_hundred_at_two_processes_one_gets_it() {
     for server in [&one, &other] {
         let status = status(&server.client()).await;
         assert_eq!((&status["active_sessions"], &status["used_sessions"]), (&json!(0), &json!(1)));
+        assert_eq!(
+            (&status["total_created"], &status["total_used"]),
+            (&json!(1), &json!(1)),
+            "counted by all together"
+        );
     }
+    drop((one, other));
+    let status = status(&Server::on(NAME, &redis).await.client()).await;
+    assert_eq!((&status["total_created"], &status["total_used"]), (&json!(1), &json!(1)), "and after a restart");
 }
 
 #[tokio::test]
