@@ -6,6 +6,8 @@
 //! curl -c jar -H 'content-type: application/json' -d '{"username":"admin","password":"admin"}' http://127.0.0.1:3000/admin/login
 //! curl -b jar http://127.0.0.1:3000/admin
 //! ```
+//! `/admin/operator` is the page for operators, for whoever is logged in; `/metrics` is for Prometheus.
+//!
 //! To move to Redis without logging anybody out, export what memory holds, and start with it:
 //! ```text
 //! curl -b jar -X POST http://127.0.0.1:3000/admin/sessions/export > sessions.jsonl
@@ -35,7 +37,8 @@ use serde_json::json;
 use support::Credentials;
 use tokio_stream::StreamExt;
 use tower_keep::{
-    Imported, Rejection, Session, SessionCookie, SessionError, SessionLayer, Sessions, Timestamp, store::OnReturn,
+    Imported, Rejection, Session, SessionCookie, SessionError, SessionLayer, Sessions, Timestamp,
+    operator::OperatorPage, store::OnReturn,
 };
 
 #[tokio::main]
@@ -45,20 +48,26 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
-    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?).cookie(SessionCookie::development()); // plain http on localhost; leave it out behind TLS
+    let store = support::store(OnReturn::Merge).await?;
+    let layer = SessionLayer::new(store.clone()).cookie(SessionCookie::development()); // plain http on localhost; leave it out behind TLS
     let sessions = layer.sessions();
     if let Some(path) = env::var_os("SESSION_IMPORT").filter(|path| !path.is_empty()) {
         let path = Path::new(&path);
         import(&sessions, path).await.map_err(|error| format!("SESSION_IMPORT={}: {error}", path.display()))?;
     }
+    // Whoever logs in here is an administrator, and may see all sessions.
+    let page =
+        OperatorPage::new(sessions.clone()).fallback(move || store.stats()).router().layer(layer.clone().require());
     let app = Router::new()
+        .nest("/admin/operator", page)
         .route("/admin", get(admin))
         .route("/admin/login", post(login))
         .route("/admin/logout", post(logout))
         .route("/admin/sessions/export", post(export))
         .with_state(sessions.clone())
         .layer(layer)
-        .route_service("/health/{probe}", sessions.health_service());
+        .route_service("/health/{probe}", sessions.health_service())
+        .route("/metrics", support::metrics::route(sessions.clone())?); // for operators, not for the world
     let stopped = support::stopped()?;
     let listener = support::listen(sessions.store_name()).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
@@ -84,7 +93,7 @@ async fn logout(session: Session) -> Result<StatusCode, SessionError> {
 
 /// A line for each session. Personal data, but nothing that opens a session.
 async fn export(session: Session, State(sessions): State<Sessions>) -> Result<Response, Rejection> {
-    session.require_user().await?; // whoever logs in here is an administrator
+    session.require_user().await?;
     let headers = [(header::CONTENT_TYPE, "application/jsonl"), (header::CACHE_CONTROL, "no-store")];
     let lines = sessions.export().map(|line| line.map(|line| line + "\n"));
     Ok((headers, Body::from_stream(lines)).into_response())

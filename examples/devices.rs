@@ -44,8 +44,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/logout", post(logout))
         .route("/sessions", get(list).delete(end_all))
         .route("/sessions/{id}", delete(end))
-        .with_state(sessions)
+        .with_state(sessions.clone())
         .layer(layer)
+        .route("/metrics", support::metrics::route(sessions)?) // for operators, not for the world
         .into_make_service_with_connect_info::<SocketAddr>();
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;

@@ -68,11 +68,12 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
+    let lifetime = lifetime()?;
     let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
         .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
-        .lifetime(lifetime()?);
+        .lifetime(lifetime);
     let sessions = layer.sessions();
-    let state = Erp { values: sessions.key_value()?, sessions };
+    let state = Erp { values: sessions.key_value()?, sessions: sessions.clone() };
     let store = state.sessions.store_name();
     let app = Router::new()
         .route("/api/cart", get(cart).delete(empty_cart))
@@ -89,7 +90,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/api/session/stats", get(stats))
         .route("/api/kv-status", get(status))
         .with_state(state)
-        .layer(layer);
+        .layer(layer)
+        .route("/metrics", support::metrics::route(sessions)?); // for operators, not for the world
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;

@@ -63,10 +63,11 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 
     let store = handshakes.store_name();
     let service = Service { handshakes, frames: frames.sessions(), counters: Counters(frames.sessions().key_value()?) };
+    let metrics = support::metrics::route(service.handshakes.clone())?; // for operators, not for the world
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     // Outside of everything: not even the router sees the parameter.
-    let app = SingleUseLayer::query(service.handshakes.clone(), "session_id").layer(app(service, frames));
+    let app = SingleUseLayer::query(service.handshakes.clone(), "session_id").layer(app(service, metrics, frames));
     axum::serve(listener, ServiceExt::<Request>::into_make_service(app)).with_graceful_shutdown(stopped).await?;
     Ok(())
 }
@@ -87,7 +88,7 @@ fn stores() -> Result<(Store, Store), Box<dyn Error>> {
     })
 }
 
-fn app(service: Service, frames: SessionLayer<fn(&Rejection) -> Response>) -> Router {
+fn app(service: Service, metrics: MethodRouter<Service>, frames: SessionLayer<fn(&Rejection) -> Response>) -> Router {
     // A handshake begins a frame of its own, whatever frame there is already.
     let enter = Router::new()
         // A HEAD, which would do what a GET does, must not use anything up.
@@ -106,6 +107,7 @@ fn app(service: Service, frames: SessionLayer<fn(&Rejection) -> Response>) -> Ro
         .route("/client/session", get(frame))
         .layer(frames)
         .merge(enter)
+        .route("/metrics", metrics)
         .with_state(service)
         .layer(map_request(log_request))
 }

@@ -64,8 +64,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/refresh", post(refresh))
         .route("/logout", post(logout))
         .route_service("/health/{probe}", sessions.health_service())
-        .with_state((jwt, sessions))
-        .layer(layer);
+        .with_state((jwt, sessions.clone()))
+        .layer(layer)
+        .route("/metrics", support::metrics::route(sessions)?); // for operators, not for the world
     let stopped = support::stopped()?;
     let listener = support::listen(name).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;

@@ -76,6 +76,11 @@ async fn keeps_its_contract(server: &Server) {
     assert!(!lines.is_empty());
     assert!(!export.text().contains(&client.cookie("session").unwrap()), "a token");
 
+    assert_eq!(other.get("/admin/operator").await.status, StatusCode::UNAUTHORIZED);
+    let page = client.get("/admin/operator").await;
+    assert_eq!(page.status, StatusCode::OK);
+    assert!(page.text().contains("admin") && page.text().contains("Revoke"), "{}", page.text());
+
     let thief = client.twin();
     let reply = post(&client, "/admin/logout").await;
     assert_eq!(reply.status, StatusCode::NO_CONTENT);

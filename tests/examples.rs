@@ -60,6 +60,24 @@ fn assert_is_json(reply: &Reply) {
     assert_eq!(reply.header("content-type"), Some("application/json"));
 }
 
+#[tokio::test]
+async fn each_of_the_five_systems_shows_what_it_measures() {
+    for (name, login) in [
+        ("admin", "/admin/login"),
+        ("iframe_auth", "/auth/create-session"),
+        ("jwt_auth", "/login"),
+        ("erp", "/api/auth/login"),
+        ("devices", "/login"),
+    ] {
+        let server = Server::start(name, &[]).await;
+        let reply = server.client().post(login, &json!({ "username": "ana", "password": "ana" })).await;
+        assert!(reply.status.is_success(), "{name}: {reply:?}");
+        let metrics = server.client().get("/metrics").await.text();
+        assert!(metrics.contains("\nsession_created_total 1\n"), "{name}: {metrics}");
+        assert!(!metrics.contains("ana"), "{name}: {metrics}");
+    }
+}
+
 mod quickstart {
     use super::*;
 

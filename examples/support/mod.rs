@@ -69,10 +69,10 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
 }
 
 /// Redis or memory, as the environment says; and memory in place of Redis while that is away, from the start or later.
-pub async fn store(on_return: OnReturn) -> Result<Fallback<Arc<dyn SessionStore>>, Box<dyn Error>> {
+pub async fn store(on_return: OnReturn) -> Result<Arc<Fallback<Arc<dyn SessionStore>>>, Box<dyn Error>> {
     let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_return });
     store.start().await;
-    Ok(store)
+    Ok(Arc::new(store))
 }
 
 /// The body of a login.
