@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod records;
 pub mod redis_server;
 pub mod sentinel;
+pub mod service;
 pub mod stores;
 
 use std::time::Duration;
