@@ -713,7 +713,7 @@ mod variables {
     #[test]
     fn a_wrong_one_is_named_and_its_value_is_not_shown() {
         let password = ("REDIS_PASSWORD", "hunter2");
-        let cases: [(&str, &str); 33] = [
+        let cases: [(&str, &str); 35] = [
             ("REDIS_URL", "http://:hunter2@redis.example"),
             ("REDIS_URL", "redis.example:6379"),
             ("REDIS_URL", "redis://:hunter2@redis.example:nonsense"),
@@ -744,6 +744,8 @@ mod variables {
             ("REDIS_CLUSTER_NODES", "hunter2@one:7000"),
             ("REDIS_SENTINELS", "one:26379"),
             ("REDIS_SENTINEL_MASTER", "mymaster"),
+            ("REDIS_SENTINEL_USERNAME", "hunter2"),
+            ("REDIS_SENTINEL_PASSWORD", "hunter2"),
             ("USE_REDIS", "maybe"),
             ("REDIS_ENABLED", "hunter2"),
             ("REDIS_URL", "\u{fffd}"),
