@@ -22,13 +22,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use support::{
     client::{Client, Reply},
     cluster::Cluster,
     eventually,
-    redis_server::{Loading, Reached, RedisServer, command_on, text},
+    redis_server::{Loading, NoSnapshot, Reached, RedisServer, command_on},
     sentinel::{Passwords, Sentinels},
     service::{COOKIE, HOUR, OK, Service, WrongClock, answer, assert_unavailable},
 };
@@ -366,16 +365,9 @@ impl Scene {
                 loading.ends().await;
             }
             Fault::NoSnapshot => {
-                // A directory is where the file belongs.
-                let place = server.dir().join("dump.rdb");
-                let _ = fs::remove_file(&place);
-                fs::create_dir(&place).unwrap();
-                // It does not answer a ping from then on, with which another connection of the test's begins.
-                let mut control = server.connect().await.unwrap();
-                saves(&mut control, "err").await;
+                let failing = NoSnapshot::of(server).await;
                 rounds().await;
-                fs::remove_dir(&place).unwrap();
-                saves(&mut control, "ok").await;
+                failing.ends().await;
             }
             Fault::Evicting => {
                 server.command("CONFIG SET maxmemory-policy allkeys-lru").await;
@@ -461,18 +453,6 @@ fn forget(server: &RedisServer) {
     for file in ["appendonly.aof", "dump.rdb"] {
         let _ = fs::remove_file(server.dir().join(file));
     }
-}
-
-/// Has a server write its snapshot, with this result.
-async fn saves(control: &mut MultiplexedConnection, result: &str) {
-    let began = async || command_on(&mut control.clone(), "BGSAVE").await.is_ok();
-    eventually("it saves", began).await;
-    let line = format!("rdb_last_bgsave_status:{result}");
-    let has = async || {
-        let info = command_on(&mut control.clone(), "INFO persistence").await.unwrap();
-        text(&info).lines().any(|said| said == line)
-    };
-    eventually(&line, has).await;
 }
 
 /// Nobody waits for what is known to be away: a hundred that did would take 25 seconds.

@@ -1,6 +1,12 @@
 //! A `redis-server` of the test's own: on a free port, in a directory of its own, gone when dropped.
 
-use std::{collections::HashMap, fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value,
@@ -423,6 +429,42 @@ impl Loading {
     pub async fn ends(mut self) {
         command_on(&mut self.control, "CONFIG SET key-load-delay 0").await.unwrap();
         self.reload.await.unwrap().unwrap();
+    }
+}
+
+/// A server that cannot write its snapshot, and takes no writes for it (`MISCONF`). It must have been told to write one now and then.
+pub struct NoSnapshot {
+    /// Made before: it does not answer a ping any more.
+    control: MultiplexedConnection,
+    /// A directory is where the file belongs.
+    in_the_way: PathBuf,
+}
+
+impl NoSnapshot {
+    pub async fn of(server: &RedisServer) -> Self {
+        let control = server.connect().await.unwrap();
+        let in_the_way = server.dir().join("dump.rdb");
+        let _ = fs::remove_file(&in_the_way);
+        fs::create_dir(&in_the_way).unwrap();
+        let failing = Self { control, in_the_way };
+        failing.saves("err").await;
+        failing
+    }
+
+    pub async fn ends(self) {
+        fs::remove_dir(&self.in_the_way).unwrap();
+        self.saves("ok").await;
+    }
+
+    async fn saves(&self, result: &str) {
+        let began = async || command_on(&mut self.control.clone(), "BGSAVE").await.is_ok();
+        eventually("it saves", began).await;
+        let line = format!("rdb_last_bgsave_status:{result}");
+        let has = async || {
+            let info = command_on(&mut self.control.clone(), "INFO persistence").await.unwrap();
+            text(&info).lines().any(|said| said == line)
+        };
+        eventually(&line, has).await;
     }
 }
 
