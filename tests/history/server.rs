@@ -47,8 +47,10 @@ impl Server {
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let listening = lines.map(Result::unwrap).find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let listening = lines.find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
+        // What runs for a minute says so, and dies if nobody listens.
+        std::thread::spawn(move || lines.for_each(drop));
         Self { child, url: listening.expect("the server listens") }
     }
 }

@@ -301,7 +301,9 @@ impl RedisConfig {
     /// Connect with TLS, and trust these certificate authorities (PEM, one or several) instead of the system's. Default: no TLS, unless
     /// the URL begins with `rediss://`; then the system's.
     ///
-    /// The server's certificate must be valid for the host name, or the address, that the configuration names.
+    /// The server's certificate must be valid for the host name, or the address, that the configuration names, or by which Sentinels and
+    /// nodes of a cluster name another server. The cryptography is what the process has installed for rustls; where it has installed none,
+    /// ring is installed.
     ///
     /// # Errors
     /// [`InvalidRedisConfig`] when it is no certificate in PEM.
