@@ -126,7 +126,7 @@ const TABLE: [(&str, Fault, Cost); 28] = [
 ];
 
 enum Place {
-    Alone(RedisServer),
+    Alone(Box<RedisServer>),
     Sentinels(Sentinels),
     Cluster(Cluster),
 }
@@ -142,7 +142,7 @@ impl Place {
         let mut server = RedisServer::stopped_with(&Self::args());
         server.be_reached(&Reached::ThroughProxies).await;
         server.run().await;
-        Self::Alone(server)
+        Self::Alone(Box::new(server))
     }
 
     async fn sentinels() -> Self {
@@ -291,7 +291,8 @@ impl Scene {
         eventually("and ends", async || is_done(&leaver, json!(["logout"])).await).await;
 
         let token = self.token();
-        (self.outages.set(0), self.lost.set(0));
+        self.outages.set(0);
+        self.lost.set(0);
         let patient = self.service.client.at(&self.patient.app.url());
         if cost == Nothing {
             assert!(self.is_served(&patient, cost).await, "{name}: it is connected");

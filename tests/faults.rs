@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::StatusCode;
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
 use support::{
@@ -17,7 +18,7 @@ use support::{
     eventually,
     proxy::Proxy,
     redis_server::{Loading, RedisServer, command_on, text},
-    service::{COOKIE, HOUR, OK, Service, WrongClock, answer, assert_unavailable},
+    service::{COOKIE, HOUR, OK, Service, UNAVAILABLE, WrongClock, answer, assert_unavailable},
 };
 use tokio::{
     net::TcpListener,
@@ -790,6 +791,24 @@ mod lost_replies {
         assert_eq!(scene.service.write(2).await.status, OK);
         assert_eq!(scene.calls("evalsha").await - before, 2);
         scene.is_well(2).await;
+    }
+
+    /// It was made, seen, and over with the session when it was tried again: whoever wrote it is told that the session is gone.
+    #[tokio::test]
+    async fn of_a_write_to_a_session_that_ends_before_it_is_repeated() {
+        let scene = scene().await;
+        let other = SessionLayer::new(RedisStore::new(RedisConfig::from_url(&scene.server.url()).unwrap())).sessions();
+        let token = Token::parse(scene.service.client.cookie(COOKIE).unwrap()).unwrap();
+        scene.proxy.hold_reply_to("EVALSHA");
+        let (reply, ()) = tokio::join!(answer(&scene.service.client, json!([["insert", "k", 2], ["save"]])), async {
+            scene.proxy.holds().await;
+            let is_seen = async || other.open(&token).await.unwrap().unwrap().value::<u64>("k").unwrap() == Some(2);
+            eventually("others see it", is_seen).await;
+            assert!(other.revoke(&token.id()).await.unwrap());
+            scene.proxy.cut();
+        });
+        assert_eq!(reply.status, StatusCode::UNAUTHORIZED);
+        assert!(!other.is_valid(&token).await.unwrap());
     }
 
     #[tokio::test]

@@ -25,8 +25,8 @@ pub enum Kind {
 
 /// The servers, each behind a proxy.
 pub enum Place {
-    Alone(RedisServer),
-    Pool(RedisServer),
+    Alone(Box<RedisServer>),
+    Pool(Box<RedisServer>),
     Sentinel(Sentinels),
     Cluster(Cluster),
 }
@@ -35,8 +35,8 @@ impl Place {
     pub async fn start(kind: Kind) -> Self {
         let how = Reached::ThroughProxies;
         match kind {
-            Kind::Alone => Self::Alone(Self::server_alone().await),
-            Kind::Pool => Self::Pool(Self::server_alone().await),
+            Kind::Alone => Self::Alone(Box::new(Self::server_alone().await)),
+            Kind::Pool => Self::Pool(Box::new(Self::server_alone().await)),
             Kind::Sentinel => Self::Sentinel(Sentinels::start_reached(&how, Passwords::default(), &[]).await),
             Kind::Cluster => Self::Cluster(Cluster::start_reached(&how, &[]).await),
         }
@@ -51,15 +51,17 @@ impl Place {
         redis
     }
 
-    /// What a server is told.
-    pub fn address(&self) -> String {
+    /// What a server is told. So many replicas, if there are any, confirm what must not come undone.
+    pub fn address(&self, replicas: usize) -> String {
         match self {
             Self::Alone(redis) => redis.url(),
             Self::Pool(redis) => format!("pool {}", redis.url()),
-            Self::Sentinel(scene) => format!("sentinel {} {}", scene.master_name(), scene.addresses().join(" ")),
+            Self::Sentinel(scene) => {
+                format!("sentinel {replicas} {} {}", scene.master_name(), scene.addresses().join(" "))
+            }
             Self::Cluster(scene) => {
                 let nodes: Vec<_> = scene.nodes.iter().map(RedisServer::address).collect();
-                format!("cluster {}", nodes.join(" "))
+                format!("cluster {replicas} {}", nodes.join(" "))
             }
         }
     }
@@ -144,7 +146,7 @@ impl Place {
     /// gets lost.
     pub async fn settles(&self) {
         let all = match self {
-            Self::Alone(redis) | Self::Pool(redis) => std::slice::from_ref(redis),
+            Self::Alone(redis) | Self::Pool(redis) => std::slice::from_ref(&**redis),
             Self::Sentinel(scene) => &scene.servers,
             Self::Cluster(scene) => &scene.nodes,
         };

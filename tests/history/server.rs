@@ -62,18 +62,22 @@ impl Drop for Server {
     }
 }
 
-/// Of a URL, with or without `pool`, or of `sentinel` or `cluster` and addresses. Where a server that dies may take with it what it has confirmed, a replica must
+/// Of a URL, with or without `pool`, or of `sentinel` or `cluster`, a number of replicas, and addresses. Where a server that dies may take with it what it has confirmed, a replica must
 /// have what must not come undone.
 fn config(redis: &str) -> RedisConfig {
     let mut words = redis.split(' ');
-    match words.next().unwrap() {
+    let mut next = || words.next().unwrap();
+    match next() {
         "sentinel" => {
-            let master = words.next().unwrap();
-            RedisConfig::sentinel(words, master).unwrap().wait_for_replicas(1)
+            let (replicas, master) = (next().parse().unwrap(), next());
+            RedisConfig::sentinel(words, master).unwrap().wait_for_replicas(replicas)
         }
-        "cluster" => RedisConfig::cluster(words).unwrap().wait_for_replicas(1),
+        "cluster" => {
+            let replicas = next().parse().unwrap();
+            RedisConfig::cluster(words).unwrap().wait_for_replicas(replicas)
+        }
         "pool" => {
-            let manager = RedisConnectionManager::new(words.next().unwrap()).unwrap();
+            let manager = RedisConnectionManager::new(next()).unwrap();
             RedisConfig::from_pool(Pool::builder().max_size(2).build_unchecked(manager))
         }
         url => RedisConfig::from_url(url).unwrap(),

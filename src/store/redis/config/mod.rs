@@ -469,6 +469,10 @@ impl RedisConfig {
     /// and a round trip between the servers. `min-replicas-to-write` in the server's configuration covers every write, and costs nothing
     /// here: prefer it where you can set it.
     ///
+    /// Behind Sentinels with several replicas, one confirmation may be that of a replica that is not the next master; and in a planned
+    /// failover the old master takes writes a moment longer, which the others confirm. Only as many as there are replicas rule that out; then
+    /// such operations are an outage while one of them is away.
+    ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;
     /// let config = RedisConfig::from_url("redis://localhost")?.wait_for_replicas(1);
