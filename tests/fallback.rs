@@ -13,10 +13,12 @@ use spy::Spy;
 use support::{
     app::App,
     client::Client,
+    cluster::Cluster,
     eventually,
     log::Log,
     records::{entry, entry_of, id, id_of, version},
     redis_server::RedisServer,
+    sentinel::Sentinels,
 };
 use tower_keep::{
     EndReason, Ended, HealthStatus, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, WhenFull,
@@ -932,8 +934,11 @@ async fn a_thousand_sessions_are_told_whoever_asks() {
 
 /// A service whose Redis can be killed and restarted.
 async fn service(mode: FallbackMode, server: &RedisServer) -> (App, Arc<Fallback<RedisStore>>) {
-    let redis = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
-    let store = Arc::new(Fallback::new(redis, mode).look_every(Duration::ZERO));
+    service_at(mode, RedisConfig::from_url(&server.url()).unwrap()).await
+}
+
+async fn service_at(mode: FallbackMode, config: RedisConfig) -> (App, Arc<Fallback<RedisStore>>) {
+    let store = Arc::new(Fallback::new(RedisStore::new(config), mode).look_every(Duration::ZERO));
     eventually("it is connected", async || store.health().await.unwrap() == Health::Up).await;
     (App::start(SessionLayer::new(store.clone())).await, store)
 }
@@ -1197,4 +1202,123 @@ async fn many_threads_through_many_outages_lose_no_end() {
     }
     let stats = store.stats();
     assert!(stats.outages > 5 && stats.dropped == 0, "{stats:?}");
+}
+
+// In a service, with several servers.
+
+/// What happens in an outage, and is true afterwards, here and for everybody else.
+struct Outage {
+    ana: Client,
+    bob: Client,
+    eva: Client,
+}
+
+impl Outage {
+    /// Before it: ana and eva are logged in.
+    async fn before(app: &App) -> Self {
+        Self { ana: logged_in(app, "ana").await, bob: app.client(), eva: logged_in(app, "eva").await }
+    }
+
+    async fn happens(&self) {
+        assert_eq!(self.ana.perform(json!([["insert", "k", 2], ["is_degraded"]])).await[1], true);
+        self.bob.perform(json!([["login", "bob"], ["insert", "k", 3]])).await;
+        let gone = self.eva.twin();
+        self.eva.one(json!(["logout"])).await;
+        assert_eq!(gone.one(json!(["user"])).await, json!(null));
+        self.eva.set_cookie("__Host-session", &gone.cookie("__Host-session").unwrap());
+    }
+
+    async fn was(&self, app: &App) {
+        for (client, user, k) in [(&self.ana, json!("ana"), json!(2)), (&self.bob, json!("bob"), json!(3))] {
+            assert_eq!(client.at(&app.url()).perform(json!([["user"], ["get", "k"]])).await, [user, k]);
+        }
+        assert_eq!(self.eva.at(&app.url()).one(json!(["user"])).await, json!(null));
+    }
+}
+
+/// An instance without a fallback, that has seen nothing.
+async fn another(config: RedisConfig) -> App {
+    let config = config.timeout(Duration::from_secs(8)).connect_timeout(Duration::from_secs(8));
+    App::start(SessionLayer::new(RedisStore::new(config))).await
+}
+
+#[tokio::test]
+async fn behind_sentinels_all_goes_on_until_another_is_master() {
+    let all = Sentinels::start().await;
+    let config = RedisConfig::sentinel(all.addresses(), all.master_name()).unwrap();
+    let (app, store) = service_at(MERGE, config.clone()).await;
+    let outage = Outage::before(&app).await;
+    all.servers[0].command("WAIT 2 0").await;
+    all.servers[0].pause();
+    is_known(&store).await;
+    outage.happens().await;
+    all.switched(0).await;
+    is_back(&store).await;
+    assert_eq!((store.stats().outages, store.stats().dropped, store.stats().journalled), (1, 0, 0));
+    assert!(store.stats().replayed > 2);
+    outage.was(&app).await;
+    outage.was(&another(config.clone()).await).await;
+}
+
+/// Whoever meets it is served, from memory perhaps, or told that it is an outage.
+#[tokio::test]
+async fn behind_sentinels_a_planned_failover_is_a_short_outage_at_most() {
+    let all = Sentinels::start().await;
+    let config = RedisConfig::sentinel(all.addresses(), all.master_name()).unwrap();
+    let (app, store) = service_at(MERGE, config.clone()).await;
+    let ana = logged_in(&app, "ana").await;
+    all.master_server().await.command("WAIT 2 0").await;
+    let old = all.failover().await;
+    let switched = all.switched(old);
+    tokio::pin!(switched);
+    loop {
+        let reply = ana.post("/do", &json!([["user"], ["insert", "other", 1]])).await;
+        match reply.status {
+            StatusCode::OK => assert_eq!(reply.json()[0], "ana"),
+            status => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
+        }
+        tokio::select! {
+            _ = &mut switched => break,
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+    is_back(&store).await;
+    for app in [app, another(config).await] {
+        assert_eq!(ana.at(&app.url()).perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
+    }
+    assert!(store.stats().outages <= 2, "{:?}", store.stats());
+}
+
+/// A cluster of which one node is dead is not away: it serves the sessions of the others, and says so. Until the replica takes over, those of the
+/// dead are an outage, in every mode.
+#[tokio::test]
+async fn a_cluster_is_away_when_no_node_answers() {
+    let mut all = Cluster::start().await;
+    let config = RedisConfig::cluster(all.nodes.iter().map(RedisServer::address)).unwrap();
+    let (app, store) = service_at(MERGE, config.clone()).await;
+    let outage = Outage::before(&app).await;
+    let node_of = async |user| all.node_of_key(&format!("{{{}}}", SessionId::slot_tag_of(user))).await;
+    let (dead, other) = (node_of("ana").await, node_of("eva").await);
+    assert_ne!(dead, other, "users that the test can use");
+    all.nodes[dead].command("WAIT 1 0").await;
+    all.kill(dead);
+    let reply = outage.ana.post("/do", &json!([["insert", "k", 2]])).await;
+    assert_eq!((reply.status, reply.set_cookies()), (StatusCode::SERVICE_UNAVAILABLE, vec![]));
+    assert_eq!(outage.eva.perform(json!([["get", "k"], ["is_degraded"]])).await, [json!(1), json!(false)]);
+    all.failed_over(dead).await;
+    let is_served = async || outage.ana.post("/do", &json!([["user"]])).await.status == StatusCode::OK;
+    eventually("the replica serves", is_served).await;
+    assert_eq!(outage.ana.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
+    assert_eq!(store.stats().outages, 0);
+
+    all.restart(dead).await;
+    all.settled().await;
+    all.nodes.iter().for_each(RedisServer::pause);
+    is_known(&store).await;
+    outage.happens().await;
+    all.nodes.iter().for_each(RedisServer::resume);
+    is_back(&store).await;
+    assert_eq!((store.stats().outages, store.stats().dropped, store.stats().journalled), (1, 0, 0));
+    outage.was(&app).await;
+    outage.was(&another(config).await).await;
 }

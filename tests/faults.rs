@@ -7,131 +7,31 @@ mod support;
 
 use std::{
     fs,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use http::StatusCode;
 use redis::aio::MultiplexedConnection;
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{
     app::App,
-    client::{Client, Reply},
     eventually,
     proxy::Proxy,
     redis_server::{Loading, RedisServer, command_on, text},
+    service::{COOKIE, HOUR, OK, Service, UNAVAILABLE, WrongClock, answer, assert_unavailable},
 };
 use tokio::{
     net::TcpListener,
     runtime::{Builder, Handle},
     task::JoinSet,
-    time::timeout,
 };
 use tower_keep::{
-    Clock, HealthStatus, OnOutage, SessionCookie, SessionLayer, Timestamp, Token,
+    HealthStatus, SessionCookie, SessionLayer, Token,
     store::{
         Cursor, Health, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
     },
 };
-
-const COOKIE: &str = "__Host-session";
-const OK: StatusCode = StatusCode::OK;
-const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
-
-/// A service, a tolerant part of it, and somebody who is logged in to it and has `k` = 1.
-struct Service {
-    layer: SessionLayer,
-    app: App,
-    tolerant: App,
-    client: Client,
-}
-
-impl Service {
-    /// With the default timeout.
-    async fn at(url: &str) -> Self {
-        let service = Self::with(RedisConfig::from_url(url).unwrap()).await;
-        service.client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
-        service
-    }
-
-    /// Nobody is logged in yet.
-    async fn with(config: RedisConfig) -> Self {
-        let layer = SessionLayer::new(RedisStore::new(config));
-        let app = App::start(layer.clone()).await;
-        let tolerant = App::start(layer.clone().on_outage(OnOutage::Anonymous)).await;
-        let client = app.client();
-        Self { layer, app, tolerant, client }
-    }
-
-    async fn health(&self) -> HealthStatus {
-        self.layer.sessions().health().await.status
-    }
-
-    async fn read(&self) -> Reply {
-        answer(&self.client, json!([["get", "k"]])).await
-    }
-
-    async fn write(&self, value: u32) -> Reply {
-        answer(&self.client, json!([["insert", "k", value]])).await
-    }
-
-    async fn serves_the_public(&self) {
-        assert_eq!(self.client.get("/public").await.status, OK);
-    }
-
-    /// Nothing is known of any session.
-    async fn is_out(&self) {
-        self.serves_the_public().await;
-        assert_unavailable(&self.read().await);
-        assert_unavailable(&self.write(99).await);
-        self.serves_the_public().await;
-
-        let tolerated = self.client.at(&self.tolerant.url());
-        let seen = answer(&tolerated, json!([["is_degraded"], ["get", "k"], ["user"]])).await;
-        assert_eq!((seen.status, seen.set_cookies()), (OK, vec![]));
-        assert_eq!(seen.json(), json!([true, null, null]));
-        // To be anonymous is tolerated, to lose what is written is not.
-        let unsaved = answer(&tolerated, json!([["insert", "k", 99]])).await;
-        assert_eq!((unsaved.status, unsaved.set_cookies()), (UNAVAILABLE, vec![]));
-    }
-
-    /// Sessions are read, and nothing can be written.
-    async fn only_reads(&self) {
-        self.serves_the_public().await;
-        for change in [json!(["insert", "k", 99]), json!(["rotate"]), json!(["login", "ben"])] {
-            assert_unavailable(&answer(&self.client, json!([change])).await);
-            let read = self.read().await;
-            assert_eq!((read.status, read.text()), (OK, "[1]".into()), "after a failed {change}");
-        }
-        assert_unavailable(&answer(&self.app.client(), json!([["insert", "k", 1]])).await);
-    }
-
-    /// By itself, with the cookie that the client has, and `k` as it was last saved.
-    async fn resumes(&self, value: u32) {
-        eventually("serving resumes", async || self.read().await.status == OK).await;
-        assert_eq!(self.read().await.json(), json!([value]));
-        eventually("writing resumes", async || self.write(value + 1).await.status == OK).await;
-        assert_eq!(self.read().await.json(), json!([value + 1]));
-        let tolerated = self.client.at(&self.tolerant.url());
-        assert_eq!(answer(&tolerated, json!([["is_degraded"], ["user"]])).await.json(), json!([false, "ana"]));
-        assert_eq!(self.health().await, HealthStatus::Up);
-    }
-}
-
-/// What the service answers; only what hangs takes seconds.
-async fn answer(client: &Client, steps: Value) -> Reply {
-    timeout(Duration::from_secs(10), client.post("/do", &steps)).await.expect("the request hangs")
-}
-
-fn assert_unavailable(reply: &Reply) {
-    assert_eq!(reply.status, UNAVAILABLE, "{reply:?}");
-    assert_eq!(reply.header("retry-after"), Some("5"));
-    assert_eq!(reply.set_cookies(), [""; 0]);
-}
 
 /// A server that loses nothing when it is killed.
 async fn durable() -> RedisServer {
@@ -589,7 +489,7 @@ mod read_only {
     async fn loading_its_data() {
         let server = RedisServer::start_with(&Loading::args()).await;
         let service = Service::at(&server.url()).await;
-        let loading = Loading::of(&server).await;
+        let loading = Loading::of(&server, "").await;
         service.serves_the_public().await;
         assert_unavailable(&service.read().await);
         assert_unavailable(&service.write(99).await);
@@ -767,22 +667,10 @@ mod data {
 mod clock {
     use super::*;
 
-    /// A clock that somebody sets.
-    #[derive(Clone, Default)]
-    struct Wrong(Arc<AtomicI64>);
-
-    impl Clock for Wrong {
-        fn now(&self) -> Timestamp {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
-            Timestamp::from_millis((now + self.0.load(Ordering::SeqCst)) as u64)
-        }
-    }
-
     #[tokio::test]
     async fn jumps_by_an_hour() {
-        const HOUR: i64 = 3_600_000;
         let server = RedisServer::start().await;
-        let clock = Wrong::default();
+        let clock = WrongClock::default();
         let store = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
         let layer = SessionLayer::new(store).cookie(SessionCookie::development()).clock(clock.clone());
         let app = App::start(layer.clone()).await;
@@ -794,7 +682,7 @@ mod clock {
         let client = app.client();
         client.perform(json!([["login", "ana"], ["insert", "k", 0]])).await;
         for (value, hours) in [1, -1, 0, 1, 0, -1].into_iter().enumerate() {
-            clock.0.store(hours * HOUR, Ordering::SeqCst);
+            clock.is_off_by(hours * HOUR);
             // Idle for half an hour ends a session. Nobody was.
             assert_eq!(client.perform(json!([["user"], ["insert", "k", value]])).await[0], "ana", "{hours}");
             client.perform(json!([["rotate"], ["insert", "l", value]])).await;
@@ -807,7 +695,7 @@ mod clock {
         }
         let new = app.client();
         new.one(json!(["login", "ben"])).await;
-        clock.0.store(HOUR, Ordering::SeqCst);
+        clock.is_off_by(HOUR);
         assert_eq!(new.one(json!(["user"])).await, "ben");
     }
 }
@@ -903,6 +791,24 @@ mod lost_replies {
         assert_eq!(scene.service.write(2).await.status, OK);
         assert_eq!(scene.calls("evalsha").await - before, 2);
         scene.is_well(2).await;
+    }
+
+    /// It was made, seen, and over with the session when it was tried again: whoever wrote it is told that the session is gone.
+    #[tokio::test]
+    async fn of_a_write_to_a_session_that_ends_before_it_is_repeated() {
+        let scene = scene().await;
+        let other = SessionLayer::new(RedisStore::new(RedisConfig::from_url(&scene.server.url()).unwrap())).sessions();
+        let token = Token::parse(scene.service.client.cookie(COOKIE).unwrap()).unwrap();
+        scene.proxy.hold_reply_to("EVALSHA");
+        let (reply, ()) = tokio::join!(answer(&scene.service.client, json!([["insert", "k", 2], ["save"]])), async {
+            scene.proxy.holds().await;
+            let is_seen = async || other.open(&token).await.unwrap().unwrap().value::<u64>("k").unwrap() == Some(2);
+            eventually("others see it", is_seen).await;
+            assert!(other.revoke(&token.id()).await.unwrap());
+            scene.proxy.cut();
+        });
+        assert_eq!(reply.status, StatusCode::UNAUTHORIZED);
+        assert!(!other.is_valid(&token).await.unwrap());
     }
 
     #[tokio::test]

@@ -701,7 +701,7 @@ mod redis_store {
         let server = RedisServer::start_with(&Loading::args()).await;
         let scene = Scene::at(&server.url()).await;
         scene.is_up().await;
-        let loading = Loading::of(&server).await;
+        let loading = Loading::of(&server, "").await;
         scene.becomes(DOWN, "loading the dataset").await;
         loading.ends().await;
         scene.is_up().await;

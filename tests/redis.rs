@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use support::{
     app::App,
     client::{Client, Reply},
+    eventually,
     log::Log,
     proxy::Proxy,
     redis_server::{Monitor, RedisServer, text},
@@ -528,6 +529,39 @@ mod instances {
 mod connecting {
     use super::*;
 
+    /// The timers of our connections to this port, as Linux shows them: which one runs (2: keepalive), and how many hundredths of a second
+    /// are left.
+    #[cfg(target_os = "linux")]
+    fn timers_of_connections_to(port: u16) -> Vec<(u8, u64)> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let peer = format!("0100007F:{port:04X}");
+        let mut timers = Vec::new();
+        for line in table.lines() {
+            // Number, local address, remote address, state (1: established), queues, timer.
+            if let [_, _, remote, "01", _, timer, ..] = *line.split_whitespace().collect::<Vec<_>>()
+                && remote == peer
+            {
+                let (kind, left) = timer.split_once(':').unwrap();
+                timers.push((kind.parse().unwrap(), u64::from_str_radix(left, 16).unwrap()));
+            }
+        }
+        timers
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_sees_to_it_that_nobody_forgets_the_connection() {
+        let server = RedisServer::start().await;
+        let sessions = layer(config(&server)).sessions();
+        sessions.create("ana").await.unwrap();
+        // While something is on its way another timer runs.
+        eventually(
+            "an idle connection is asked after, in a quarter of a minute",
+            async || matches!(timers_of_connections_to(server.port())[..], [(2, left)] if left <= 1500),
+        )
+        .await;
+    }
+
     /// Whether `config` leads to a Redis that keeps sessions.
     async fn keeps_sessions(config: RedisConfig) -> bool {
         let app = App::start(layer(patient(config))).await;
@@ -713,7 +747,7 @@ mod variables {
     #[test]
     fn a_wrong_one_is_named_and_its_value_is_not_shown() {
         let password = ("REDIS_PASSWORD", "hunter2");
-        let cases: [(&str, &str); 33] = [
+        let cases: [(&str, &str); 35] = [
             ("REDIS_URL", "http://:hunter2@redis.example"),
             ("REDIS_URL", "redis.example:6379"),
             ("REDIS_URL", "redis://:hunter2@redis.example:nonsense"),
@@ -744,6 +778,8 @@ mod variables {
             ("REDIS_CLUSTER_NODES", "hunter2@one:7000"),
             ("REDIS_SENTINELS", "one:26379"),
             ("REDIS_SENTINEL_MASTER", "mymaster"),
+            ("REDIS_SENTINEL_USERNAME", "hunter2"),
+            ("REDIS_SENTINEL_PASSWORD", "hunter2"),
             ("USE_REDIS", "maybe"),
             ("REDIS_ENABLED", "hunter2"),
             ("REDIS_URL", "\u{fffd}"),

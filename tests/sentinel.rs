@@ -107,6 +107,31 @@ mod connecting {
             eventually("every Sentinel is listened to", subscribers).await;
         }
 
+        // By the environment, and by a file. Neither is shown.
+        let addresses = scene.addresses();
+        let vars = |name: &str| match name {
+            "REDIS_SENTINELS" => Some(addresses.join(",")),
+            "REDIS_SENTINEL_MASTER" => Some(scene.master_name().to_owned()),
+            "REDIS_PASSWORD" => Some("open-sesame".to_owned()),
+            "REDIS_SENTINEL_PASSWORD" => Some("who-goes-there".to_owned()),
+            _ => None,
+        };
+        let file = serde_json::json!({
+            "sentinels": addresses, "sentinel_master": scene.master_name(), "username": "app", "password": "app-password",
+            "sentinel_username": "app", "sentinel_password": "app-password",
+        });
+        for config in [RedisConfig::from_vars(vars).unwrap().unwrap(), serde_json::from_value(file).unwrap()] {
+            let shown = format!("{config:?}");
+            assert!(!["open-sesame", "who-goes-there", "app-password"].iter().any(|secret| shown.contains(secret)));
+            assert_serves(config).await;
+        }
+        let vars = |name: &str| match name {
+            "REDIS_SENTINEL_USERNAME" => Some("app".to_owned()),
+            name => vars(name).filter(|_| name != "REDIS_SENTINEL_PASSWORD"),
+        };
+        let error = RedisConfig::from_vars(vars).unwrap_err();
+        assert_eq!(error.to_string(), "REDIS_SENTINEL_USERNAME: a user name without a password");
+
         let config = both();
         scene.sentinels[0].stop();
         scene.sentinels[1].pause();

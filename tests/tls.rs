@@ -8,9 +8,11 @@ use std::{fs, path::Path, time::Duration};
 
 use support::{
     certificates::{Certificate, Certificates},
+    cluster::Cluster,
     eventually,
     log::Log,
-    redis_server::RedisServer,
+    redis_server::{Reached, RedisServer},
+    sentinel::{Passwords, Sentinels},
 };
 use tower_keep::{
     HealthReport, HealthStatus, SessionLayer, Sessions,
@@ -126,6 +128,105 @@ async fn a_certificate_that_expires_and_is_renewed_needs_no_restart_of_ours() {
     server.run().await;
     eventually("it is renewed", async || has(HealthStatus::Up, "").await).await;
     sessions.create("ana").await.unwrap();
+}
+
+/// Servers that work together, with TLS among themselves as well.
+mod together {
+    use super::*;
+
+    /// Any change of its settings does it.
+    async fn read_certificates_again(server: &RedisServer) {
+        server.command("CONFIG SET tls-session-caching no").await;
+    }
+
+    /// Whoever reads their files from now on has a certificate that has expired.
+    fn expire(certificates: &Certificates) {
+        let Certificates { server, expired, .. } = certificates;
+        fs::write(&server.certificate, pem(&expired.certificate)).unwrap();
+        fs::write(&server.key, pem(&expired.key)).unwrap();
+    }
+
+    fn patient(config: RedisConfig) -> RedisConfig {
+        config.timeout(PATIENCE).connect_timeout(PATIENCE)
+    }
+
+    /// Who trusts whom.
+    async fn assert_trust_counts(certificates: &Certificates, config: &RedisConfig) {
+        let with = |authority| patient(config.clone()).ca_cert(pem(authority)).unwrap();
+        assert_serves(with(&certificates.authority)).await;
+        assert_refused(with(&certificates.strange_authority), "UnknownIssuer").await;
+        let not_tls = config.clone().timeout(PATIENCE).connect_timeout(PATIENCE);
+        assert_refused(not_tls, "no connection to Redis").await;
+    }
+
+    #[tokio::test]
+    async fn behind_sentinels() {
+        let certificates = Certificates::new();
+        let how = Reached::ByTls(&certificates);
+        let mut all = Sentinels::start_reached(&how, Passwords::default(), &[]).await;
+        let config = RedisConfig::sentinel(all.addresses(), all.master_name()).unwrap();
+        assert_trust_counts(&certificates, &config).await;
+
+        let trusting = || patient(config.clone()).ca_cert(pem(&certificates.authority)).unwrap();
+        let sessions = sessions(trusting());
+        let token = sessions.create("ana").await.unwrap();
+        all.master_server().await.command("WAIT 2 0").await;
+        let old = all.failover().await;
+        all.switched(old).await;
+        eventually("the next master serves", async || sessions.create("ana").await.is_ok()).await;
+        assert!(sessions.is_valid(&token).await.unwrap());
+
+        // First those who name the master, who has one that is good; then the master.
+        let good = pem(&certificates.server.certificate);
+        let key = pem(&certificates.server.key);
+        expire(&certificates);
+        for sentinel in &mut all.sentinels {
+            sentinel.run().await;
+        }
+        assert_refused(trusting(), "certificate expired").await;
+        fs::write(&certificates.server.certificate, good).unwrap();
+        fs::write(&certificates.server.key, key).unwrap();
+        for sentinel in &mut all.sentinels {
+            sentinel.run().await;
+        }
+        assert_serves(trusting()).await;
+        expire(&certificates);
+        read_certificates_again(all.master_server().await).await;
+        assert_refused(trusting(), "certificate expired").await;
+    }
+
+    #[tokio::test]
+    async fn in_a_cluster() {
+        let certificates = Certificates::new();
+        let mut all = Cluster::start_reached(&Reached::ByTls(&certificates), &[]).await;
+        let config = RedisConfig::cluster(all.nodes.iter().map(RedisServer::address)).unwrap();
+        assert_trust_counts(&certificates, &config).await;
+
+        // Over one address all are found, and the one that takes over.
+        let config = RedisConfig::cluster([all.nodes[4].address()]).unwrap();
+        let trusting = || patient(config.clone()).ca_cert(pem(&certificates.authority)).unwrap();
+        let sessions = sessions(trusting());
+        for user in 0..20 {
+            let token = sessions.create(format!("user-{user}")).await.unwrap();
+            assert!(sessions.is_valid(&token).await.unwrap());
+        }
+        all.kill(0);
+        all.failed_over(0).await;
+        let all_served = async || {
+            let mut served = true;
+            for user in 0..20 {
+                served &= sessions.create(format!("user-{user}")).await.is_ok();
+            }
+            served
+        };
+        eventually("all are served", all_served).await;
+
+        expire(&certificates);
+        for node in &all.nodes[1..] {
+            read_certificates_again(node).await;
+        }
+        assert_refused(trusting(), "certificate expired").await;
+    }
 }
 
 mod settings {

@@ -324,6 +324,9 @@ impl Sessions {
     /// What happens to sessions from now on, in this process and, if the store
     /// [shares it](crate::store::redis::RedisConfig::share_events), in the others.
     ///
+    /// One may be told twice: when the connection to the store is lost while it is published, that is repeated. Do
+    /// with it what may be done twice.
+    ///
     /// # Errors
     /// [`StoreError`] when the store does not answer: from when on others' events are new is not known.
     ///

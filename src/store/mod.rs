@@ -377,7 +377,7 @@ pub enum Outcome {
     Done,
     /// Nothing was written: another write came first, and this is what it left.
     Conflict(Loaded),
-    /// Nothing was written: the session has ended.
+    /// Nothing was written: the session has ended. (Or it was, its answer was lost, and it has ended with the session before it was repeated.)
     Gone,
 }
 

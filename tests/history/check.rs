@@ -206,6 +206,8 @@ struct Writes<'a> {
     by_value: BTreeMap<u64, &'a Event>,
     /// The acknowledged ones, in the order of their acknowledgements: when that was, and when the last of them was begun.
     acknowledged: Vec<(u64, u64)>,
+    /// From when on the session may have ended.
+    threatened: u64,
 }
 
 impl<'a> Writes<'a> {
@@ -222,6 +224,7 @@ impl<'a> Writes<'a> {
             }
         }
         for writes in keys.values_mut() {
+            writes.threatened = story.threat.map_or(u64::MAX, |threat| threat.begun);
             writes.acknowledged.sort_unstable();
             let mut last = 0;
             for (_, begun) in &mut writes.acknowledged {
@@ -245,7 +248,10 @@ impl<'a> Writes<'a> {
         self.by_value.get(&value).is_some_and(|write| {
             // Another that came later was acknowledged before: then this one is no more.
             let over = last.is_some_and(|last| last > write.ended);
-            write.begun < ended && write.answer != Answer::Refused && !over
+            // It was made, then the session ended, and then it was repeated in vain, because its answer was lost. Nobody sees it who looks
+            // after that.
+            let undone = write.answer == Answer::Refused && !(begun < write.ended && self.threatened < write.ended);
+            write.begun < ended && !undone && !over
         })
     }
 }
@@ -617,6 +623,14 @@ mod can_fail {
         // Refused, for whatever reason, and there all the same.
         let unknown = event(1, 2, What::Revoke { session: "s".into() }, Answer::Unknown);
         found(&[&unknown, &refused(write(3, 4, 1, done(None))), &read(5, 6, Some(1))], None);
+        // Unless it was made, and the session ended before it was answered; and nobody sees it who looks after that.
+        let is_found = |read: Event, revoked| {
+            let revoke = event(revoked, 9, What::Revoke { session: "s".into() }, Answer::Done);
+            let events = [login.clone(), refused(write(3, 5, 1, done(None))), read, revoke];
+            promises(&events, &dead()).contains(&NO_LOST_WRITE)
+        };
+        assert!(!is_found(read(4, 7, Some(1)), 4));
+        assert!(is_found(read(4, 7, Some(1)), 6) && is_found(read(6, 7, Some(1)), 4));
     }
 
     #[test]

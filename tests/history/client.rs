@@ -26,7 +26,7 @@ use super::{
 
 /// Users whose sessions everybody ends; beside them, each client has users of its own, one after the other, whose sessions nobody
 /// ends.
-const USERS: u64 = 3;
+pub const USERS: u64 = 3;
 /// A client writes so many keys of its own in turn.
 const KEYS: u64 = 8;
 /// Of an event that was not waited for: what it does may be done at any time.

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::{
     client::Random,
     place::Place,
-    support::redis_server::{RedisServer, command_on},
+    support::redis_server::{Loading, NoSnapshot, RedisServer, command_on},
 };
 
 /// A way to fail, for a moment.
@@ -41,8 +41,28 @@ pub enum Fault {
     Password,
     /// It has no place for another connection.
     MaxClients,
+    /// It loads its data.
+    Loading,
+    /// It cannot write its snapshot, and takes no writes.
+    NoSnapshot,
+    /// Nothing comes through.
+    CutOff,
+    /// Answers take a while.
+    Slow,
+    /// The connections that are there carry nothing any more.
+    HalfOpen,
+    /// All connections are reset.
+    Reset,
+    /// A write is made, and its answer is lost.
+    AnswerLost,
+    /// An answer is cut in the middle.
+    AnswerCut,
     /// A master is killed, a replica takes over, and the dead one comes back as a replica.
     Death,
+    /// The same, as planned.
+    HandOver,
+    /// The sessions of a user move to another node of the cluster.
+    Move,
 }
 
 /// Those that lose nothing.
@@ -58,11 +78,41 @@ pub const HARMLESS: &[Fault] = &[
     Fault::NoPermission,
     Fault::Password,
     Fault::MaxClients,
+    Fault::Loading,
+    Fault::NoSnapshot,
+];
+
+/// Those of the network, which loses nothing but connections.
+pub const NETWORK: &[Fault] = &[
+    Fault::AnswerLost,
+    Fault::CutOff,
+    Fault::AnswerCut,
+    Fault::Slow,
+    Fault::Reset,
+    Fault::AnswerLost,
+    Fault::HalfOpen,
 ];
 
 pub const WITH_LOSSES: &[Fault] = &[Fault::Flush, Fault::Pause, Fault::Flush, Fault::Restart, Fault::Disconnect];
 
 pub const DEATHS: &[Fault] = &[Fault::Death];
+
+/// Behind Sentinels, whoever takes over may lack the last writes, planned or not.
+pub const CHANGES_OF_MASTERS: &[Fault] = &[Fault::HandOver, Fault::Death];
+
+/// What a cluster goes through without losing anything.
+pub const MOVES: &[Fault] = &[
+    Fault::Move,
+    Fault::AnswerLost,
+    Fault::HandOver,
+    Fault::Move,
+    Fault::Slow,
+    Fault::Disconnect,
+    Fault::Move,
+    Fault::Reset,
+    Fault::CutOff,
+    Fault::ForgetScripts,
+];
 
 impl Fault {
     /// Whether Redis may lose what it has confirmed.
@@ -70,33 +120,23 @@ impl Fault {
         matches!(self, Self::Flush | Self::Death)
     }
 
-    fn begins(self) -> &'static [&'static str] {
-        match self {
-            Self::Pause | Self::Restart | Self::Death => &[],
-            Self::Flush => &["FLUSHALL"],
-            Self::Disconnect => &[DISCONNECT],
-            Self::ForgetScripts => &["SCRIPT FLUSH"],
-            Self::WritesPaused => &["CLIENT PAUSE 10000 WRITE"],
-            Self::OutOfMemory => &["CONFIG SET maxmemory 1"],
-            Self::NoReplicas => &["CONFIG SET min-replicas-to-write 1"],
-            Self::Replica => &["REPLICAOF 127.0.0.1 1"],
-            Self::NoPermission => &["ACL SETUSER default -@write"],
-            Self::Password => &["ACL SETUSER default resetpass >other", DISCONNECT],
-            Self::MaxClients => &["CONFIG SET maxclients 1", DISCONNECT],
-        }
-    }
-
-    fn ends(self) -> Option<&'static str> {
-        match self {
-            Self::Pause | Self::Restart | Self::Flush | Self::Disconnect | Self::ForgetScripts | Self::Death => None,
-            Self::WritesPaused => Some("CLIENT UNPAUSE"),
-            Self::OutOfMemory => Some("CONFIG SET maxmemory 0"),
-            Self::NoReplicas => Some("CONFIG SET min-replicas-to-write 0"),
-            Self::Replica => Some("REPLICAOF NO ONE"),
-            Self::NoPermission => Some("ACL SETUSER default +@all"),
-            Self::Password => Some("ACL SETUSER default nopass"),
-            Self::MaxClients => Some("CONFIG SET maxclients 10000"),
-        }
+    /// The commands that begin it, and the one that ends it, if it is made of them.
+    fn commands(self) -> Option<(&'static [&'static str], Option<&'static str>)> {
+        Some(match self {
+            Self::Flush => (&["FLUSHALL"], None),
+            Self::Disconnect => (&[DISCONNECT], None),
+            Self::ForgetScripts => (&["SCRIPT FLUSH"], None),
+            Self::WritesPaused => (&["CLIENT PAUSE 10000 WRITE"], Some("CLIENT UNPAUSE")),
+            Self::OutOfMemory => (&["CONFIG SET maxmemory 1"], Some("CONFIG SET maxmemory 0")),
+            Self::NoReplicas => (&["CONFIG SET min-replicas-to-write 1"], Some("CONFIG SET min-replicas-to-write 0")),
+            Self::Replica => (&["REPLICAOF 127.0.0.1 1"], Some("REPLICAOF NO ONE")),
+            Self::NoPermission => (&["ACL SETUSER default -@write"], Some("ACL SETUSER default +@all")),
+            Self::Password => {
+                (&["ACL SETUSER default resetpass >other", DISCONNECT], Some("ACL SETUSER default nopass"))
+            }
+            Self::MaxClients => (&["CONFIG SET maxclients 1", DISCONNECT], Some("CONFIG SET maxclients 10000")),
+            _ => return None,
+        })
     }
 }
 
@@ -128,31 +168,63 @@ impl Faults {
             sleep(Duration::from_millis(random.below(200) + 50)).await;
             let fault = self.kinds[((self.seed + number) % self.kinds.len() as u64) as usize];
             *self.counts.entry(fault).or_default() += 1;
-            match place {
-                Place::Alone(redis) => happens(fault, redis, &mut random).await,
-                Place::Sentinel(_) | Place::Cluster(_) => place.master_dies(&mut random).await,
+            match fault {
+                Fault::Death => place.master_dies(&mut random).await,
+                Fault::HandOver => place.master_hands_over(&mut random).await,
+                Fault::Move => place.slot_moves(&mut random).await,
+                _ => befalls(fault, place.server(&mut random).await, &mut random).await,
             }
         }
     }
 }
 
-async fn happens(fault: Fault, redis: &mut RedisServer, random: &mut Random) {
-    // Over this one connection it can be ended, whoever else is let in.
-    let mut control: MultiplexedConnection = redis.connect().await.unwrap();
+async fn befalls(fault: Fault, redis: &mut RedisServer, random: &mut Random) {
+    let a_while = Duration::from_millis(random.below(400) + 100);
+    if let Some((begin, end)) = fault.commands() {
+        // Over this one connection it can be ended, whoever else is let in.
+        let mut control: MultiplexedConnection = redis.connect().await.unwrap();
+        for command in begin {
+            command_on(&mut control, command).await.unwrap();
+        }
+        if let Some(command) = end {
+            sleep(a_while).await;
+            command_on(&mut control, command).await.unwrap();
+        }
+        return;
+    }
     match fault {
-        Fault::Pause => redis.pause(),
+        Fault::Pause => {
+            redis.pause();
+            sleep(a_while).await;
+            redis.resume();
+        }
         Fault::Restart => redis.run().await, // killed first
-        _ => {}
-    }
-    for command in fault.begins() {
-        command_on(&mut control, command).await.unwrap();
-    }
-    if fault == Fault::Pause || fault.ends().is_some() {
-        sleep(Duration::from_millis(random.below(400) + 100)).await;
-    }
-    redis.resume();
-    if let Some(command) = fault.ends() {
-        command_on(&mut control, command).await.unwrap();
+        Fault::Loading => {
+            let loading = Loading::of(redis, "").await;
+            sleep(a_while).await;
+            loading.ends().await;
+        }
+        Fault::NoSnapshot => {
+            let failing = NoSnapshot::of(redis).await;
+            sleep(a_while).await;
+            failing.ends().await;
+        }
+        Fault::CutOff => {
+            redis.proxy().black_hole();
+            sleep(a_while).await;
+            redis.proxy().heal();
+        }
+        Fault::Slow => {
+            // Some are in time, and some are not.
+            redis.proxy().delay_replies(Duration::from_millis(random.below(300)));
+            sleep(a_while).await;
+            redis.proxy().heal();
+        }
+        Fault::HalfOpen => redis.proxy().strand_connections(),
+        Fault::Reset => redis.proxy().reset_connections(),
+        Fault::AnswerLost => redis.proxy().lose_reply_to("EVALSHA"),
+        Fault::AnswerCut => redis.proxy().cut_reply_to("GET", random.below(60) as usize),
+        fault => unreachable!("{fault:?} is none of a server"),
     }
 }
 

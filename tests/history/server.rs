@@ -14,6 +14,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bb8::Pool;
+use bb8_redis::RedisConnectionManager;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::sleep};
 use tower_keep::{
@@ -45,8 +47,10 @@ impl Server {
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let listening = lines.map(Result::unwrap).find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let listening = lines.find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
+        // What runs for a minute says so, and dies if nobody listens.
+        std::thread::spawn(move || lines.for_each(drop));
         Self { child, url: listening.expect("the server listens") }
     }
 }
@@ -58,16 +62,24 @@ impl Drop for Server {
     }
 }
 
-/// Of a URL, or of `sentinel` or `cluster` and addresses. Where a server that dies may take with it what it has confirmed, a replica must
+/// Of a URL, with or without `pool`, or of `sentinel` or `cluster`, a number of replicas, and addresses. Where a server that dies may take with it what it has confirmed, a replica must
 /// have what must not come undone.
 fn config(redis: &str) -> RedisConfig {
     let mut words = redis.split(' ');
-    match words.next().unwrap() {
+    let mut next = || words.next().unwrap();
+    match next() {
         "sentinel" => {
-            let master = words.next().unwrap();
-            RedisConfig::sentinel(words, master).unwrap().wait_for_replicas(1)
+            let (replicas, master) = (next().parse().unwrap(), next());
+            RedisConfig::sentinel(words, master).unwrap().wait_for_replicas(replicas)
         }
-        "cluster" => RedisConfig::cluster(words).unwrap().wait_for_replicas(1),
+        "cluster" => {
+            let replicas = next().parse().unwrap();
+            RedisConfig::cluster(words).unwrap().wait_for_replicas(replicas)
+        }
+        "pool" => {
+            let manager = RedisConnectionManager::new(next()).unwrap();
+            RedisConfig::from_pool(Pool::builder().max_size(2).build_unchecked(manager))
+        }
         url => RedisConfig::from_url(url).unwrap(),
     }
 }
@@ -91,6 +103,8 @@ fn process() {
         let _ = io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
     let layer = layer(&redis, env::var_os(UNGUARDED).is_none());
     let sessions = layer.sessions();
     let app = Router::new()
@@ -109,7 +123,6 @@ fn process() {
         .route("/overwrites", get(overwrites))
         .layer(axum::Extension(sessions))
         .layer(layer);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         println!("\nlistening on http://{}", listener.local_addr().unwrap());

@@ -43,9 +43,11 @@ impl Certificates {
         let dir = Dir::new();
         let authority = Authority::new(&dir, "authority");
         let strange = Authority::new(&dir, "strange-authority");
-        let here = || named(&["127.0.0.1", "localhost"], ExtendedKeyUsagePurpose::ServerAuth);
-        let elsewhere = named(&["elsewhere.example"], ExtendedKeyUsagePurpose::ServerAuth);
-        let client = || named(&[], ExtendedKeyUsagePurpose::ClientAuth);
+        // A node of a cluster is a client of the others.
+        let server = || vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let here = || named(&["127.0.0.1", "localhost"], server());
+        let elsewhere = named(&["elsewhere.example"], server());
+        let client = || named(&[], vec![ExtendedKeyUsagePurpose::ClientAuth]);
         let mut expired = here();
         (expired.not_before, expired.not_after) = (date_time_ymd(2000, 1, 1), date_time_ymd(2001, 1, 1));
         Self {
@@ -89,12 +91,12 @@ impl Authority {
     }
 }
 
-fn named(names: &[&str], purpose: ExtendedKeyUsagePurpose) -> CertificateParams {
+fn named(names: &[&str], purposes: Vec<ExtendedKeyUsagePurpose>) -> CertificateParams {
     let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![purpose];
+    params.extended_key_usages = purposes;
     params
 }
 

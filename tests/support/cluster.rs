@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::{
     eventually,
-    redis_server::{RedisServer, text},
+    redis_server::{Reached, RedisServer, text},
 };
 use redis::Value;
 
@@ -28,6 +28,10 @@ impl Cluster {
     /// With more arguments for the nodes: `&["--appendonly", "yes"]`, so that a node that is restarted still has its
     /// keys. Returns when every node sees a cluster that is whole.
     pub async fn start_with(args: &[&str]) -> Self {
+        Self::start_reached(&Reached::Directly, args).await
+    }
+
+    pub async fn start_reached(how: &Reached<'_>, args: &[&str]) -> Self {
         let mut all = vec!["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"];
         all.extend(["--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"]);
         // A replica takes over however long it has not heard its master, and stays with its slots.
@@ -38,7 +42,10 @@ impl Cluster {
             all.extend(["--masterauth", password]);
         }
         let mut nodes: Vec<_> = (0..2 * MASTERS).map(|_| RedisServer::stopped_with(&all)).collect();
-        nodes.iter_mut().for_each(RedisServer::launch);
+        for node in &mut nodes {
+            node.be_reached(how).await;
+            node.launch();
+        }
         for node in &nodes {
             node.answers().await;
         }
@@ -53,7 +60,7 @@ impl Cluster {
         }
         for (i, node) in self.nodes.iter().enumerate() {
             for other in &self.nodes[i + 1..] {
-                node.command(&format!("CLUSTER MEET 127.0.0.1 {}", other.port())).await;
+                node.command(&format!("CLUSTER MEET 127.0.0.1 {}", other.meeting_port())).await;
             }
         }
         for (i, node) in self.nodes[..MASTERS].iter().enumerate() {
@@ -113,9 +120,7 @@ impl Cluster {
     /// The master of the slots of `node`: itself or its partner, as the nodes that are up have it.
     pub async fn master_of(&self, node: usize) -> usize {
         let up = view(self.up()).await;
-        let is_master =
-            |port| up.iter().any(|seen: &Seen| seen.port == port && seen.is_master() && !seen.slots.is_empty());
-        if is_master(self.nodes[node].port()) { node } else { self.partner(node) }
+        if up.iter().any(|seen| seen.is_master_at(&self.nodes[node])) { node } else { self.partner(node) }
     }
 
     /// SIGKILL.
@@ -146,11 +151,9 @@ impl Cluster {
     /// Waits until the replica of `node` is master in its place and all nodes that are up know; returns who it is.
     pub async fn failed_over(&self, node: usize) -> usize {
         let new = self.partner(node);
-        let port = self.nodes[new].port();
         let took_over = async || {
             for node in self.nodes.iter().filter(|node| node.is_up()) {
-                let view = view(node).await;
-                let is_master = view.iter().any(|seen| seen.port == port && seen.is_master() && !seen.slots.is_empty());
+                let is_master = view(node).await.iter().any(|seen| seen.is_master_at(&self.nodes[new]));
                 if !is_master || !is_whole(node).await {
                     return false;
                 }
@@ -186,7 +189,7 @@ impl Cluster {
     }
 
     fn number(&self, port: u16) -> usize {
-        self.nodes.iter().position(|node| node.port() == port).expect("a node of ours")
+        self.nodes.iter().position(|node| node.is_at(port)).expect("a node of ours")
     }
 
     async fn is_settled(&self) -> bool {
@@ -255,10 +258,10 @@ impl Migration<'_> {
         let order = format!("CLUSTER SETSLOT {} NODE {id}", self.slot);
         self.cluster.nodes[self.to].command(&order).await;
         self.source().command(&order).await;
-        let port = self.cluster.nodes[self.to].port();
+        let target = &self.cluster.nodes[self.to];
         let known = async || {
             for node in self.cluster.nodes.iter().filter(|node| node.is_up()) {
-                if !view(node).await.iter().any(|seen| seen.port == port && seen.serves(self.slot)) {
+                if !view(node).await.iter().any(|seen| target.is_at(seen.port) && seen.serves(self.slot)) {
                     return false;
                 }
             }
@@ -307,6 +310,11 @@ impl Seen {
 
     fn is_master(&self) -> bool {
         self.flags.iter().any(|flag| flag == "master")
+    }
+
+    /// Whether this is a node of ours that has slots.
+    fn is_master_at(&self, node: &RedisServer) -> bool {
+        node.is_at(self.port) && self.is_master() && !self.slots.is_empty()
     }
 
     fn serves(&self, slot: u16) -> bool {

@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod records;
 pub mod redis_server;
 pub mod sentinel;
+pub mod service;
 pub mod stores;
 pub mod tls_front;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! What lies between a service and Redis: it carries everything, and fails as networks do when told to.
 //!
-//! It knows nothing but bytes, so that TLS passes too; only the orders that name a command need a plain connection.
+//! It knows nothing but bytes, so that TLS passes too; only the orders that name a command need a plain connection. Sentinels and
+//! replicas that come through it fare well in any weather: the network between Redis and us is not that between its servers.
 
 use std::{
     collections::VecDeque,
@@ -243,8 +244,10 @@ impl Wire {
         let mut delayed = VecDeque::<(Instant, Vec<u8>)>::new();
         let mut far_is_done = false;
         let mut changes = self.weather.subscribe();
+        let mut is_redis = false;
         loop {
             let weather = *changes.borrow_and_update();
+            let weather = if is_redis { Weather::default() } else { weather };
             if weather.ends(number) {
                 if number <= weather.reset {
                     near.set_zero_linger()?;
@@ -282,6 +285,7 @@ impl Wire {
                     if request.is_empty() {
                         return Ok(());
                     }
+                    is_redis |= contains(request, b"REPLCONF") || contains(request, b"sentinel-");
                     let order = self.order_for(request);
                     if let Some(Order::Hold) = order {
                         self.held.send_replace(Held::Yes);
@@ -299,8 +303,7 @@ impl Wire {
     fn order_for(&self, request: &[u8]) -> Option<Order> {
         let mut orders = self.orders.lock().unwrap();
         let (command, _) = orders.first()?;
-        let given = request.windows(command.len()).any(|part| part == command.as_bytes());
-        given.then(|| orders.remove(0).1)
+        contains(request, command.as_bytes()).then(|| orders.remove(0).1)
     }
 
     /// Whether a reply that may be held is not to be carried at last.
@@ -316,4 +319,8 @@ impl Wire {
         }
         cut
     }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }

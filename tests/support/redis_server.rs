@@ -1,6 +1,12 @@
 //! A `redis-server` of the test's own: on a free port, in a directory of its own, gone when dropped.
 
-use std::{collections::HashMap, fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value,
@@ -18,10 +24,12 @@ use super::{
     eventually,
     port::Port,
     process::Process,
+    proxy::Proxy,
 };
 
 /// In the directory of the server.
 const SOCKET: &str = "redis.sock";
+const CONFIG: &str = "redis.conf";
 
 pub struct RedisServer {
     process: Option<Process>, // the first to be dropped
@@ -32,6 +40,15 @@ pub struct RedisServer {
     port: Port,
     /// Where it speaks TLS, if it does.
     tls_port: Option<Port>,
+    /// What is between it and everybody but this test, if there is something.
+    proxy: Option<Proxy>,
+}
+
+/// How servers that work together find each other, and how clients find them. The test's own connections are always direct.
+pub enum Reached<'a> {
+    Directly,
+    ThroughProxies,
+    ByTls(&'a Certificates),
 }
 
 impl RedisServer {
@@ -54,21 +71,8 @@ impl RedisServer {
     /// Speaks TLS at [`tls_url`](Self::tls_url), and shows `shown` there; with `mutual` clients must show a certificate of
     /// the same authority. The test's own connections stay plain, on the [`port`](Self::port).
     pub async fn start_tls_as(certificates: &Certificates, shown: &Certificate, mutual: bool) -> Self {
-        let port = Port::free();
-        let number = port.number().to_string();
-        let mut server = Self::stopped_with(&[
-            "--tls-port",
-            &number,
-            "--tls-cert-file",
-            path(&shown.certificate),
-            "--tls-key-file",
-            path(&shown.key),
-            "--tls-ca-cert-file",
-            path(&certificates.authority),
-            "--tls-auth-clients",
-            if mutual { "yes" } else { "no" },
-        ]);
-        server.tls_port = Some(port);
+        let mut server = Self::stopped();
+        server.speak_tls(certificates, shown, mutual);
         server.run().await;
         server
     }
@@ -108,36 +112,95 @@ impl RedisServer {
     }
 
     /// A Sentinel, not started yet: to tests it is a server like any other.
-    pub fn stopped_sentinel(port: Port, config: &str) -> Self {
-        let config = format!("port {}\nbind 127.0.0.1\n{config}", port.number());
+    pub fn stopped_sentinel() -> Self {
+        let port = Port::free();
+        let config = format!("port {}\nbind 127.0.0.1\n", port.number());
         let mut sentinel = Self::of(port, &config);
         sentinel.args.push("--sentinel".into());
-        sentinel.password =
-            config.lines().find_map(|line| line.strip_prefix("requirepass ")).map(|password| password.to_owned());
         sentinel
+    }
+
+    /// Adds lines to the file of its configuration, before it is started.
+    pub fn configure(&mut self, lines: &str) {
+        let file = self.dir.join(CONFIG);
+        fs::write(&file, fs::read_to_string(&file).unwrap() + lines).unwrap();
+        let password = lines.lines().find_map(|line| line.strip_prefix("requirepass "));
+        self.password = password.map(str::to_owned).or(self.password.take());
+    }
+
+    /// Before it is started.
+    pub async fn be_reached(&mut self, how: &Reached<'_>) {
+        match how {
+            Reached::Directly => {}
+            Reached::ByTls(certificates) => self.speak_tls(certificates, &certificates.server, false),
+            Reached::ThroughProxies => {
+                let proxy = Proxy::start(self.port()).await;
+                let announced = if self.is_in_cluster() { "cluster" } else { "replica" };
+                self.args.extend([format!("--{announced}-announce-port"), proxy.port().to_string()]);
+                self.proxy = Some(proxy);
+            }
+        }
+    }
+
+    fn speak_tls(&mut self, certificates: &Certificates, shown: &Certificate, mutual: bool) {
+        let port = if self.is_in_cluster() { Port::free_with_bus() } else { Port::free() };
+        self.configure(&format!(
+            "tls-port {}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\ntls-auth-clients {}\n\
+             tls-replication yes\ntls-cluster yes\n",
+            port.number(),
+            path(&shown.certificate),
+            path(&shown.key),
+            path(&certificates.authority),
+            if mutual { "yes" } else { "no" },
+        ));
+        self.tls_port = Some(port);
+    }
+
+    fn is_in_cluster(&self) -> bool {
+        self.args.iter().any(|arg| arg == "--cluster-enabled")
     }
 
     /// The file of its configuration is its own: it may be told to write it anew.
     fn of(port: Port, config: &str) -> Self {
         let dir = Dir::new();
-        let file = dir.join("redis.conf");
+        let file = dir.join(CONFIG);
         fs::write(&file, config).unwrap();
         let args = vec![path(&file).to_owned(), "--dir".into(), path(&dir).to_owned()];
-        Self { process: None, args, password: None, dir, port, tls_port: None }
+        Self { process: None, args, password: None, dir, port, tls_port: None, proxy: None }
     }
 
     pub fn port(&self) -> u16 {
         self.port.number()
     }
 
+    /// Where everybody but this test finds it.
+    pub fn public_port(&self) -> u16 {
+        self.proxy.as_ref().map(Proxy::port).or(self.tls_port.as_ref().map(Port::number)).unwrap_or(self.port())
+    }
+
+    /// Whether it is found at this port, by the test or by others.
+    pub fn is_at(&self, port: u16) -> bool {
+        [self.port(), self.public_port()].contains(&port)
+    }
+
+    /// Where nodes of a cluster meet it: 10000 above they talk.
+    pub fn meeting_port(&self) -> u16 {
+        self.tls_port.as_ref().unwrap_or(&self.port).number()
+    }
+
+    /// What it is reached through.
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a server behind a proxy")
+    }
+
     /// `127.0.0.1:…`
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port())
+        format!("127.0.0.1:{}", self.public_port())
     }
 
     /// Without a password.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port())
+        format!("redis://127.0.0.1:{}/", self.proxy.as_ref().map_or(self.port(), Proxy::port))
     }
 
     /// As the user of that name.
@@ -245,7 +308,7 @@ impl RedisServer {
 
     /// Makes it a replica of `master`; returns when it has everything that the master has.
     pub async fn replicate(&self, master: &RedisServer) {
-        self.command(&format!("REPLICAOF 127.0.0.1 {}", master.port())).await;
+        self.command(&format!("REPLICAOF 127.0.0.1 {}", master.public_port())).await;
         self.command("CONFIG REWRITE").await;
         eventually("the replica is in sync", async || self.is_in_sync().await).await;
     }
@@ -348,10 +411,10 @@ impl Loading {
         [debug, &slow].concat()
     }
 
-    /// Begins; with the data that is there, and some more.
-    pub async fn of(server: &RedisServer) -> Self {
+    /// Begins; with the data that is there, and some more, whose keys begin with `tag`.
+    pub async fn of(server: &RedisServer, tag: &str) -> Self {
         for i in 0..100 {
-            server.command(&format!("SET filler{i} {}", "x".repeat(2000))).await;
+            server.command(&format!("SET {tag}filler{i} {}", "x".repeat(2000))).await;
         }
         let mut control = server.connect().await.unwrap();
         let mut reloading = server.connect().await.unwrap();
@@ -366,6 +429,42 @@ impl Loading {
     pub async fn ends(mut self) {
         command_on(&mut self.control, "CONFIG SET key-load-delay 0").await.unwrap();
         self.reload.await.unwrap().unwrap();
+    }
+}
+
+/// A server that cannot write its snapshot, and takes no writes for it (`MISCONF`). It must have been told to write one now and then.
+pub struct NoSnapshot {
+    /// Made before: it does not answer a ping any more.
+    control: MultiplexedConnection,
+    /// A directory is where the file belongs.
+    in_the_way: PathBuf,
+}
+
+impl NoSnapshot {
+    pub async fn of(server: &RedisServer) -> Self {
+        let control = server.connect().await.unwrap();
+        let in_the_way = server.dir().join("dump.rdb");
+        let _ = fs::remove_file(&in_the_way);
+        fs::create_dir(&in_the_way).unwrap();
+        let failing = Self { control, in_the_way };
+        failing.saves("err").await;
+        failing
+    }
+
+    pub async fn ends(self) {
+        fs::remove_dir(&self.in_the_way).unwrap();
+        self.saves("ok").await;
+    }
+
+    async fn saves(&self, result: &str) {
+        let began = async || command_on(&mut self.control.clone(), "BGSAVE").await.is_ok();
+        eventually("it saves", began).await;
+        let line = format!("rdb_last_bgsave_status:{result}");
+        let has = async || {
+            let info = command_on(&mut self.control.clone(), "INFO persistence").await.unwrap();
+            text(&info).lines().any(|said| said == line)
+        };
+        eventually(&line, has).await;
     }
 }
 

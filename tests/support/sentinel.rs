@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::{
     eventually,
-    port::Port,
-    redis_server::{RedisServer, pairs, text},
+    redis_server::{Reached, RedisServer, pairs, text},
 };
 use redis::Value;
 
@@ -37,13 +36,21 @@ impl Sentinels {
     /// With passwords, and more arguments for the servers: `&["--min-replicas-to-write", "1"]`. Server 0 is the master at
     /// first. Returns when everybody knows everybody.
     pub async fn start_with(passwords: Passwords<'_>, args: &[&str]) -> Self {
+        Self::start_reached(&Reached::Directly, passwords, args).await
+    }
+
+    /// The Sentinels are never behind proxies.
+    pub async fn start_reached(how: &Reached<'_>, passwords: Passwords<'_>, args: &[&str]) -> Self {
         let mut all = vec!["--repl-diskless-sync-delay", "0"];
         if let Some(password) = passwords.servers {
             all.extend(["--requirepass", password, "--masterauth", password]);
         }
         all.extend(args);
         let mut servers: Vec<_> = (0..SERVERS).map(|_| RedisServer::stopped_with(&all)).collect();
-        servers.iter_mut().for_each(RedisServer::launch);
+        for server in &mut servers {
+            server.be_reached(how).await;
+            server.launch();
+        }
         for server in &servers {
             server.answers().await;
         }
@@ -51,12 +58,17 @@ impl Sentinels {
             replica.replicate(&servers[0]).await;
         }
 
-        let ports: Vec<_> = (0..SENTINELS).map(|_| Port::free()).collect();
-        let numbers: Vec<_> = ports.iter().map(Port::number).collect();
-        let config = |i| config(i, &numbers, servers[0].port(), passwords);
-        let mut sentinels: Vec<_> =
-            ports.into_iter().enumerate().map(|(i, port)| RedisServer::stopped_sentinel(port, &config(i))).collect();
-        sentinels.iter_mut().for_each(RedisServer::launch);
+        let mut sentinels: Vec<_> = (0..SENTINELS).map(|_| RedisServer::stopped_sentinel()).collect();
+        if let Reached::ByTls(_) = how {
+            for sentinel in &mut sentinels {
+                sentinel.be_reached(how).await;
+            }
+        }
+        let ports: Vec<_> = sentinels.iter().map(RedisServer::public_port).collect();
+        for (i, sentinel) in sentinels.iter_mut().enumerate() {
+            sentinel.configure(&config(i, &ports, servers[0].public_port(), passwords));
+            sentinel.launch();
+        }
         let started = Self { servers, sentinels };
         for sentinel in &started.sentinels {
             sentinel.answers().await;
@@ -116,11 +128,27 @@ impl Sentinels {
     /// Waits until `server` is a replica of the present master, and in sync.
     pub async fn rejoined(&self, server: usize) {
         let rejoined = async || {
-            let master = self.servers[self.master().await].port().to_string();
+            let master = &self.servers[self.master().await];
             let info = self.servers[server].try_info("replication").await.unwrap_or_default();
-            info.get("master_port") == Some(&master) && info["master_link_status"] == "up"
+            info.get("master_port").is_some_and(|port| master.is_at(port.parse().unwrap()))
+                && info["master_link_status"] == "up"
         };
         eventually("the server is a replica", rejoined).await;
+    }
+
+    /// Waits until all the Sentinels that are up agree on a master, and all the other servers are its replicas, and in sync.
+    pub async fn settled(&self) {
+        let settled = async || match self.agreed().await {
+            Some(master) => {
+                self.servers[master].try_info("replication").await.is_ok_and(|info| info["role"] == "master")
+            }
+            None => false,
+        };
+        eventually("a master that all agree on", settled).await;
+        let master = self.master().await;
+        for replica in (0..SERVERS).filter(|server| *server != master) {
+            self.rejoined(replica).await;
+        }
     }
 
     async fn agreed(&self) -> Option<usize> {
@@ -135,11 +163,11 @@ impl Sentinels {
     }
 
     async fn master_by(&self, sentinel: &RedisServer) -> usize {
-        let address = match sentinel.command(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}")).await {
-            Value::Array(address) => text(&address[1]),
+        let port = match sentinel.command(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}")).await {
+            Value::Array(address) => text(&address[1]).parse().unwrap(),
             other => panic!("{other:?}"),
         };
-        self.servers.iter().position(|server| server.port().to_string() == address).expect("a server of ours")
+        self.servers.iter().position(|server| server.is_at(port)).expect("a server of ours")
     }
 
     async fn is_complete(&self) -> bool {

@@ -62,7 +62,8 @@ use crate::{
 ///
 /// * **Away** is a store that fails an operation and whose [health](SessionStore::health), asked then, is [`Down`](Health::Down), or not known
 ///   within a tenth of a second. One that refuses writes and serves reads, because it is full or a replica, is not away: its errors are the
-///   caller's. Nor is one that has lost a single operation. One that lets nobody in (a wrong password) is away like one that is dead; that is
+///   caller's. Nor is one that has lost a single operation, nor a Redis Cluster of which some nodes are there: it serves the sessions that these have, and
+///   the others are an outage until a replica takes over, in any mode. One that lets nobody in (a wrong password) is away like one that is dead; that is
 ///   logged as an error.
 /// * **Once that is known**, no request waits for it, in any mode. Now and then ([`look_every`](Self::look_every)) one request at a time asks
 ///   for its health, which costs nothing with a store that knows that it is down, as

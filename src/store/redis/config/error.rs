@@ -39,6 +39,7 @@ pub(in crate::store::redis) enum Problem {
     Nodes,
     NoMaster,
     NoSentinels,
+    LoginWithoutSentinels,
     TwoPlaces,
     File(io::ErrorKind),
     #[cfg_attr(not(feature = "redis-tls"), allow(dead_code))]
@@ -87,6 +88,7 @@ impl fmt::Display for InvalidRedisConfig {
             Problem::Nodes => "not a list of servers (host:port,host:port)",
             Problem::NoMaster => "Sentinels are named, and not the master that they watch",
             Problem::NoSentinels => "a master is named, and no Sentinels that watch it",
+            Problem::LoginWithoutSentinels => "a login to Sentinels, and no Sentinels",
             Problem::TwoPlaces => "Redis is named in another way as well",
             Problem::Certificate => "not a certificate in PEM",
             Problem::Key => "not the certificate's private key in PEM",

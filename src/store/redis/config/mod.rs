@@ -50,6 +50,7 @@ use crate::{
 /// | `tls`, `ca_cert`, `client_cert`, `client_key` | whether with TLS (default: no); paths of PEM files |
 /// | `cluster_nodes` | a list of `host:port`: [`cluster`](Self::cluster) |
 /// | `sentinels`, `sentinel_master` | a list of `host:port`, and a name: [`sentinel`](Self::sentinel) |
+/// | `sentinel_username`, `sentinel_password` | who logs in to the Sentinels; default: nobody |
 /// | `prefix`, `timeout_ms`, `connect_timeout_ms`, `remember_ended_secs`, `max_sessions`, `share_events`, `wait_for_replicas` | as the methods |
 ///
 /// ```
@@ -101,6 +102,7 @@ impl RedisConfig {
     /// | `REDIS_CLIENT_CERT`, `REDIS_CLIENT_KEY` | PEM files: who we are, for a server that asks |
     /// | `REDIS_CLUSTER_NODES` | `host:port,host:port`: see [`cluster`](Self::cluster) |
     /// | `REDIS_SENTINELS`, `REDIS_SENTINEL_MASTER` | `host:port,host:port` and a name: see [`sentinel`](Self::sentinel) |
+    /// | `REDIS_SENTINEL_USERNAME`, `REDIS_SENTINEL_PASSWORD` | who logs in to the Sentinels; default: nobody |
     /// | `SESSION_SECRET` | a key of at least 32 bytes, or several with commas between; for signed cookies, which do not exist yet: only checked |
     /// | `USE_REDIS`, `REDIS_ENABLED` | `false`: no Redis, whatever else is set; `true`: Redis, even if nothing else is set |
     ///
@@ -180,7 +182,9 @@ impl RedisConfig {
         master: &str,
     ) -> Result<Self, InvalidRedisConfig> {
         let nodes: Vec<_> = sentinels.into_iter().collect();
-        let servers = Self::nodes(&nodes).and_then(|nodes| Self::sentinel_of(nodes, master)).map_err(Problem::here)?;
+        let servers = Self::nodes(&nodes)
+            .and_then(|nodes| Self::sentinel_of(nodes, master, RedisConnectionInfo::default()))
+            .map_err(Problem::here)?;
         Ok(Self::of(servers, RedisConnectionInfo::default()))
     }
 
@@ -243,15 +247,15 @@ impl RedisConfig {
     }
 
     #[cfg(feature = "redis-sentinel")]
-    fn sentinel_of(sentinels: Vec<Address>, master: &str) -> Result<Servers, Problem> {
+    fn sentinel_of(sentinels: Vec<Address>, master: &str, login: RedisConnectionInfo) -> Result<Servers, Problem> {
         if master.is_empty() || master.contains(char::is_whitespace) {
             return Err(Problem::NoMaster);
         }
-        Ok(Servers::Sentinel { sentinels, master: master.to_owned(), login: RedisConnectionInfo::default() })
+        Ok(Servers::Sentinel { sentinels, master: master.to_owned(), login })
     }
 
     #[cfg(not(feature = "redis-sentinel"))]
-    fn sentinel_of(_: Vec<Address>, _: &str) -> Result<Servers, Problem> {
+    fn sentinel_of(_: Vec<Address>, _: &str, _: RedisConnectionInfo) -> Result<Servers, Problem> {
         Err(Problem::Feature("redis-sentinel"))
     }
 
@@ -278,7 +282,7 @@ impl RedisConfig {
         self
     }
 
-    /// Who logs in to the Sentinels. Default: nobody.
+    /// Who logs in to the Sentinels. Default: nobody. Where only a password is asked for, the user is `default`.
     ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;
@@ -297,7 +301,9 @@ impl RedisConfig {
     /// Connect with TLS, and trust these certificate authorities (PEM, one or several) instead of the system's. Default: no TLS, unless
     /// the URL begins with `rediss://`; then the system's.
     ///
-    /// The server's certificate must be valid for the host name, or the address, that the configuration names.
+    /// The server's certificate must be valid for the host name, or the address, that the configuration names, or by which Sentinels and
+    /// nodes of a cluster name another server. The cryptography is what the process has installed for rustls; where it has installed none,
+    /// ring is installed.
     ///
     /// # Errors
     /// [`InvalidRedisConfig`] when it is no certificate in PEM.
@@ -462,6 +468,10 @@ impl RedisConfig {
     /// replicas confirmed is an outage to its caller; it may have been done all the same, and can be repeated. Costs a connection more,
     /// and a round trip between the servers. `min-replicas-to-write` in the server's configuration covers every write, and costs nothing
     /// here: prefer it where you can set it.
+    ///
+    /// Behind Sentinels with several replicas, one confirmation may be that of a replica that is not the next master; and in a planned
+    /// failover the old master takes writes a moment longer, which the others confirm. Only as many as there are replicas rule that out; then
+    /// such operations are an outage while one of them is away.
     ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;

@@ -31,6 +31,9 @@ pub(super) struct Parts {
     cluster_nodes: Option<Vec<String>>,
     sentinels: Option<Vec<String>>,
     sentinel_master: Option<String>,
+    sentinel_username: Option<String>,
+    #[serde(deserialize_with = "secret")]
+    sentinel_password: Option<String>,
     prefix: Option<String>,
     timeout_ms: Option<u64>,
     connect_timeout_ms: Option<u64>,
@@ -94,6 +97,8 @@ pub(super) fn of_vars(var: impl Fn(&str) -> Option<String>) -> Result<Option<Red
         cluster_nodes: list("REDIS_CLUSTER_NODES"),
         sentinels: list("REDIS_SENTINELS"),
         sentinel_master: text("REDIS_SENTINEL_MASTER"),
+        sentinel_username: text("REDIS_SENTINEL_USERNAME"),
+        sentinel_password: text("REDIS_SENTINEL_PASSWORD"),
         ..Parts::default()
     };
     if parts.url.is_none() {
@@ -123,9 +128,10 @@ pub(super) fn of_process(name: &str) -> Option<String> {
 impl Parts {
     /// Whether anything says that there is a Redis. That there is no TLS does not.
     fn name_redis(&self) -> bool {
-        let texts = [&self.url, &self.host, &self.username, &self.password, &self.sentinel_master];
+        let sentinel = [&self.sentinel_master, &self.sentinel_username, &self.sentinel_password];
+        let texts = [&self.url, &self.host, &self.username, &self.password].into_iter().chain(sentinel);
         let files = [&self.ca_cert, &self.client_cert, &self.client_key];
-        texts.into_iter().any(Option::is_some)
+        texts.into_iter().flatten().next().is_some()
             || files.into_iter().any(Option::is_some)
             || self.port.is_some()
             || self.database.is_some()
@@ -174,6 +180,7 @@ impl Parts {
         if database < 0 {
             return Err(wrong("REDIS_DB", "database", Problem::Database));
         }
+        let sentinel_login = self.sentinel_login(names)?;
         let several = match (&self.cluster_nodes, &self.sentinels, &self.sentinel_master) {
             (Some(_), Some(_), _) => return Err(wrong("REDIS_SENTINELS", "sentinels", Problem::TwoPlaces)),
             (Some(_), _, Some(_)) => return Err(wrong("REDIS_SENTINEL_MASTER", "sentinel_master", Problem::TwoPlaces)),
@@ -190,7 +197,11 @@ impl Parts {
             }
             (None, Some(sentinels), Some(master)) => {
                 let name = ("REDIS_SENTINELS", "sentinels");
-                Some((name, RedisConfig::nodes(sentinels).and_then(|nodes| RedisConfig::sentinel_of(nodes, master))))
+                Some((
+                    name,
+                    RedisConfig::nodes(sentinels)
+                        .and_then(|nodes| RedisConfig::sentinel_of(nodes, master, sentinel_login)),
+                ))
             }
             (None, None, None) => None,
         };
@@ -215,17 +226,19 @@ impl Parts {
     }
 
     fn login(&self, database: i64, names: Names) -> Result<RedisConnectionInfo, InvalidRedisConfig> {
-        let mut login = RedisConnectionInfo::default().set_db(database);
-        if let Some(username) = &self.username {
-            if self.password.is_none() {
-                return Err(names.wrong("REDIS_USERNAME", "username", Problem::NoPassword));
+        let username = (&self.username, "REDIS_USERNAME", "username");
+        Ok(login(username, &self.password, names)?.set_db(database))
+    }
+
+    fn sentinel_login(&self, names: Names) -> Result<RedisConnectionInfo, InvalidRedisConfig> {
+        let username = (&self.sentinel_username, "REDIS_SENTINEL_USERNAME", "sentinel_username");
+        let password = (&self.sentinel_password, "REDIS_SENTINEL_PASSWORD", "sentinel_password");
+        for (given, variable, field) in [username, password] {
+            if given.is_some() && self.sentinels.is_none() {
+                return Err(names.wrong(variable, field, Problem::LoginWithoutSentinels));
             }
-            login = login.set_username(username);
         }
-        if let Some(password) = &self.password {
-            login = login.set_password(password);
-        }
-        Ok(login)
+        login(username, &self.sentinel_password, names)
     }
 
     /// `of_url`: a URL asks for it.
@@ -269,6 +282,25 @@ impl Parts {
         })?;
         Ok(Some(tls))
     }
+}
+
+/// A user name, with what it is called, and a password.
+fn login(
+    (username, variable, field): (&Option<String>, &'static str, &'static str),
+    password: &Option<String>,
+    names: Names,
+) -> Result<RedisConnectionInfo, InvalidRedisConfig> {
+    let mut login = RedisConnectionInfo::default();
+    if let Some(username) = username {
+        if password.is_none() {
+            return Err(names.wrong(variable, field, Problem::NoPassword));
+        }
+        login = login.set_username(username);
+    }
+    if let Some(password) = password {
+        login = login.set_password(password);
+    }
+    Ok(login)
 }
 
 /// A variable of the environment.
