@@ -48,6 +48,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
+    let stopped = support::stopped()?;
     let store = support::store(OnReturn::Merge).await?;
     let layer = SessionLayer::new(store.clone()).cookie(SessionCookie::development()); // plain http on localhost; leave it out behind TLS
     let sessions = layer.sessions();
@@ -68,7 +69,6 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .layer(layer)
         .route_service("/health/{probe}", sessions.health_service())
         .route("/metrics", support::metrics::route(sessions.clone())?); // for operators, not for the world
-    let stopped = support::stopped()?;
     let listener = support::listen(sessions.store_name()).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
@@ -102,7 +102,11 @@ async fn export(session: Session, State(sessions): State<Sessions>) -> Result<Re
 async fn import(sessions: &Sessions, path: &Path) -> Result<(), Box<dyn Error>> {
     let mut alive = 0;
     for (number, line) in BufReader::new(File::open(path)?).lines().enumerate() {
-        let imported = sessions.import(&line?).await.map_err(|error| format!("line {}: {error}", number + 1))?;
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let imported = sessions.import(&line).await.map_err(|error| format!("line {}: {error}", number + 1))?;
         alive += usize::from(matches!(imported, Imported::Created | Imported::Updated | Imported::There));
     }
     tracing::info!(sessions = alive, "imported");

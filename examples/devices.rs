@@ -13,7 +13,10 @@ use std::{error::Error, net::SocketAddr, process::ExitCode};
 
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, Path, Query, State},
+    extract::{
+        ConnectInfo, Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{delete, get, post},
@@ -33,6 +36,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
+    let stopped = support::stopped()?;
     let client = ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()));
     let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
         .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
@@ -48,7 +52,6 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .layer(layer)
         .route("/metrics", support::metrics::route(sessions)?) // for operators, not for the world
         .into_make_service_with_connect_info::<SocketAddr>();
-    let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
@@ -87,10 +90,10 @@ fn shown(info: &SessionInfo, current: Option<SessionId>) -> Value {
 async fn end(
     session: Session,
     State(sessions): State<Sessions>,
-    Path(id): Path<String>,
+    id: Result<Path<SessionId>, PathRejection>,
 ) -> Result<StatusCode, Rejection> {
     let user = session.require_user().await?;
-    let Ok(id) = id.parse::<SessionId>() else { return Ok(StatusCode::NOT_FOUND) };
+    let Ok(Path(id)) = id else { return Ok(StatusCode::NOT_FOUND) };
     let is_own = sessions.get(&id).await?.is_some_and(|info| info.user() == Some(&user));
     Ok(if is_own && sessions.revoke(&id).await? { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND })
 }
@@ -110,9 +113,10 @@ enum Except {
 async fn end_all(
     session: Session,
     State(sessions): State<Sessions>,
-    Query(Which { except }): Query<Which>,
+    which: Result<Query<Which>, QueryRejection>,
 ) -> Result<StatusCode, Rejection> {
     let user = session.require_user().await?;
+    let Ok(Query(Which { except })) = which else { return Ok(StatusCode::BAD_REQUEST) };
     match (except, session.id()?) {
         (Some(Except::Current), Some(current)) => sessions.revoke_others(&user, &current).await?,
         _ => sessions.revoke_user(&user).await?,

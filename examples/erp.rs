@@ -68,6 +68,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
+    let stopped = support::stopped()?;
     let lifetime = lifetime()?;
     let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
         .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
@@ -92,7 +93,6 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .with_state(state)
         .layer(layer)
         .route("/metrics", support::metrics::route(sessions)?); // for operators, not for the world
-    let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())

@@ -20,6 +20,7 @@ use hyper_util::{
 };
 use serde::Deserialize;
 use serde_json::json;
+use support::Credentials;
 use tower::{ServiceBuilder, service_fn};
 use tower_keep::{Bearer, Rejection, Session, SessionCookie, SessionLayer, store};
 
@@ -83,12 +84,14 @@ async fn handle(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Se
             let Ok(body) = Limited::new(request.into_body(), 4096).collect().await else {
                 return Ok(status(StatusCode::PAYLOAD_TOO_LARGE));
             };
-            let Ok(Login { user }) = serde_json::from_slice(&body.to_bytes()) else {
-                return Ok(status(StatusCode::BAD_REQUEST));
+            let user = match serde_json::from_slice(&body.to_bytes()) {
+                Ok(Login::Name { user }) if !user.trim().is_empty() => user,
+                Ok(Login::Credentials(credentials)) => match credentials.user() {
+                    Some(user) => user,
+                    None => return Ok(status(StatusCode::UNAUTHORIZED)),
+                },
+                _ => return Ok(status(StatusCode::BAD_REQUEST)),
             };
-            if user.trim().is_empty() {
-                return Ok(status(StatusCode::BAD_REQUEST));
-            }
             session.login(user)?;
             Ok(see_home())
         }
@@ -101,9 +104,12 @@ async fn handle(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Se
     }
 }
 
+/// Somebody's word for it, or with the password of the other examples.
 #[derive(Deserialize)]
-struct Login {
-    user: String,
+#[serde(untagged)]
+enum Login {
+    Name { user: String },
+    Credentials(Credentials),
 }
 
 fn status(status: StatusCode) -> Answer {

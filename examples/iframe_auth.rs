@@ -78,7 +78,8 @@ type Store = Arc<dyn SessionStore>;
 fn stores() -> Result<(Store, Store), Box<dyn Error>> {
     Ok(match RedisConfig::from_env()? {
         Some(config) => {
-            let handshakes = config.clone().prefix("auth_session:")?.max_sessions(MAX_SESSIONS);
+            let handshakes =
+                config.clone().prefix("auth_session:")?.max_sessions(MAX_SESSIONS).remember_ended(HALF_AN_HOUR);
             (Arc::new(RedisStore::new(handshakes)), Arc::new(RedisStore::new(config.prefix("auth_frame:")?)))
         }
         None => {
@@ -92,7 +93,10 @@ fn app(service: Service, metrics: MethodRouter<Service>, frames: SessionLayer<fn
     // A handshake begins a frame of its own, whatever frame there is already.
     let enter = Router::new()
         // A HEAD, which would do what a GET does, must not use anything up.
-        .route("/auth/validate-session", get(validate).head(async || StatusCode::METHOD_NOT_ALLOWED))
+        .route(
+            "/auth/validate-session",
+            get(validate).head(async || (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")])),
+        )
         .layer(frames.clone())
         .layer(map_request(without_cookies));
     Router::new()
@@ -207,28 +211,33 @@ async fn frame(frame: Session) -> Result<Response, Rejection> {
 }
 
 /// What waits to be used is looked at by SCAN, and what was used as well; the totals are [counted](Counters).
-async fn status(State(service): State<Service>) -> Result<Json<Status>, SessionError> {
-    let (active, used) = (service.handshakes.count().await?, service.frames.count().await?);
-    let [total_created, total_used] = service.counters.read().await?;
-    Ok(Json(Status {
-        total_sessions: active + used,
-        active_sessions: active,
-        used_sessions: used,
-        total_created,
-        total_used,
+/// Without Redis nothing is known but that.
+async fn status(State(service): State<Service>) -> Response {
+    let counted = service.counted().await.ok();
+    let number = |place: usize| counted.map(|numbers| numbers[place]);
+    let body = Json(Status {
+        total_sessions: counted.map(|[active, used, ..]| active + used),
+        active_sessions: number(0),
+        used_sessions: number(1),
+        total_created: number(2),
+        total_used: number(3),
         max_sessions: MAX_SESSIONS,
         storage: service.handshakes.store_name(),
         redis_healthy: service.redis_health().await.is_ok(),
-    }))
+    });
+    match counted {
+        Some(_) => body.into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], body).into_response(),
+    }
 }
 
 #[derive(Serialize)]
 struct Status {
-    total_sessions: u64,
-    active_sessions: u64,
-    used_sessions: u64,
-    total_created: u64,
-    total_used: u64,
+    total_sessions: Option<u64>,
+    active_sessions: Option<u64>,
+    used_sessions: Option<u64>,
+    total_created: Option<u64>,
+    total_used: Option<u64>,
     max_sessions: usize,
     storage: &'static str,
     redis_healthy: bool,
@@ -276,6 +285,13 @@ async fn redis_health(State(service): State<Service>) -> Response {
 }
 
 impl Service {
+    /// Active and used handshakes; those that were ever created, and used.
+    async fn counted(&self) -> Result<[u64; 4], SessionError> {
+        let (active, used) = (self.handshakes.count().await?, self.frames.count().await?);
+        let [total_created, total_used] = self.counters.read().await?;
+        Ok([active, used, total_created, total_used])
+    }
+
     /// The causes name servers: they are for the log.
     async fn redis_health(&self) -> Result<(), &'static str> {
         let health = self.handshakes.health().await;

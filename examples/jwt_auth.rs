@@ -30,7 +30,7 @@ use axum::{
 use serde_json::{Value, json};
 use support::Credentials;
 use tower_keep::{
-    Jwt, JwtAlgorithm, JwtKey, JwtPair, Lifetime, Rejection, Session, SessionLayer, Sessions, store::OnReturn,
+    Jwt, JwtAlgorithm, JwtKey, JwtPair, Lifetime, Reason, Rejection, Session, SessionLayer, Sessions, store::OnReturn,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -42,8 +42,10 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
+    let stopped = support::stopped()?;
     let jwt = Jwt::builder(key("JWT_SECRET")?)
         .refresh_key(key("REFRESH_SECRET")?)
+        .leeway(Duration::ZERO) // who signs verifies: there is one clock, or several that agree
         .access_lifetime(duration("ACCESS_TOKEN_EXPIRY", Duration::from_secs(15 * 60))?)
         .build()?;
     let idle = duration("REFRESH_TOKEN_EXPIRY", 7 * DAY)?;
@@ -52,7 +54,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .without_cookie()
         .jwt(jwt.clone())
         .lifetime(lifetime)
-        .rotation_grace(Duration::ZERO); // a refresh token that is used twice ends its family at once
+        .rotation_grace(Duration::ZERO) // a refresh token that is used twice ends its family at once
+        .reject_with(rejected);
     for name in ["JWT_SECRET", "REFRESH_SECRET"].into_iter().filter(|name| variable(name).is_none()) {
         tracing::warn!("{name} is not set: this run has a random one, and tokens are good for it alone");
     }
@@ -67,7 +70,6 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .with_state((jwt, sessions.clone()))
         .layer(layer)
         .route("/metrics", support::metrics::route(sessions)?); // for operators, not for the world
-    let stopped = support::stopped()?;
     let listener = support::listen(name).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
@@ -96,6 +98,14 @@ async fn logout(session: Session) -> Result<StatusCode, Rejection> {
     session.require_user().await?;
     session.logout()?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whatever is wrong with a token, it is 401 here.
+fn rejected(rejection: &Rejection) -> Response {
+    match rejection.reason() {
+        Reason::MalformedCredential => StatusCode::UNAUTHORIZED.into_response(),
+        _ => rejection.status().into_response(),
+    }
 }
 
 fn pair(pair: JwtPair) -> Response {

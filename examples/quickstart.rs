@@ -10,13 +10,14 @@ use std::{error::Error, process::ExitCode};
 
 use axum::{
     Form, Json, Router,
-    extract::State,
-    http::StatusCode,
+    extract::{FromRequest, Request, State},
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{Html, IntoResponse, Redirect, Response},
     routing::{get, post},
 };
 use serde::Deserialize;
 use serde_json::json;
+use support::Credentials;
 use tower_keep::{Bearer, Rejection, Session, SessionCookie, SessionError, SessionLayer, Sessions, store};
 
 #[tokio::main]
@@ -69,7 +70,23 @@ struct Login {
     user: String,
 }
 
-async fn login(session: Session, Form(Login { user }): Form<Login>) -> Result<Response, SessionError> {
+/// From the form of the page; or as JSON with the password of the other examples.
+async fn login(session: Session, request: Request) -> Result<Response, SessionError> {
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if content_type.is_some_and(|value| value.starts_with("application/json")) {
+        return match Json::<Credentials>::from_request(request, &()).await.map(|Json(credentials)| credentials.user()) {
+            Ok(Some(user)) => {
+                session.login(user.as_str())?;
+                Ok(Json(json!({ "user": user })).into_response())
+            }
+            Ok(None) => Ok(StatusCode::UNAUTHORIZED.into_response()),
+            Err(rejection) => Ok(rejection.into_response()),
+        };
+    }
+    let user = match Form::<Login>::from_request(request, &()).await {
+        Ok(Form(Login { user })) => user,
+        Err(rejection) => return Ok(rejection.into_response()),
+    };
     if user.trim().is_empty() {
         return Ok((StatusCode::BAD_REQUEST, "a user needs a name\n").into_response());
     }

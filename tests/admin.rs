@@ -14,8 +14,13 @@ use support::{
     client::{Client, Reply},
     dir::Dir,
     eventually,
-    example::{Server, example},
+    example::{PATIENCE, Server, example},
     redis_server::RedisServer,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+    time::timeout,
 };
 
 const NAME: &str = "admin";
@@ -167,13 +172,25 @@ async fn without_redis_at_the_start_it_tries_three_times_and_goes_on_in_memory()
     assert!(is(&client, "admin").await);
 
     redis.run().await;
-    eventually("it is told what it has missed", async || {
-        is(&client, "admin").await && !redis.sessions().await.is_empty()
-    })
-    .await;
-    assert!(server.log().contains("the session store is back"));
+    // Whether somebody asks or not.
+    eventually("it is told what it has missed", async || !redis.sessions().await.is_empty()).await;
+    eventually("it says so", async || server.log().contains("the session store is back")).await;
     let other = Server::on(NAME, &redis).await;
     assert!(is(&client.at(&other.url), "admin").await);
+}
+
+#[tokio::test]
+async fn it_stops_cleanly_while_it_still_tries() {
+    let redis = RedisServer::stopped();
+    let mut child =
+        example(NAME).env("REDIS_URL", redis.url()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = log.next_line().await.unwrap().unwrap();
+    assert!(!first.contains("attempt=3"), "{first}");
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+    assert!(timeout(PATIENCE, child.wait()).await.unwrap().unwrap().success());
 }
 
 #[tokio::test]
@@ -243,7 +260,7 @@ async fn a_deploy_from_memory_to_redis_logs_nobody_out() {
     let file = dir.join("sessions.jsonl");
     let export = post(&ana, "/admin/sessions/export").await;
     assert_eq!(export.text().lines().count(), 2);
-    fs::write(&file, &export.body).unwrap();
+    fs::write(&file, [b"\n", &*export.body, b"\n\n"].concat()).unwrap(); // as editors leave it
     assert!(old.terminate().await.success());
 
     let redis = RedisServer::start().await;

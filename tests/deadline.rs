@@ -11,7 +11,7 @@ use spy::Spy;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
-    Bearer, Session, SessionError, SessionLayer,
+    Bearer, NewSession, Session, SessionError, SessionLayer,
     store::{Fallback, FallbackMode, Guard, MigratingStore, SessionStore, StoreError},
 };
 
@@ -111,6 +111,50 @@ async fn who_saves_often_has_the_time_for_it() {
         Ok(())
     };
     assert_eq!(request(&layer, &token, handler).await, (StatusCode::OK, Duration::from_millis(101 * 90)));
+}
+
+/// That others hear of a login comes after the login.
+#[tokio::test(start_paused = true)]
+async fn events_take_no_time_from_writes() {
+    let (layer, spy, _) = place().await;
+    let token = layer.sessions().create(NewSession::anonymous()).await.unwrap();
+    let store = spy.clone();
+    let handler = move |session: Session| {
+        store.hang_on_events();
+        async move { session.login("ana") }
+    };
+    let authorization = format!("Bearer {}", token.expose());
+    assert_eq!(request(&layer, &authorization, handler).await, (StatusCode::OK, REQUEST));
+    assert_eq!(layer.sessions().list("ana").await.unwrap().len(), 2);
+}
+
+/// Who waits for others to write the same session does not wait for ever, if those wait for a store that hangs.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_waits_for_one_session_is_through_soon() {
+    let (layer, spy, token) = place().await;
+    let barrier = Arc::new(tokio::sync::Barrier::new(50));
+    let store = spy.clone();
+    let handler = |number: u32| {
+        let (barrier, store) = (barrier.clone(), store.clone());
+        move |session: Session| {
+            let (barrier, store) = (barrier.clone(), store.clone());
+            async move {
+                session.insert("n", &number)?;
+                barrier.wait().await; // all have loaded the same version
+                store.slow_down(Duration::from_millis(60));
+                Ok(())
+            }
+        }
+    };
+    let all = (0..50).map(|number| request(&layer, &token, handler(number)));
+    let mut all: Vec<_> = all.map(Box::pin).collect();
+    let began = Instant::now();
+    std::future::poll_fn(|cx| {
+        all.retain_mut(|request| request.as_mut().poll(cx).is_pending());
+        if all.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    assert!(began.elapsed() <= 2 * REQUEST, "{:?}", began.elapsed());
 }
 
 /// A web socket, or a stream of events, goes on for hours.

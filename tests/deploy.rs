@@ -33,16 +33,25 @@ struct Redis {
     child: Child,
     port: Port,
     tls: PathBuf,
-    _dir: Dir,
+    dir: Dir,
 }
 
 impl Redis {
     async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// With the snapshot of another, by the way of the README.
+    async fn start_with(snapshot: Option<&Path>) -> Self {
         let (dir, port) = (Dir::new(), Port::free());
         let (tls, data) = (dir.join("tls"), dir.join("data"));
         let made = Command::new(deploy("certificates.sh")).arg(&tls).args(["redis", "localhost"]).status().unwrap();
         assert!(made.success());
         fs::create_dir(&data).unwrap();
+        if let Some(snapshot) = snapshot {
+            fs::copy(snapshot, data.join("dump.rdb")).unwrap();
+            restore(&data, &dir.join("restore.sock")).await;
+        }
         let config = fs::read_to_string(deploy("redis.conf")).unwrap();
         let config = config
             .replace("/tls/", &format!("{}/", tls.display()))
@@ -55,7 +64,7 @@ impl Redis {
         command.arg(deploy("start.sh")).arg(&file);
         command.env("ACL_FILE", dir.join("users.acl")).env("APP_PASSWORD", APP_PASSWORD);
         command.env("OPERATOR_PASSWORD", OPERATOR_PASSWORD).stdout(log.try_clone().unwrap()).stderr(log);
-        let redis = Self { child: command.spawn().unwrap(), port, tls, _dir: dir };
+        let redis = Self { child: command.spawn().unwrap(), port, tls, dir };
         eventually("Redis answers", async || redis.cli(Some("operator"), &["PING"]) == "PONG").await;
         redis
     }
@@ -80,6 +89,28 @@ impl Drop for Redis {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The commands of the README.
+async fn restore(data: &Path, socket: &Path) {
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (data, socket) = (data.to_str().unwrap(), socket.to_str().unwrap());
+    let server = ["--port", "0", "--unixsocket", socket, "--dir", data, "--appendonly", "no", "--daemonize", "yes"];
+    run("redis-server", &server);
+    let answers = || Command::new("redis-cli").args(["-s", socket, "ping"]).output().unwrap().stdout == b"PONG\n";
+    eventually("it answers", async || answers()).await;
+    run("redis-cli", &["-s", socket, "config", "set", "appendonly", "yes"]);
+    eventually("the log is written", async || {
+        let info = run("redis-cli", &["-s", socket, "info", "persistence"]);
+        info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0")
+    })
+    .await;
+    run("redis-cli", &["-s", socket, "shutdown"]);
+    eventually("it is gone", async || !answers()).await;
 }
 
 /// What `compose.yaml` gives an instance, with our port and paths.
@@ -134,6 +165,18 @@ async fn an_example_runs_on_the_redis_of_the_files() {
     assert!(!operator(&["SLOWLOG", "GET", "10"]).contains("NOPERM"));
     assert!(operator(&["BGSAVE"]).contains("ackground"));
     assert!(operator(&["LASTSAVE"]).parse::<u64>().is_ok());
+
+    // A backup of it is good.
+    let snapshot = redis.dir.join("data/dump.rdb");
+    eventually("the snapshot is written", async || {
+        operator(&["INFO", "persistence"]).contains("rdb_bgsave_in_progress:0") && snapshot.exists()
+    })
+    .await;
+    let restored = Redis::start_with(Some(&snapshot)).await;
+    let variables = environment(&restored);
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let there = Server::start("admin", &variables).await;
+    assert_eq!(client.at(&there.url).get("/admin").await.json()["user"], "admin");
 
     // And nobody does what is not theirs.
     for command in ["SET sess:x 1", "DEL sess:x", "CONFIG GET maxmemory", "FLUSHALL"] {

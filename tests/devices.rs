@@ -64,7 +64,7 @@ async fn keeps_its_contract(server: &Server, other: &Server) {
     let wrong = server.client().post("/login", &json!({ "username": "ana", "password": "bob" })).await;
     assert_eq!((wrong.status, wrong.set_cookies().len()), (StatusCode::UNAUTHORIZED, 0));
     assert_eq!(server.client().get("/sessions").await.status, StatusCode::UNAUTHORIZED);
-    for path in ["/sessions", "/sessions?except=current", "/sessions/x"] {
+    for path in ["/sessions", "/sessions?except=current", "/sessions?except=nobody", "/sessions/x", "/sessions/%ff"] {
         assert_eq!(delete(&server.client(), path).await.status, StatusCode::UNAUTHORIZED);
     }
 
@@ -94,8 +94,12 @@ async fn keeps_its_contract(server: &Server, other: &Server) {
     assert_ne!(id(&phone).await, id(&laptop).await);
 
     // Others' sessions are not there.
-    for path in [format!("/sessions/{}", id(&bob).await), format!("/sessions/{}", "A".repeat(44)), "/sessions/x".into()]
-    {
+    for path in [
+        format!("/sessions/{}", id(&bob).await),
+        format!("/sessions/{}", "A".repeat(44)),
+        "/sessions/x".into(),
+        "/sessions/%ff".into(),
+    ] {
         assert_eq!(delete(&phone, &path).await.status, StatusCode::NOT_FOUND, "{path}");
     }
     assert!(is_in(&bob).await);

@@ -196,7 +196,15 @@ mod quickstart {
             assert_eq!(reply.set_cookies(), [""; 0]);
         }
         assert_eq!(client.post("/token", &json!({ "user": " " })).await.status, StatusCode::BAD_REQUEST);
-        for reply in [client.post("/token", &json!({})).await, client.post("/login", &json!({ "user": "ana" })).await] {
+        let right = json!({ "username": "ana", "password": "ana" });
+        let json = server.client();
+        assert_eq!(json.post("/login", &right).await.status, StatusCode::OK);
+        visit(&json, "ana").await;
+        let wrong = client.post("/login", &json!({ "username": "ana", "password": "bob" })).await;
+        assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
+        for reply in
+            [wrong, client.post("/token", &json!({})).await, client.post("/login", &json!({ "user": "ana" })).await]
+        {
             assert!(reply.status.is_client_error(), "{reply:?}");
             assert_eq!(reply.set_cookies(), [""; 0]);
         }
@@ -388,6 +396,11 @@ mod hyper {
         assert_eq!(public.status, StatusCode::OK);
         assert_eq!(public.set_cookies(), [""; 0]);
         assert_nobody(&client).await;
+        let wrong = post_login(&client, r#"{"username":"ana","password":"bob"}"#).await;
+        assert_eq!((wrong.status, wrong.set_cookies().len()), (StatusCode::UNAUTHORIZED, 0));
+        let other = server.client();
+        post_login(&other, r#"{"username":"ana","password":"ana"}"#).await;
+        visit(&other, "ana").await;
         let reply = post_login(&client, r#"{"user":"ana"}"#).await;
         assert_eq!(reply.status, StatusCode::SEE_OTHER);
         assert_eq!(reply.header("location"), Some("/"));

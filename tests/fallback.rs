@@ -930,6 +930,50 @@ async fn a_thousand_sessions_are_told_whoever_asks() {
     assert_eq!(test.main.len(), 4999);
 }
 
+// Without requests.
+
+#[tokio::test(start_paused = true)]
+async fn who_watches_sees_the_return_while_nobody_asks() {
+    let test = Test::away(MERGE).await;
+    test.create(2).await;
+    test.main.recover();
+    let told = async {
+        while test.main.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        () = test.store.watch() => unreachable!("it ends never"),
+        () = told => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_start_the_main_store_is_asked_as_often_as_configured() {
+    let spy = Spy::new();
+    spy.go_down();
+    let store = Fallback::new(spy.clone(), MERGE).start_attempts(4);
+    assert!(!store.start().await);
+    assert_eq!(spy.calls(), ["health"; 4]);
+    assert!(store.is_degraded(), "the first request need not find out");
+    assert_eq!(store.stats().outages, 1);
+
+    // It comes up in between.
+    let late = Fallback::new(spy.clone(), MERGE);
+    let (there, ()) = tokio::join!(late.start(), async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        spy.recover();
+    });
+    assert!(there && !late.is_degraded());
+    assert_eq!(spy.calls(), ["health"; 3]);
+
+    // It says nothing at all.
+    spy.hang();
+    let began = tokio::time::Instant::now();
+    assert!(!Fallback::new(spy.clone(), MERGE).start().await);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
 // In a service, with Redis.
 
 /// A service whose Redis can be killed and restarted.

@@ -333,7 +333,14 @@ async fn without_redis_it_says_so_and_goes_on_when_it_is_back() {
 
     assert_away(&create(&client).await);
     assert_away(&validate(&client, &session_id).await);
-    assert_away(&client.get("/auth/session-status").await);
+    let status = client.get("/auth/session-status").await;
+    assert_away(&status);
+    let status = status.json();
+    assert_eq!(
+        (&status["redis_healthy"], &status["storage"], &status["max_sessions"]),
+        (&json!(false), &json!("redis"), &json!(1000))
+    );
+    assert!(status["total_sessions"].is_null(), "{status}");
     let health = client.get("/auth/redis-health").await;
     assert_away(&health);
     assert_eq!(health.json()["status"], "unhealthy");

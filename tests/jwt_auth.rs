@@ -6,7 +6,10 @@
 
 mod support;
 
-use std::process::Stdio;
+use std::{
+    process::Stdio,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -369,4 +372,40 @@ async fn without_secrets_it_makes_its_own_and_says_so() {
         assert_ne!(read, 0, "{said}");
         said.push_str(&String::from_utf8_lossy(&buffer[..read]));
     }
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_a_token_is_401() {
+    let server = start(&[]).await;
+    let client = server.client();
+    for path in ["/verify", "/logout"] {
+        let method = if path == "/verify" { Method::GET } else { Method::POST };
+        for value in ["Bearer", "Bearer ", "Bearer  x", "Bearer a b", "Bearer x", "Basic YTph"] {
+            let reply = client.request(method.clone(), path, &[("authorization", value)], Bytes::new()).await;
+            assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{value:?} {reply:?}");
+        }
+        let twice = [("authorization", "Bearer x"), ("authorization", "Bearer y")];
+        assert_eq!(client.request(method, path, &twice, Bytes::new()).await.status, StatusCode::UNAUTHORIZED);
+    }
+}
+
+/// The tokens say until when, to the second.
+#[tokio::test]
+async fn an_access_token_is_good_until_it_expires_and_no_longer() {
+    let server = start(&[("ACCESS_TOKEN_EXPIRY", "1s")]).await;
+    let client = server.client();
+    let pair = try_login(&client, "ana", "ana").await.json();
+    assert_eq!(pair["expires_in"], 1);
+    let token = pair["access_token"].as_str().unwrap();
+    let claims = token.split('.').nth(1).unwrap();
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    eventually("it has expired", async || {
+        let before = now();
+        let status = verify(&client, token).await.status;
+        assert!(status == StatusCode::UNAUTHORIZED || before <= claims["exp"].as_u64().unwrap(), "{claims}");
+        status == StatusCode::UNAUTHORIZED
+    })
+    .await;
+    assert!(now() >= claims["exp"].as_u64().unwrap());
 }

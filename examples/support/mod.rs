@@ -37,7 +37,10 @@ pub fn addr() -> String {
 pub async fn listen(store: &str) -> Result<TcpListener, Box<dyn Error>> {
     let addr = addr();
     let listener = TcpListener::bind(&addr).await.map_err(|error| format!("ADDR={addr}: {error}"))?;
-    println!("listening on http://{}", listener.local_addr()?);
+    match addr.strip_suffix(":0") {
+        Some(_) => println!("listening on http://{}", listener.local_addr()?), // with the port that there was
+        None => println!("listening on http://{addr}"),
+    }
     tracing::info!(store, "sessions");
     Ok(listener)
 }
@@ -72,7 +75,10 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
 pub async fn store(on_return: OnReturn) -> Result<Arc<Fallback<Arc<dyn SessionStore>>>, Box<dyn Error>> {
     let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_return });
     store.start().await;
-    Ok(Arc::new(store))
+    let store = Arc::new(store);
+    let watched = store.clone();
+    tokio::spawn(async move { watched.watch().await }); // as long as the program runs
+    Ok(store)
 }
 
 /// The body of a login.

@@ -97,7 +97,8 @@ impl Session {
 
     /// Looks the session up, unless that is done already.
     ///
-    /// Costs nothing when the request brought no token. After an outage it can be called again.
+    /// Costs nothing when the request brought no token. After an outage it can be called again, within what the request may
+    /// [wait](crate::SessionLayer::deadline).
     ///
     /// # Errors
     /// A [`Rejection`], which is a ready answer, when there is no live session and the [`Policy`] demands one, and when the
@@ -793,7 +794,8 @@ impl Inner {
             },
         );
         if mine {
-            self.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
+            let events = shared.tell([(id, user, Happened::Ended(EndReason::Used))], self.ip());
+            self.publish(&events).await;
         }
         Ok(mine)
     }

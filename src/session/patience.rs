@@ -4,17 +4,14 @@ use std::{
     error::Error,
     fmt,
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use tokio::time::{Instant, timeout};
 
 use super::Inner;
-use crate::{event::Happened, observe::Causes, store::StoreError, token::SessionId};
+use crate::{event::Event, observe::Causes, store::StoreError};
 
 /// What is left of the time that a request may wait.
 #[derive(Default)]
@@ -54,11 +51,18 @@ impl Inner {
         self.patience.ask(self.shared.deadline, operation).await?
     }
 
-    /// Counts and tells what happened: see [`Shared::announce`].
-    pub(super) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
-        let events = self.shared.tell(happened, self.ip());
+    /// What others leave of the way, if they leave it in the time of a request. Their time is not the store's.
+    pub(super) async fn wait_for<T>(&self, turn: impl Future<Output = T>) -> Option<T> {
+        match self.shared.deadline {
+            Some(limit) => timeout(limit, turn).await.ok(),
+            None => Some(turn.await),
+        }
+    }
+
+    /// Tells the others, as far as there is time.
+    pub(super) async fn publish(&self, events: &[Event]) {
         if !events.is_empty()
-            && let Err(error) = self.patience.ask(self.shared.deadline, self.shared.publish(&events)).await
+            && let Err(error) = self.patience.ask(self.shared.deadline, self.shared.publish(events)).await
         {
             tracing::warn!(error = %Causes(&error), "session events not published");
         }

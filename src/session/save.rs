@@ -13,7 +13,7 @@
 //!
 //! The login of another user does the same, and carries nothing on.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use super::{
     Inner, SessionError,
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     ended::EndReason,
+    event::Event,
     record::{Record, Version},
     shared::Shared,
     store::{Created, Entry, Outcome, SessionStore, StoreError},
@@ -133,6 +134,14 @@ impl Inner {
     /// Writes what has changed.
     pub(super) async fn write(&self, delivery: Delivery) -> Result<(), SessionError> {
         let _turn = self.turn().await;
+        let mut events = Vec::new();
+        let written = self.write_all(delivery, &mut events).await;
+        self.publish(&events).await; // last, so that it takes no time from the writes
+        written
+    }
+
+    /// Leaves what the others are to be told in `events`.
+    async fn write_all(&self, delivery: Delivery, events: &mut Vec<Event>) -> Result<(), SessionError> {
         let shared = &*self.shared;
         let mut place = None;
         for _ in 0..MAX_ATTEMPTS {
@@ -148,13 +157,13 @@ impl Inner {
             let happened = {
                 let mut state = self.state();
                 let settled = self.settle(&mut state, &attempt, again, answer);
-                settled.map(|()| std::mem::take(&mut state.happened))
+                settled.map(|()| mem::take(&mut state.happened))
             }?;
-            self.announce(happened).await;
+            events.extend(shared.tell(happened, self.ip()));
             if let Some(id) = lost_to
                 && place.is_none()
             {
-                place = shared.queues.wait(&id).await;
+                place = Some(self.wait_for(shared.queues.wait(&id)).await); // once
             }
         }
         shared.counters.gave_up();

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::Notify;
 use tower_keep::{
-    Clock, EndReason, Limits, MemoryStore, SessionId,
+    Clock, EndReason, Event, Limits, MemoryStore, SessionId,
     store::{
         Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreError, StoreFuture, Version,
     },
@@ -30,6 +30,7 @@ struct State {
     faults: HashMap<&'static str, Fault>,
     next: HashMap<&'static str, Fault>,
     no_ttl: bool,
+    hangs_on_events: bool,
     /// Goes away and comes back every so many calls.
     shift: Option<usize>,
     shifts: usize,
@@ -154,6 +155,11 @@ impl Spy {
         hold
     }
 
+    /// From now on no event is taken, and none refused.
+    pub fn hang_on_events(&self) {
+        self.state().hangs_on_events = true;
+    }
+
     /// From now on no session has a time to live, as if somebody had run `PERSIST` on all of them.
     pub fn lose_ttls(&self) {
         self.state().no_ttl = true;
@@ -276,6 +282,14 @@ impl SessionStore for Spy {
 
     fn health(&self) -> StoreFuture<'_, Health> {
         self.ask("health", || self.memory.health())
+    }
+
+    /// Not among the calls: it is no operation on a session.
+    fn publish<'a>(&'a self, _: &'a Event) -> StoreFuture<'a, ()> {
+        if self.state().hangs_on_events {
+            return StoreFuture::boxed(std::future::pending());
+        }
+        StoreFuture::ready(Ok(()))
     }
 
     fn name(&self) -> &'static str {

@@ -7,7 +7,7 @@
 //!    └──── it is back, and has been told everything ────┘
 //! ```
 //! * `mode.rs` — what is done, and what that promises;
-//! * `start.rs` — whether the main store is there at all;
+//! * `start.rs` — whether the main store is there, at the beginning and while nobody asks;
 //! * `switch.rs` — which of the two is asked;
 //! * `outage.rs` — when the store is away, and what is done meanwhile;
 //! * `operations.rs` — each operation: on the main store, and without it;
@@ -80,7 +80,7 @@ use crate::{
 /// begin or change, and as many that end; what is merely used takes half of it at most. What exceeds that fails with an outage: 503. Values
 /// have [a room of their own](Self::values_capacity).
 ///
-/// It needs a tokio runtime with a timer, and starts no task.
+/// It needs a tokio runtime with a timer, and starts no task: see [`start`](Self::start) and [`watch`](Self::watch).
 ///
 /// ```
 /// use std::sync::Arc;

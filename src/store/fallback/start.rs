@@ -1,4 +1,4 @@
-//! The beginning: whether the main store is there at all.
+//! Whether the main store is there: at the beginning, and while nobody asks.
 
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use crate::{
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
+/// No task looks more often, whatever requests do.
+const SHORTEST_LOOK: Duration = Duration::from_millis(10);
 
 impl<S: SessionStore> Fallback<S> {
     /// How often [`start`](Self::start) asks the main store whether it is there. Default: three times; at least once.
@@ -58,6 +60,31 @@ impl<S: SessionStore> Fallback<S> {
             }
             attempt += 1;
             sleep(PAUSE).await;
+        }
+    }
+
+    /// Brings the return of the main store about where nobody asks for a session: sees in an outage, as often as
+    /// [a request may](Self::look_every), whether it is back, and tells it what it has to be told. Ends never: for a task of its own.
+    ///
+    /// Without it a request does that, or a question for the health. So with it nothing of an outage is lost because nobody came.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let store = Arc::new(Fallback::new(MemoryStore::new(), FallbackMode::default()));
+    /// let watched = store.clone();
+    /// let watch = tokio::spawn(async move { watched.watch().await });
+    /// // …serve, and then
+    /// watch.abort();
+    /// # }
+    /// ```
+    pub async fn watch(&self) {
+        loop {
+            sleep(self.look_every.max(SHORTEST_LOOK)).await;
+            self.present_outage().await;
         }
     }
 
