@@ -486,6 +486,30 @@ async fn every_operation_of_the_store_has_a_span() {
     assert!(!trace.text().contains("private-matter"));
 }
 
+/// A value has no span of its own; and what is said of Redis must not end up in the span of the application's request.
+#[tokio::test]
+async fn nothing_is_written_into_the_spans_of_others() {
+    let trace = Trace::collect();
+    let server = RedisServer::start().await;
+    let values = SessionLayer::new(redis(&server)).sessions().key_value().unwrap();
+    let theirs = tracing::info_span!(
+        target: "an_application",
+        "request",
+        server.address = tracing::field::Empty,
+        db.operation.batch.size = tracing::field::Empty,
+        db.stored_procedure.name = tracing::field::Empty,
+    );
+    let work = async {
+        values.set("k", "v", None).await.unwrap();
+        values.incr("n").await.unwrap();
+    };
+    tracing::Instrument::instrument(work, theirs).await;
+    assert!(trace.text().contains("an_application"));
+    for field in ["server.address", "batch.size", "stored_procedure"] {
+        assert!(!trace.text().contains(field), "{}", trace.text());
+    }
+}
+
 #[tokio::test]
 async fn a_store_in_memory_has_spans_as_well() {
     let trace = Trace::collect();

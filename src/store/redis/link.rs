@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     observe::Causes,
-    store::{StoreError, observed::SPANS},
+    store::{StoreError, observed},
 };
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
@@ -99,8 +99,8 @@ impl Link {
     /// Makes `request` by `deadline`. One whose connection was lost is repeated on the next, unless it must not be.
     pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         self.keep_task()?;
-        if tracing::span_enabled!(target: SPANS, tracing::Level::DEBUG) {
-            self.target.describe(&tracing::Span::current());
+        if let Some(span) = observed::span() {
+            self.target.describe(&span);
         }
         let mut used = None;
         let answer = timeout_at(deadline, async {
