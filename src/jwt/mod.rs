@@ -86,9 +86,11 @@ use crate::credential::Bearer;
 /// [refreshes](Self::refresh) rotates it in one compare-and-set: of any number at once, on any number of instances, one gets a pair.
 /// A refresh token that comes again is
 ///
-/// * within the layer's [grace window](crate::SessionLayer::rotation_grace) (30 seconds by default) refused, and no more: a client may have sent it twice;
-/// * later the proof that somebody has a copy: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and with it every
-///   access and refresh token of it, on every instance. With a window of zero that is so at once.
+/// * within the layer's [grace window](crate::SessionLayer::rotation_grace) (30 seconds by default) refused, and no more, if it is the one
+///   before the one that counts: a client may have sent it twice;
+/// * later, or at any time an older one, the proof that somebody has a copy: the session ends
+///   ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and with it every access and refresh token of it, on every instance.
+///   With a window of zero that is so at once.
 ///
 /// In no case is there a second pair. A client whose answer was lost logs in again.
 ///

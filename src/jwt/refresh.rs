@@ -77,7 +77,7 @@ impl Jwt {
             };
             let now = shared.clock.now();
             let is_of = |of: Option<Generation>| Generation::name(of, &id) == generation;
-            match loaded.record.standing_of(is_of, now, shared.rotation.grace) {
+            match loaded.record.standing_once(is_of, now, shared.rotation.grace) {
                 Standing::Current => {}
                 Standing::Graced | Standing::Superseded => return Err(JwtRefreshError::Superseded),
                 Standing::Reused => return Err(self.reused(sessions, id, &loaded).await.unwrap_or_else(failed)),
