@@ -240,7 +240,7 @@ mod tokens {
             })
         );
         assert_eq!(claims(refresh)["sid"], said["sid"]);
-        assert_eq!(claims(refresh)["exp"], issued_at + 30 * 60, "that of the session");
+        assert_eq!(claims(refresh)["exp"], issued_at + 24 * 60 * 60, "the absolute timeout of the session");
 
         assert_eq!(user(&client, access).await.as_deref(), Some("ana"));
         assert_eq!(act(&client, access, json!(["id"])).await, said["sid"]);
@@ -554,10 +554,25 @@ mod checks {
         let world = World::in_memory(builder().access_lifetime(48 * 60 * MINUTE).build().unwrap()).await;
         let pair = world.login().await;
         assert_eq!(pair.expires_in, 24 * 60 * 60, "the absolute timeout");
-        // The idle timeout is the session's affair, and the refresh token says when that is.
+        // The idle timeout is the session's affair: no token says when that is over.
         world.clock.advance(30 * MINUTE + 10 * SECOND);
         world.assert_refuses(&pair).await;
+        assert!(matches!(world.refresh(&pair).await, Err(JwtRefreshError::Ended(EndReason::Expired))));
+        world.clock.advance(24 * 60 * MINUTE);
         assert!(matches!(world.refresh(&pair).await, Err(JwtRefreshError::Refused(JwtError::Expired))));
+    }
+
+    #[tokio::test]
+    async fn who_uses_a_session_can_refresh_it() {
+        let world = World::in_memory(builder().access_lifetime(24 * 60 * MINUTE).build().unwrap()).await;
+        let pair = world.login().await;
+        for _ in 0..70 {
+            world.clock.advance(20 * MINUTE);
+            world.assert_serves(&pair).await;
+        }
+        let pair = world.refresh(&pair).await.unwrap();
+        world.assert_serves(&pair).await;
+        assert_eq!(pair.expires_in, 40 * 60, "the absolute timeout is that of the session still");
     }
 
     #[test]

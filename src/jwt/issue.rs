@@ -122,8 +122,9 @@ impl Jwt {
         let seconds = |moment: Timestamp| moment.as_millis() / 1000;
         let issued_at = seconds(now);
         let access_ends = issued_at.saturating_add(millis(self.inner.access_lifetime) / 1000);
-        let access_ends = access_ends.min(seconds(record.absolute_deadline()));
-        let refresh_ends = seconds(now.plus(record.full_ttl(now)));
+        // When the idle timeout is over, the store says: requests put it off.
+        let session_ends = seconds(record.absolute_deadline());
+        let access_ends = access_ends.min(session_ends);
 
         let common = || {
             let mut claims = Map::new();
@@ -142,7 +143,7 @@ impl Jwt {
         access.insert("jti".into(), unique()?.into());
         access.insert(self.inner.session_claim.into(), id.to_string().into()); // perhaps in place of that
         let mut refresh = common();
-        refresh.insert("exp".into(), refresh_ends.into());
+        refresh.insert("exp".into(), session_ends.into());
         refresh.insert("jti".into(), Generation::name(record.generation(), id).into());
         refresh.insert("sid".into(), id.to_string().into());
         Ok(JwtPair {

@@ -94,6 +94,9 @@ use crate::credential::Bearer;
 ///
 /// In no case is there a second pair. A client whose answer was lost logs in again.
 ///
+/// The `exp` of a refresh token is the end of its session's absolute timeout. Whether the idle timeout is over, which any request
+/// with an access token puts off, the store says.
+///
 /// Access tokens live until their `exp` as long as their session does, refreshed or not: keep them
 /// [short](JwtBuilder::access_lifetime). What must count at once, [`Session::logout`](crate::Session::logout) and [`Sessions`](crate::Sessions) do.
 ///
