@@ -26,6 +26,7 @@ use support::{
     eventually,
     log::Log,
     redis_server::RedisServer,
+    watch::Metrics,
 };
 use tower_keep::{
     Bearer, Clock, EndReason, InvalidJwt, InvalidJwtKey, Jwt, JwtAlgorithm, JwtBuilder, JwtError, JwtIssueError,
@@ -391,7 +392,7 @@ mod tokens {
         world.refresh(&refreshed).await.unwrap_err();
         let shown =
             format!("{}{world:?}{pair:?}", log.text(), world = (&world.jwt, &world.layers[0], world.sessions()));
-        assert!(shown.contains("access token refused") && shown.contains("an old refresh token"), "{shown}");
+        assert!(shown.contains("access token refused") && shown.contains("an old token was used again"), "{shown}");
         for token in [&pair.access_token, &pair.refresh_token, &refreshed.access_token, &refreshed.refresh_token] {
             for part in token.split('.') {
                 assert!(!shown.contains(part), "{shown}");
@@ -845,6 +846,28 @@ mod refreshing {
                 assert!(matches!(world.refresh(&thiefs).await, Err(JwtRefreshError::Ended(EndReason::TokenReused))));
             }
         }
+    }
+
+    #[tokio::test]
+    async fn those_who_watch_are_told_as_of_any_other_token() {
+        let (log, metrics) = (Log::capture(), Metrics::collect());
+        let world = World::in_memory(jwt()).await;
+        let first = world.login().await;
+        world.clock.advance(MINUTE);
+        world.refresh(&first).await.unwrap();
+        world.refresh(&first).await.unwrap_err();
+        assert_eq!(metrics.get(r#"session_rotation_total{case="superseded"}"#), 1.0);
+        assert!(!log.text().contains("token_reused"), "{}", log.text());
+        world.clock.advance(MINUTE);
+        world.refresh(&first).await.unwrap_err();
+        let told = log.text();
+        let told: Vec<_> = told.lines().filter(|line| line.contains("tower_keep::security")).collect();
+        let reused = told.iter().find(|line| line.contains(r#"event="token_reused""#)).expect("an event");
+        assert!(reused.contains("WARN") && reused.contains(&format!("session={}", world.id(&first))), "{reused}");
+        assert!(reused.contains(r#"user="ana""#), "{reused}");
+        assert!(told.last().unwrap().contains(r#"event="ended""#), "{told:?}");
+        assert_eq!(metrics.get("session_token_reuse_total"), 1.0);
+        assert_eq!(metrics.get("session_lifetime_seconds_sum"), 120.0);
     }
 
     #[tokio::test]
