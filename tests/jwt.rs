@@ -365,6 +365,16 @@ mod tokens {
     }
 
     #[tokio::test]
+    async fn a_type_may_be_named_in_full() {
+        for typ in ["application/at+jwt", "Application/AT+JWT", "at+jwt"] {
+            let world = World::in_memory(builder().access_type(typ).build().unwrap()).await;
+            let pair = world.login().await;
+            assert!(part(&pair.access_token, 0)["typ"].as_str().unwrap().eq_ignore_ascii_case("at+jwt"));
+            world.assert_serves(&pair).await;
+        }
+    }
+
+    #[tokio::test]
     async fn a_change_of_rights_can_give_new_tokens() {
         let world = World::in_memory(jwt()).await;
         let pair = world.login().await;
@@ -647,7 +657,9 @@ mod checks {
         assert_eq!(ambiguous.unwrap_err(), InvalidJwt::NoKeyId(JwtAlgorithm::HS256));
         let twice = Jwt::builder(hs256(SECRET).id("1")).also_verify(ed.id("1")).build();
         assert_eq!(twice.unwrap_err(), InvalidJwt::DuplicateKeyId("1".into()));
-        assert_eq!(builder().access_type("RT+JWT").build().unwrap_err(), InvalidJwt::SameType);
+        for typ in ["RT+JWT", "application/rt+jwt", "Application/RT+jwt"] {
+            assert_eq!(builder().access_type(typ).build().unwrap_err(), InvalidJwt::SameType);
+        }
         assert_eq!(
             builder().access_lifetime(Duration::from_millis(999)).build().unwrap_err(),
             InvalidJwt::ShortLifetime
