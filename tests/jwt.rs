@@ -37,6 +37,7 @@ use tower_keep::{
     },
 };
 
+const COOKIE: &str = "__Host-session";
 const SECRET: [u8; 32] = [7; 32];
 const REFRESH_SECRET: [u8; 32] = [8; 32];
 const SECOND: Duration = Duration::from_secs(1);
@@ -333,14 +334,54 @@ mod tokens {
         // A pair, and therefore no cookie.
         let reply = client.post("/login", &json!("ana")).await;
         assert_eq!((reply.status, reply.set_cookies().len()), (StatusCode::OK, 0));
-        // A cookie, and therefore no pair.
+        // A cookie, and therefore no pair, however often it is tried; and no more sessions for that.
         client.one(json!(["login", "ana"])).await;
-        assert!(client.cookie("__Host-session").is_some());
-        let reply = client.post("/login", &json!("ana")).await;
-        assert_eq!(reply.status, StatusCode::INTERNAL_SERVER_ERROR, "{reply:?}");
+        assert!(client.cookie(COOKIE).is_some());
+        for _ in 0..2 {
+            let reply = client.post("/login", &json!("ana")).await;
+            assert_eq!((reply.status, reply.header("www-authenticate")), (StatusCode::UNAUTHORIZED, Some("Bearer")));
+            assert_eq!(world.sessions().count().await.unwrap(), 2);
+        }
+        assert_eq!(client.one(json!(["user"])).await, "ana", "the cookie is as good as it was");
         // Both at once are of two sessions.
         let pair = world.login().await;
         assert_eq!(with(&client, &pair.access_token, "/do", json!([["user"]])).await.status, StatusCode::UNAUTHORIZED);
+    }
+
+    #[tokio::test]
+    async fn an_opaque_token_of_no_session_is_no_reason_to_refuse_a_pair() {
+        let clock = ManualClock::new();
+        let store = Arc::new(MemoryStore::new().clock(clock.clone()));
+        let change = |layer: SessionLayer| layer.cookie(Default::default()).bearer(Bearer::new());
+        let world = World::at(clock, jwt(), store, change).await;
+        let sessions = world.sessions();
+        let elsewhere = SessionLayer::new(MemoryStore::new()).sessions();
+        let planted = elsewhere.create("ana").await.unwrap().expose().to_owned();
+        let client = world.apps[0].client();
+        client.one(json!(["login", "ana"])).await;
+        let ended = client.cookie(COOKIE).unwrap();
+        sessions.revoke_user("ana").await.unwrap();
+        let mut live = 0;
+        for token in [&planted, &ended] {
+            client.set_cookie(COOKIE, token);
+            let by_cookie = client.post("/login", &json!("ana")).await;
+            assert_eq!(client.cookie(COOKIE), None, "beside a JWT it would be in the way");
+            let by_bearer = with(&client, token, "/login", json!("ana")).await;
+            assert_eq!(by_bearer.set_cookies(), [""; 0]);
+            for reply in [by_cookie, by_bearer] {
+                assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+                let pair: JwtPair = serde_json::from_value(reply.json()).unwrap();
+                assert_eq!(user(&client, &pair.access_token).await.as_deref(), Some("ana"));
+                world.assert_serves(&world.refresh(&pair).await.unwrap()).await;
+            }
+            live += 2;
+            assert_eq!(sessions.count().await.unwrap(), live, "one for each pair");
+        }
+        // Nor is the session of somebody else, which ends.
+        client.one(json!(["login", "eve"])).await;
+        let reply = client.post("/login", &json!("ana")).await;
+        assert_eq!((reply.status, client.cookie(COOKIE)), (StatusCode::OK, None), "{reply:?}");
+        assert!(sessions.list("eve").await.unwrap().is_empty());
     }
 
     #[tokio::test]
