@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
 
+mod spy;
 mod support;
 
 use std::{
@@ -20,6 +21,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use proptest::prelude::*;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 use serde_json::{Value, json};
+use spy::Spy;
 use support::{
     app::App,
     client::{Client, Reply},
@@ -30,7 +32,8 @@ use support::{
 };
 use tower_keep::{
     Bearer, Clock, EndReason, InvalidJwt, InvalidJwtKey, Jwt, JwtAlgorithm, JwtBuilder, JwtError, JwtIssueError,
-    JwtKey, JwtPair, JwtRefreshError, ManualClock, MemoryStore, Rejection, Session, SessionId, SessionLayer, Sessions,
+    JwtKey, JwtPair, JwtRefreshError, ManualClock, MemoryStore, OnCorrupt, Rejection, Session, SessionId, SessionLayer,
+    Sessions,
     store::{
         SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -1167,6 +1170,38 @@ mod outage {
         let reply = with(&world.apps[0].client(), &pair.access_token, "/do", json!([["user"]])).await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(world.layers[0].stats().vouched, 0);
+    }
+
+    #[tokio::test]
+    async fn a_signature_does_not_suffice_for_a_store_that_refuses_to_serve() {
+        let redis = RedisServer::start().await;
+        let world = world(&redis, builder().accept_in_outage().build().unwrap()).await;
+        let pair = world.login().await;
+        world.assert_serves(&pair).await;
+        redis.command("ACL SETUSER default resetkeys").await;
+        let reply = with(&world.apps[0].client(), &pair.access_token, "/do", json!([["user"]])).await;
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
+        assert_eq!(world.layers[0].stats().vouched, 0);
+    }
+
+    /// The record is there, and is not readable: that it cannot be ended either is no reason to do without.
+    #[tokio::test]
+    async fn a_signature_does_not_suffice_when_it_is_not_the_load_that_failed() {
+        let spy = Spy::new();
+        let jwt = builder().accept_in_outage().build().unwrap();
+        let reset = |layer: SessionLayer| layer.on_corrupt(OnCorrupt::Reset);
+        let world = World::at(ManualClock::new(), jwt, Arc::new(spy.clone()), reset).await;
+        let pair = world.login().await;
+        world.assert_serves(&pair).await;
+        let steps = json!([["user"]]);
+        spy.corrupt("load");
+        spy.fail_next("end");
+        let reply = with(&world.apps[0].client(), &pair.access_token, "/do", steps.clone()).await;
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
+        assert_eq!(world.layers[0].stats().vouched, 0);
+        assert_eq!(user(&world.apps[0].client(), &pair.access_token).await, None, "ended now");
+        spy.recover();
+        world.assert_refuses(&pair).await;
     }
 
     #[tokio::test]
