@@ -6,6 +6,7 @@ mod spy;
 mod support;
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +17,7 @@ use std::{
 use axum::{Extension, Json, Router, extract::State, routing::post};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use proptest::prelude::*;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
@@ -30,6 +31,7 @@ use support::{
     redis_server::RedisServer,
     watch::Metrics,
 };
+use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
     Bearer, Clock, EndReason, InvalidJwt, InvalidJwtKey, Jwt, JwtAlgorithm, JwtBuilder, JwtError, JwtIssueError,
     JwtKey, JwtPair, JwtRefreshError, ManualClock, MemoryStore, OnCorrupt, Rejection, Session, SessionId, SessionLayer,
@@ -349,6 +351,26 @@ mod tokens {
         // Both at once are of two sessions.
         let pair = world.login().await;
         assert_eq!(with(&client, &pair.access_token, "/do", json!([["user"]])).await.status, StatusCode::UNAUTHORIZED);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_for_its_token_is_not_saved_first() {
+        let (jwt, spy) = (jwt(), Spy::new());
+        let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).jwt(jwt.clone());
+        let token = layer.sessions().create("ana").await.unwrap();
+        let service = layer.layer(service_fn(async |request: Request<()>| {
+            let session = request.extensions().get::<Session>().unwrap();
+            session.load().await.unwrap();
+            session.insert("k", &1).unwrap();
+            let error = jwt.issue(session).await.unwrap_err();
+            assert!(matches!(error, JwtIssueError::HasToken), "{error:?}");
+            assert_eq!(spy.calls(), ["create", "load"]);
+            Ok::<_, Infallible>(Response::new(String::new()))
+        }));
+        let request =
+            Request::builder().header("authorization", format!("Bearer {}", token.expose())).body(()).unwrap();
+        assert_eq!(service.oneshot(request).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(spy.calls(), ["update"]);
     }
 
     #[tokio::test]
