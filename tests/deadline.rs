@@ -11,7 +11,7 @@ use spy::Spy;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
-    Bearer, NewSession, Session, SessionError, SessionLayer,
+    Bearer, ManualClock, NewSession, Session, SessionError, SessionLayer,
     store::{Fallback, FallbackMode, Guard, MigratingStore, SessionStore, StoreError},
 };
 
@@ -70,6 +70,23 @@ async fn a_look_up_and_a_save_wait_no_longer_together() {
     assert_eq!(request(&layer, &token, change).await, (StatusCode::OK, Duration::from_millis(180)));
     spy.slow_down(Duration::from_millis(150));
     assert_eq!(request(&layer, &token, change).await, (StatusCode::SERVICE_UNAVAILABLE, REQUEST));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_found_is_served_though_nobody_can_extend_it_in_time() {
+    let clock = ManualClock::new();
+    let spy = Spy::with_clock(clock.clone());
+    let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).deadline(REQUEST).clock(clock.clone());
+    let token = format!("Bearer {}", layer.sessions().create("ana").await.unwrap().expose());
+    clock.advance(Duration::from_secs(20 * 60));
+    let _never = spy.hold_next("touch");
+    let user = async |session: Session| {
+        assert_eq!(session.user()?.as_deref(), Some("ana"));
+        Ok(())
+    };
+    assert_eq!(request(&layer, &token, user).await, (StatusCode::OK, REQUEST));
+    assert_eq!(spy.calls(), ["create", "load", "touch"]);
+    assert_eq!(layer.stats().outages, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
 
+mod spy;
 mod support;
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,27 +17,32 @@ use std::{
 use axum::{Extension, Json, Router, extract::State, routing::post};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use proptest::prelude::*;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 use serde_json::{Value, json};
+use spy::Spy;
 use support::{
     app::App,
     client::{Client, Reply},
     eventually,
     log::Log,
     redis_server::RedisServer,
+    watch::Metrics,
 };
+use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
     Bearer, Clock, EndReason, InvalidJwt, InvalidJwtKey, Jwt, JwtAlgorithm, JwtBuilder, JwtError, JwtIssueError,
-    JwtKey, JwtPair, JwtRefreshError, ManualClock, MemoryStore, Rejection, Session, SessionId, SessionLayer, Sessions,
+    JwtKey, JwtPair, JwtRefreshError, ManualClock, MemoryStore, OnCorrupt, Rejection, Session, SessionId, SessionLayer,
+    Sessions,
     store::{
         SessionStore,
         redis::{RedisConfig, RedisStore},
     },
 };
 
+const COOKIE: &str = "__Host-session";
 const SECRET: [u8; 32] = [7; 32];
 const REFRESH_SECRET: [u8; 32] = [8; 32];
 const SECOND: Duration = Duration::from_secs(1);
@@ -240,7 +247,7 @@ mod tokens {
             })
         );
         assert_eq!(claims(refresh)["sid"], said["sid"]);
-        assert_eq!(claims(refresh)["exp"], issued_at + 30 * 60, "that of the session");
+        assert_eq!(claims(refresh)["exp"], issued_at + 24 * 60 * 60, "the absolute timeout of the session");
 
         assert_eq!(user(&client, access).await.as_deref(), Some("ana"));
         assert_eq!(act(&client, access, json!(["id"])).await, said["sid"]);
@@ -332,14 +339,74 @@ mod tokens {
         // A pair, and therefore no cookie.
         let reply = client.post("/login", &json!("ana")).await;
         assert_eq!((reply.status, reply.set_cookies().len()), (StatusCode::OK, 0));
-        // A cookie, and therefore no pair.
+        // A cookie, and therefore no pair, however often it is tried; and no more sessions for that.
         client.one(json!(["login", "ana"])).await;
-        assert!(client.cookie("__Host-session").is_some());
-        let reply = client.post("/login", &json!("ana")).await;
-        assert_eq!(reply.status, StatusCode::INTERNAL_SERVER_ERROR, "{reply:?}");
+        assert!(client.cookie(COOKIE).is_some());
+        for _ in 0..2 {
+            let reply = client.post("/login", &json!("ana")).await;
+            assert_eq!((reply.status, reply.header("www-authenticate")), (StatusCode::UNAUTHORIZED, Some("Bearer")));
+            assert_eq!(world.sessions().count().await.unwrap(), 2);
+        }
+        assert_eq!(client.one(json!(["user"])).await, "ana", "the cookie is as good as it was");
         // Both at once are of two sessions.
         let pair = world.login().await;
         assert_eq!(with(&client, &pair.access_token, "/do", json!([["user"]])).await.status, StatusCode::UNAUTHORIZED);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_for_its_token_is_not_saved_first() {
+        let (jwt, spy) = (jwt(), Spy::new());
+        let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).jwt(jwt.clone());
+        let token = layer.sessions().create("ana").await.unwrap();
+        let service = layer.layer(service_fn(async |request: Request<()>| {
+            let session = request.extensions().get::<Session>().unwrap();
+            session.load().await.unwrap();
+            session.insert("k", &1).unwrap();
+            let error = jwt.issue(session).await.unwrap_err();
+            assert!(matches!(error, JwtIssueError::HasToken), "{error:?}");
+            assert_eq!(spy.calls(), ["create", "load"]);
+            Ok::<_, Infallible>(Response::new(String::new()))
+        }));
+        let request =
+            Request::builder().header("authorization", format!("Bearer {}", token.expose())).body(()).unwrap();
+        assert_eq!(service.oneshot(request).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(spy.calls(), ["update"]);
+    }
+
+    #[tokio::test]
+    async fn an_opaque_token_of_no_session_is_no_reason_to_refuse_a_pair() {
+        let clock = ManualClock::new();
+        let store = Arc::new(MemoryStore::new().clock(clock.clone()));
+        let change = |layer: SessionLayer| layer.cookie(Default::default()).bearer(Bearer::new());
+        let world = World::at(clock, jwt(), store, change).await;
+        let sessions = world.sessions();
+        let elsewhere = SessionLayer::new(MemoryStore::new()).sessions();
+        let planted = elsewhere.create("ana").await.unwrap().expose().to_owned();
+        let client = world.apps[0].client();
+        client.one(json!(["login", "ana"])).await;
+        let ended = client.cookie(COOKIE).unwrap();
+        sessions.revoke_user("ana").await.unwrap();
+        let mut live = 0;
+        for token in [&planted, &ended] {
+            client.set_cookie(COOKIE, token);
+            let by_cookie = client.post("/login", &json!("ana")).await;
+            assert_eq!(client.cookie(COOKIE), None, "beside a JWT it would be in the way");
+            let by_bearer = with(&client, token, "/login", json!("ana")).await;
+            assert_eq!(by_bearer.set_cookies(), [""; 0]);
+            for reply in [by_cookie, by_bearer] {
+                assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+                let pair: JwtPair = serde_json::from_value(reply.json()).unwrap();
+                assert_eq!(user(&client, &pair.access_token).await.as_deref(), Some("ana"));
+                world.assert_serves(&world.refresh(&pair).await.unwrap()).await;
+            }
+            live += 2;
+            assert_eq!(sessions.count().await.unwrap(), live, "one for each pair");
+        }
+        // Nor is the session of somebody else, which ends.
+        client.one(json!(["login", "eve"])).await;
+        let reply = client.post("/login", &json!("ana")).await;
+        assert_eq!((reply.status, client.cookie(COOKIE)), (StatusCode::OK, None), "{reply:?}");
+        assert!(sessions.list("eve").await.unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -361,6 +428,16 @@ mod tokens {
         assert_eq!((&said["sid"], said["jti"].as_str().unwrap().len()), (&Value::Null, 44));
         world.assert_serves(&pair).await;
         world.assert_serves(&world.refresh(&pair).await.unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn a_type_may_be_named_in_full() {
+        for typ in ["application/at+jwt", "Application/AT+JWT", "at+jwt"] {
+            let world = World::in_memory(builder().access_type(typ).build().unwrap()).await;
+            let pair = world.login().await;
+            assert!(part(&pair.access_token, 0)["typ"].as_str().unwrap().eq_ignore_ascii_case("at+jwt"));
+            world.assert_serves(&pair).await;
+        }
     }
 
     #[tokio::test]
@@ -391,7 +468,7 @@ mod tokens {
         world.refresh(&refreshed).await.unwrap_err();
         let shown =
             format!("{}{world:?}{pair:?}", log.text(), world = (&world.jwt, &world.layers[0], world.sessions()));
-        assert!(shown.contains("access token refused") && shown.contains("an old refresh token"), "{shown}");
+        assert!(shown.contains("access token refused") && shown.contains("an old token was used again"), "{shown}");
         for token in [&pair.access_token, &pair.refresh_token, &refreshed.access_token, &refreshed.refresh_token] {
             for part in token.split('.') {
                 assert!(!shown.contains(part), "{shown}");
@@ -554,10 +631,25 @@ mod checks {
         let world = World::in_memory(builder().access_lifetime(48 * 60 * MINUTE).build().unwrap()).await;
         let pair = world.login().await;
         assert_eq!(pair.expires_in, 24 * 60 * 60, "the absolute timeout");
-        // The idle timeout is the session's affair, and the refresh token says when that is.
+        // The idle timeout is the session's affair: no token says when that is over.
         world.clock.advance(30 * MINUTE + 10 * SECOND);
         world.assert_refuses(&pair).await;
+        assert!(matches!(world.refresh(&pair).await, Err(JwtRefreshError::Ended(EndReason::Expired))));
+        world.clock.advance(24 * 60 * MINUTE);
         assert!(matches!(world.refresh(&pair).await, Err(JwtRefreshError::Refused(JwtError::Expired))));
+    }
+
+    #[tokio::test]
+    async fn who_uses_a_session_can_refresh_it() {
+        let world = World::in_memory(builder().access_lifetime(24 * 60 * MINUTE).build().unwrap()).await;
+        let pair = world.login().await;
+        for _ in 0..70 {
+            world.clock.advance(20 * MINUTE);
+            world.assert_serves(&pair).await;
+        }
+        let pair = world.refresh(&pair).await.unwrap();
+        world.assert_serves(&pair).await;
+        assert_eq!(pair.expires_in, 40 * 60, "the absolute timeout is that of the session still");
     }
 
     #[test]
@@ -631,7 +723,9 @@ mod checks {
         assert_eq!(ambiguous.unwrap_err(), InvalidJwt::NoKeyId(JwtAlgorithm::HS256));
         let twice = Jwt::builder(hs256(SECRET).id("1")).also_verify(ed.id("1")).build();
         assert_eq!(twice.unwrap_err(), InvalidJwt::DuplicateKeyId("1".into()));
-        assert_eq!(builder().access_type("RT+JWT").build().unwrap_err(), InvalidJwt::SameType);
+        for typ in ["RT+JWT", "application/rt+jwt", "Application/RT+jwt"] {
+            assert_eq!(builder().access_type(typ).build().unwrap_err(), InvalidJwt::SameType);
+        }
         assert_eq!(
             builder().access_lifetime(Duration::from_millis(999)).build().unwrap_err(),
             InvalidJwt::ShortLifetime
@@ -792,12 +886,11 @@ mod refreshing {
             let second = world.refresh(&first).await.unwrap();
             let third = world.refresh(&second).await.unwrap();
             // A moment later it may have been sent twice.
-            for old in [&first, &second] {
-                assert!(matches!(world.refresh(old).await, Err(JwtRefreshError::Superseded)));
-                world.assert_serves(&third).await;
-            }
-            world.clock.advance(30 * SECOND);
-            let reply = world.apps[1].client().post("/refresh", &json!(first.refresh_token)).await;
+            world.clock.advance(29 * SECOND);
+            assert!(matches!(world.refresh(&second).await, Err(JwtRefreshError::Superseded)));
+            world.assert_serves(&third).await;
+            world.clock.advance(SECOND);
+            let reply = world.apps[1].client().post("/refresh", &json!(second.refresh_token)).await;
             assert_challenged(&reply);
             for pair in [&first, &second, &third] {
                 world.assert_refuses(pair).await;
@@ -810,6 +903,49 @@ mod refreshing {
             );
             world.assert_serves(&other).await;
         }
+    }
+
+    /// Who refreshes more often than the window is long is found out all the same.
+    #[tokio::test]
+    async fn one_from_before_ends_the_family_at_any_time() {
+        let redis = RedisServer::start().await;
+        for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
+            let world = World::new(jwt(), store).await;
+            for refreshes in 2..5 {
+                let owners = world.login().await;
+                let mut thiefs = owners.clone();
+                for _ in 0..refreshes {
+                    thiefs = world.refresh(&thiefs).await.unwrap();
+                    world.clock.advance(SECOND);
+                }
+                let refused = world.refresh(&owners).await.unwrap_err();
+                assert!(matches!(refused, JwtRefreshError::Ended(EndReason::TokenReused)), "{refreshes}: {refused:?}");
+                world.assert_refuses(&thiefs).await;
+                assert!(matches!(world.refresh(&thiefs).await, Err(JwtRefreshError::Ended(EndReason::TokenReused))));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn those_who_watch_are_told_as_of_any_other_token() {
+        let (log, metrics) = (Log::capture(), Metrics::collect());
+        let world = World::in_memory(jwt()).await;
+        let first = world.login().await;
+        world.clock.advance(MINUTE);
+        world.refresh(&first).await.unwrap();
+        world.refresh(&first).await.unwrap_err();
+        assert_eq!(metrics.get(r#"session_rotation_total{case="superseded"}"#), 1.0);
+        assert!(!log.text().contains("token_reused"), "{}", log.text());
+        world.clock.advance(MINUTE);
+        world.refresh(&first).await.unwrap_err();
+        let told = log.text();
+        let told: Vec<_> = told.lines().filter(|line| line.contains("tower_keep::security")).collect();
+        let reused = told.iter().find(|line| line.contains(r#"event="token_reused""#)).expect("an event");
+        assert!(reused.contains("WARN") && reused.contains(&format!("session={}", world.id(&first))), "{reused}");
+        assert!(reused.contains(r#"user="ana""#), "{reused}");
+        assert!(told.last().unwrap().contains(r#"event="ended""#), "{told:?}");
+        assert_eq!(metrics.get("session_token_reuse_total"), 1.0);
+        assert_eq!(metrics.get("session_lifetime_seconds_sum"), 120.0);
     }
 
     #[tokio::test]
@@ -1056,6 +1192,38 @@ mod outage {
         let reply = with(&world.apps[0].client(), &pair.access_token, "/do", json!([["user"]])).await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(world.layers[0].stats().vouched, 0);
+    }
+
+    #[tokio::test]
+    async fn a_signature_does_not_suffice_for_a_store_that_refuses_to_serve() {
+        let redis = RedisServer::start().await;
+        let world = world(&redis, builder().accept_in_outage().build().unwrap()).await;
+        let pair = world.login().await;
+        world.assert_serves(&pair).await;
+        redis.command("ACL SETUSER default resetkeys").await;
+        let reply = with(&world.apps[0].client(), &pair.access_token, "/do", json!([["user"]])).await;
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
+        assert_eq!(world.layers[0].stats().vouched, 0);
+    }
+
+    /// The record is there, and is not readable: that it cannot be ended either is no reason to do without.
+    #[tokio::test]
+    async fn a_signature_does_not_suffice_when_it_is_not_the_load_that_failed() {
+        let spy = Spy::new();
+        let jwt = builder().accept_in_outage().build().unwrap();
+        let reset = |layer: SessionLayer| layer.on_corrupt(OnCorrupt::Reset);
+        let world = World::at(ManualClock::new(), jwt, Arc::new(spy.clone()), reset).await;
+        let pair = world.login().await;
+        world.assert_serves(&pair).await;
+        let steps = json!([["user"]]);
+        spy.corrupt("load");
+        spy.fail_next("end");
+        let reply = with(&world.apps[0].client(), &pair.access_token, "/do", steps.clone()).await;
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
+        assert_eq!(world.layers[0].stats().vouched, 0);
+        assert_eq!(user(&world.apps[0].client(), &pair.access_token).await, None, "ended now");
+        spy.recover();
+        world.assert_refuses(&pair).await;
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use super::{Inner, Jwt, JwtAlgorithm, JwtKey, Purpose};
+use super::{Inner, Jwt, JwtAlgorithm, JwtKey, Purpose, verify::bare_type};
 use crate::credential::Bearer;
 
 /// How [`Jwt`]s are made and checked.
@@ -111,9 +111,10 @@ impl JwtBuilder {
         self
     }
 
-    /// What the header `typ` of access tokens says. Default: `at+jwt` (RFC 9068). Issuers that know nothing of that say `JWT`.
+    /// What the header `typ` of access tokens says, with `application/` before it or without, which means the same. Default: `at+jwt`
+    /// (RFC 9068). Issuers that know nothing of that say `JWT`.
     pub fn access_type(mut self, typ: impl Into<String>) -> Self {
-        self.access_type = typ.into();
+        self.access_type = bare_type(&typ.into()).to_owned();
         self
     }
 

@@ -43,7 +43,8 @@ pub struct JwtPair {
 }
 
 impl Jwt {
-    /// Saves the session, and makes a pair of tokens for it, which are all that opens it: no cookie is set for it.
+    /// Saves the session, and makes a pair of tokens for it, which are all that opens it: no cookie is set for it, and an old one that
+    /// the request brought is removed.
     ///
     /// For a login, and for [`Session::rotate`], after which the refresh token before counts no more. Without either, the refresh token
     /// is the one that the client has already: using both would be using one twice.
@@ -84,6 +85,7 @@ impl Jwt {
     /// ```
     pub async fn issue_with<C: Serialize>(&self, session: &Session, claims: &C) -> Result<JwtPair, JwtIssueError> {
         let own = own_claims(claims)?;
+        session.check_given_away()?;
         session.save().await?;
         let (id, record) = session.give_away()?;
         self.pair(&id, &record, session.shared().clock.now(), own)
@@ -122,8 +124,9 @@ impl Jwt {
         let seconds = |moment: Timestamp| moment.as_millis() / 1000;
         let issued_at = seconds(now);
         let access_ends = issued_at.saturating_add(millis(self.inner.access_lifetime) / 1000);
-        let access_ends = access_ends.min(seconds(record.absolute_deadline()));
-        let refresh_ends = seconds(now.plus(record.full_ttl(now)));
+        // When the idle timeout is over, the store says: requests put it off.
+        let session_ends = seconds(record.absolute_deadline());
+        let access_ends = access_ends.min(session_ends);
 
         let common = || {
             let mut claims = Map::new();
@@ -142,7 +145,7 @@ impl Jwt {
         access.insert("jti".into(), unique()?.into());
         access.insert(self.inner.session_claim.into(), id.to_string().into()); // perhaps in place of that
         let mut refresh = common();
-        refresh.insert("exp".into(), refresh_ends.into());
+        refresh.insert("exp".into(), session_ends.into());
         refresh.insert("jti".into(), Generation::name(record.generation(), id).into());
         refresh.insert("sid".into(), id.to_string().into());
         Ok(JwtPair {
@@ -195,7 +198,8 @@ impl fmt::Debug for JwtPair {
 
 /// Why no tokens were issued.
 ///
-/// With the `axum` and `grpc` features it is an answer as well: that of the [`SessionError`], 401 without a session, else 500.
+/// With the `axum` and `grpc` features it is an answer as well: that of the [`SessionError`], 401 without a session or with one that has
+/// another token, else 500.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum JwtIssueError {
@@ -203,7 +207,7 @@ pub enum JwtIssueError {
     Session(SessionError),
     /// There is no session: log in first.
     NoSession,
-    /// The session has a token of its own already, in a cookie or as an opaque bearer token: a refresh would end that. Make
+    /// The request came with a live session's cookie or opaque bearer token, and a refresh would end that. Nothing was saved by this. Make
     /// [another](Jwt::issue_new).
     HasToken,
     /// The claims cannot be written as JSON.
@@ -250,7 +254,7 @@ impl From<JwtIssueError> for Rejection {
     fn from(error: JwtIssueError) -> Self {
         match error {
             JwtIssueError::Session(error) => error.into(),
-            JwtIssueError::NoSession => Self::new(Reason::InvalidToken, None),
+            JwtIssueError::NoSession | JwtIssueError::HasToken => Self::new(Reason::InvalidToken, None),
             _ => Self::new(Reason::Internal, None),
         }
     }

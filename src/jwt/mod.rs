@@ -86,11 +86,16 @@ use crate::credential::Bearer;
 /// [refreshes](Self::refresh) rotates it in one compare-and-set: of any number at once, on any number of instances, one gets a pair.
 /// A refresh token that comes again is
 ///
-/// * within the layer's [grace window](crate::SessionLayer::rotation_grace) (30 seconds by default) refused, and no more: a client may have sent it twice;
-/// * later the proof that somebody has a copy: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and with it every
-///   access and refresh token of it, on every instance. With a window of zero that is so at once.
+/// * within the layer's [grace window](crate::SessionLayer::rotation_grace) (30 seconds by default) refused, and no more, if it is the one
+///   before the one that counts: a client may have sent it twice;
+/// * later, or at any time an older one, the proof that somebody has a copy: the session ends
+///   ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and with it every access and refresh token of it, on every instance.
+///   With a window of zero that is so at once.
 ///
 /// In no case is there a second pair. A client whose answer was lost logs in again.
+///
+/// The `exp` of a refresh token is the end of its session's absolute timeout. Whether the idle timeout is over, which any request
+/// with an access token puts off, the store says.
 ///
 /// Access tokens live until their `exp` as long as their session does, refreshed or not: keep them
 /// [short](JwtBuilder::access_lifetime). What must count at once, [`Session::logout`](crate::Session::logout) and [`Sessions`](crate::Sessions) do.

@@ -11,8 +11,10 @@ use crate::{
     ended::EndReason,
     event::Happened,
     layer::{Reason, Rejection},
+    metrics::{self, ROTATION},
     observe::Causes,
     record::{Record, Standing},
+    security,
     session::SessionError,
     sessions::{SessionInfo, Sessions},
     store::{Entry, Found, Loaded, Outcome, StoreError},
@@ -77,9 +79,12 @@ impl Jwt {
             };
             let now = shared.clock.now();
             let is_of = |of: Option<Generation>| Generation::name(of, &id) == generation;
-            match loaded.record.standing_of(is_of, now, shared.rotation.grace) {
+            match loaded.record.standing_once(is_of, now, shared.rotation.grace) {
                 Standing::Current => {}
-                Standing::Graced | Standing::Superseded => return Err(JwtRefreshError::Superseded),
+                Standing::Graced | Standing::Superseded => {
+                    metrics::count(&ROTATION, [("case", "superseded")]);
+                    return Err(JwtRefreshError::Superseded);
+                }
                 Standing::Reused => return Err(self.reused(sessions, id, &loaded).await.unwrap_or_else(failed)),
             }
             if !shared.has_begun(&id, &loaded.record).await.map_err(failed)? {
@@ -114,8 +119,9 @@ impl Jwt {
     /// Ends the family of a refresh token that was used before.
     async fn reused(&self, sessions: &Sessions, id: SessionId, loaded: &Loaded) -> Result<JwtRefreshError, StoreError> {
         let (shared, user) = (sessions.shared(), loaded.record.user.clone());
-        tracing::warn!(session = %id, user = user.as_deref(), "an old refresh token was used again: session ended");
+        security::token_reused(&id, user.as_deref(), None);
         if let Outcome::Done = shared.store.end(&id, EndReason::TokenReused).await? {
+            shared.lived(&loaded.record);
             shared.announce([(id, user, Happened::Ended(EndReason::TokenReused))], None).await;
         }
         Ok(JwtRefreshError::Ended(EndReason::TokenReused))

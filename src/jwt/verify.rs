@@ -120,14 +120,17 @@ impl Purpose {
         }
     }
 
-    /// `at+jwt` and `application/at+jwt` are the same, in any case (RFC 7515, section 4.1.9).
     fn is_type(&self, typ: &str) -> bool {
-        let prefix = "application/";
-        let bare = match typ.split_at_checked(prefix.len()) {
-            Some((start, rest)) if start.eq_ignore_ascii_case(prefix) => rest,
-            _ => typ,
-        };
-        bare.eq_ignore_ascii_case(&self.typ)
+        bare_type(typ).eq_ignore_ascii_case(&self.typ)
+    }
+}
+
+/// `at+jwt` and `application/at+jwt` are the same, in any case (RFC 7515, section 4.1.9).
+pub(super) fn bare_type(typ: &str) -> &str {
+    let prefix = "application/";
+    match typ.split_at_checked(prefix.len()) {
+        Some((start, rest)) if start.eq_ignore_ascii_case(prefix) => rest,
+        _ => typ,
     }
 }
 

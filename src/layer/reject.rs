@@ -46,7 +46,7 @@ pub struct Rejection {
 pub enum Reason {
     /// It brought no credential: 401.
     NoCredential,
-    /// Its token is unknown, expired, or not a token of ours: 401.
+    /// Its token is unknown, expired, not a token of ours, or not of the kind that is needed: 401.
     InvalidToken,
     /// Its `Authorization` header breaks the grammar: 400.
     MalformedCredential,

@@ -158,13 +158,22 @@ impl Record {
         self.standing_of(|generation| token.is_of(generation), now, race)
     }
 
-    /// The same for whatever can say of which generation it is.
-    pub(crate) fn standing_of(
+    /// What a token is to it that is good once: its client changes it, as often as it likes. So the race is that of the one before
+    /// alone: who has a copy of an older one, and was faster, could go on changing it, and would never be found out.
+    #[cfg(feature = "jwt")]
+    pub(crate) fn standing_once(
         &self,
         is_of: impl Fn(Option<Generation>) -> bool,
         now: Timestamp,
         race: Duration,
     ) -> Standing {
+        match self.standing_of(&is_of, now, race) {
+            Standing::Superseded if !self.rotation.is_some_and(|rotation| is_of(rotation.previous)) => Standing::Reused,
+            standing => standing,
+        }
+    }
+
+    fn standing_of(&self, is_of: impl Fn(Option<Generation>) -> bool, now: Timestamp, race: Duration) -> Standing {
         let Some(rotation) = self.rotation else {
             return if is_of(None) { Standing::Current } else { Standing::Reused };
         };

@@ -33,6 +33,12 @@ pub(super) struct Looked {
     pub(super) met: Met,
 }
 
+impl Looked {
+    fn without_store(known: Known, met: Met) -> Self {
+        Self { known, ended: None, fate: Fate::Keep, untold: None, degraded: true, met }
+    }
+}
+
 /// What one token, or signature, led to.
 enum Tried {
     Live(Live, Standing),
@@ -77,15 +83,21 @@ impl Inner {
         let mut ended = None;
         let mut known = Known::Absent;
         for proof in self.presented.proofs() {
-            match self.ask(self.try_proof(proof)).await {
+            let found = self.ask(self.shared.store.load(&proof.session())).await;
+            if let (Proof::Signature(signed), Err(error @ StoreError::Outage(_))) = (proof, &found)
+                && signed.suffices_in_outage
+            {
+                return self.vouched(signed, error);
+            }
+            match self.try_proof(proof, found).await {
                 Ok(Tried::Live(live, standing)) => return self.found(live, standing),
                 Ok(Tried::Superseded) => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
                 Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
                 Ok(Tried::Unknown) => unknown = Some(proof.session()),
                 Err(error) => {
-                    let known = self.without_store(proof, &error);
-                    let met = if let Known::Vouched = known { Met::Degraded } else { Met::StoreError };
-                    return Looked { known, ended: None, fate: Fate::Keep, untold: None, degraded: true, met };
+                    self.shared.counters.outages.count();
+                    tracing::warn!(session = %proof.session(), error = %Causes(&error), "session not loaded");
+                    return Looked::without_store(Known::Unavailable, Met::StoreError);
                 }
             }
         }
@@ -100,26 +112,18 @@ impl Inner {
         Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false, met }
     }
 
-    /// What is known of a session that the store did not answer for.
-    fn without_store(&self, proof: Proof<'_>, error: &StoreError) -> Known {
-        let (session, error, away) = (proof.session(), Causes(error), !matches!(error, StoreError::Corrupt(_)));
+    /// The store did not answer, and the signature is to suffice then.
+    fn vouched(&self, signed: &Signed, error: &StoreError) -> Looked {
+        let (session, user, error) = (signed.session, signed.user.as_deref(), Causes(error));
         self.shared.counters.outages.count();
-        match proof {
-            Proof::Signature(Signed { suffices_in_outage: true, user, .. }) if away => {
-                self.shared.counters.vouched.count();
-                tracing::warn!(%session, user = user.as_deref(), %error, "session not loaded: served on the signature alone");
-                Known::Vouched
-            }
-            _ => {
-                tracing::warn!(%session, %error, "session not loaded");
-                Known::Unavailable
-            }
-        }
+        self.shared.counters.vouched.count();
+        tracing::warn!(%session, user, %error, "session not loaded: served on the signature alone");
+        Looked::without_store(Known::Vouched, Met::Degraded)
     }
 
-    async fn try_proof(&self, proof: Proof<'_>) -> Result<Tried, StoreError> {
+    async fn try_proof(&self, proof: Proof<'_>, found: Result<Found, StoreError>) -> Result<Tried, StoreError> {
         let id = proof.session();
-        let found = match self.shared.store.load(&id).await {
+        let found = match found {
             Err(StoreError::Corrupt(source)) => {
                 self.shared.counters.corrupt.count();
                 if self.shared.on_corrupt == OnCorrupt::Outage {
@@ -184,7 +188,7 @@ impl Inner {
         if record.replaces.is_none() {
             return Ok(Some(loaded));
         }
-        if !self.shared.has_begun(id, record).await? {
+        if !self.ask(self.shared.has_begun(id, record)).await? {
             return Ok(None);
         }
         // Best effort: if it fails, the next request sees to it.
@@ -192,7 +196,7 @@ impl Inner {
         let Ok(version) = record.version.next() else { return Ok(Some(loaded)) };
         let begun = Record { version, replaces: None, ..Record::clone(record) };
         let entry = Entry { record: Arc::new(begun), ttl: record.full_ttl(now) };
-        Ok(Some(match self.shared.store.update(id, record.version, entry.clone()).await {
+        Ok(Some(match self.ask(self.shared.store.update(id, record.version, entry.clone())).await {
             Ok(Outcome::Done) => Loaded { record: entry.record, ttl: Some(entry.ttl) },
             _ => loaded,
         }))
@@ -200,11 +204,11 @@ impl Inner {
 
     /// Ends a session that must not go on.
     async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
-        let outcome = self.shared.store.end(&id, reason).await?;
+        let outcome = self.ask(self.shared.store.end(&id, reason)).await?;
         if matches!(outcome, Outcome::Done) || reason == EndReason::Corrupt {
             record.into_iter().for_each(|record| self.shared.lived(record));
             let user = record.and_then(|record| record.user.clone());
-            self.shared.announce([(id, user, Happened::Ended(reason))], self.ip()).await;
+            self.announce([(id, user, Happened::Ended(reason))]).await;
         }
         Ok(Tried::Ended(reason))
     }
@@ -243,7 +247,7 @@ impl Inner {
             metrics::count(&TOUCH_SKIPPED, []);
             return;
         }
-        match self.shared.store.touch(&live.id, Entry { record: live.record.clone(), ttl }).await {
+        match self.ask(self.shared.store.touch(&live.id, Entry { record: live.record.clone(), ttl })).await {
             Ok(()) => live.expires_at = now.plus(ttl),
             Err(error) => tracing::debug!(session = %live.id, error = %Causes(&error), "session not extended"),
         }

@@ -40,7 +40,10 @@ use crate::{
     token::{SessionId, Token},
 };
 #[cfg(feature = "jwt")]
-use crate::{jwt::JwtIssueError, record::Record};
+use {
+    self::state::Untold,
+    crate::{jwt::JwtIssueError, record::Record},
+};
 
 /// The session of a request, as its handler sees it.
 ///
@@ -708,17 +711,24 @@ impl Session {
 
 /// What the layer needs of a session.
 impl Session {
+    /// Refuses a session that the request came with an opaque token of: its client would have two tokens, of which one is soon from
+    /// before. What has begun with this request has one that nobody knows.
+    #[cfg(feature = "jwt")]
+    pub(crate) fn check_given_away(&self) -> Result<(), JwtIssueError> {
+        match self.inner.presented {
+            Presented::Tokens(..) if !self.is_new()? => Err(JwtIssueError::HasToken),
+            _ => Ok(()),
+        }
+    }
+
     /// The session as it is stored, which from now on is opened by a JWT.
     #[cfg(feature = "jwt")]
     pub(crate) fn give_away(&self) -> Result<(SessionId, Arc<Record>), JwtIssueError> {
+        self.check_given_away()?; // again: it may be another by now
         let mut state = self.writable()?;
-        // The client would have two tokens, of which one is soon from before.
-        if let Presented::Tokens(..) = self.inner.presented {
-            return Err(JwtIssueError::HasToken);
-        }
         let begun = state.live().filter(|live| live.moved.is_none());
         let stored = begun.map(|live| (live.id, live.record.clone())).ok_or(JwtIssueError::NoSession)?;
-        state.untold = None; // no cookie
+        state.untold = Some(Untold::End); // an old cookie would only contradict the JWT
         Ok(stored)
     }
 

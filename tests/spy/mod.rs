@@ -40,6 +40,8 @@ struct State {
 enum Fault {
     /// Nothing is done, and the store does not answer.
     Down,
+    /// What is there cannot be read.
+    Corrupt,
     /// Nothing is done, and nothing is ever said.
     Hung,
     /// It is done after so long.
@@ -124,6 +126,11 @@ impl Spy {
         self.state().faults.insert(operation, Fault::Down);
     }
 
+    /// From now on `operation` finds what cannot be read.
+    pub fn corrupt(&self, operation: &'static str) {
+        self.state().faults.insert(operation, Fault::Corrupt);
+    }
+
     pub fn recover(&self) {
         let mut state = self.state();
         state.down = None;
@@ -189,6 +196,7 @@ impl Spy {
         match fault {
             None => run(),
             Some(Fault::Down) => StoreFuture::ready(Err(outage())),
+            Some(Fault::Corrupt) => StoreFuture::ready(Err(StoreError::Corrupt("the test says so".into()))),
             Some(Fault::Slow(delay)) => StoreFuture::boxed(async move {
                 tokio::time::sleep(delay).await;
                 run().await
