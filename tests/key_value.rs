@@ -12,7 +12,7 @@ use bb8_redis::RedisConnectionManager;
 use proptest::{prelude::*, test_runner::TestRunner};
 use spy::Spy;
 use support::{cluster::Cluster, eventually, proxy::Proxy, records::id, redis_server::RedisServer, stores::patient};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tower_keep::{
     KeyValue, KeyValueError, ManualClock, MemoryStore, SessionLayer,
     store::{
@@ -715,6 +715,17 @@ async fn is_back(store: &Fallback<RedisStore>) {
     eventually("Redis is back", is_back).await;
 }
 
+/// A request that tells Redis what it has missed.
+fn keeps_telling(store: &Arc<Fallback<RedisStore>>) -> JoinHandle<()> {
+    let store = store.clone();
+    tokio::spawn(async move {
+        while store.is_degraded() {
+            let _ = store.load(&id(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+}
+
 /// A service whose Redis can be stopped, with `before` in it.
 async fn service(mode: FallbackMode, server: &RedisServer) -> (Arc<Fallback<RedisStore>>, KeyValue) {
     let store = Arc::new(Fallback::new(redis(server), mode).look_every(Duration::ZERO));
@@ -934,6 +945,35 @@ mod outages {
         let dropped = store.stats().dropped;
         assert!(counted || dropped == 1, "{dropped}");
         assert!(dropped <= 1);
+    }
+
+    /// In memory is what was added in the outage, and not what the main store has.
+    #[tokio::test]
+    async fn a_time_to_live_for_a_counter_that_was_told_leaves_its_number_alone() {
+        let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
+        let proxy = Proxy::start(server.port()).await;
+        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let values = values(store.clone());
+        values.incr_by("n", 100).await.unwrap();
+        server.stop();
+        values.get("n").await.unwrap();
+        assert_eq!(values.incr_by("n", 5).await.unwrap(), 5);
+        // More than is told at once: when the last is told, the number has been.
+        for i in 0..100 {
+            values.set(&format!("k{i}"), "1", None).await.unwrap();
+        }
+        values.del("last").await.unwrap();
+        server.run().await;
+        proxy.hold_reply_to("UNLINK");
+        let teller = keeps_telling(&store);
+        proxy.holds().await;
+        assert_eq!(server.get("sess:kv:n").await, "105");
+        assert!(values.expire("n", MINUTE).await.unwrap());
+        proxy.release();
+        teller.await.unwrap();
+        assert_eq!(server.get("sess:kv:n").await, "105");
+        assert!((1..=60_000).contains(&server.pttl("sess:kv:n").await));
+        assert_eq!(store.stats().dropped, 0);
     }
 
     /// What Redis refuses for good keeps the sessions from nothing.

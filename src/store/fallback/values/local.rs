@@ -96,9 +96,13 @@ impl LocalValues {
     pub(super) fn expire(&mut self, key: &str, ttl: Duration, now: Timestamp) -> bool {
         let is_there = self.values.expire(key, until(ttl, now), now);
         if is_there {
+            let is_new = !self.changes.contains(&key.into());
             let change = self.change(key);
-            if let How::ByAdding { expires, .. } = &mut change.how {
-                *expires = true;
+            match &mut change.how {
+                // What it is the main store has been told already, and others may have written it since.
+                how if is_new => *how = How::ByAdding { untold: Untold::Nothing, expires: true },
+                How::ByAdding { expires, .. } => *expires = true,
+                How::Wholly => {}
             }
         }
         is_there
