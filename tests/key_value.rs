@@ -913,6 +913,30 @@ mod outages {
         assert!(stats.replayed >= 3001, "{stats:?}");
     }
 
+    /// What was on its way, and what is added before anybody looks again.
+    #[tokio::test]
+    async fn a_difference_that_may_have_been_lost_is_counted_whatever_is_added_to_it() {
+        let mut server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let values = values(store.clone());
+        values.get("n").await.unwrap();
+        server.stop();
+        values.get("n").await.unwrap();
+        values.incr_by("n", 5).await.unwrap();
+        server.run().await;
+        proxy.hold_reply_to("INCRBY");
+        let teller = keeps_telling(&store);
+        proxy.holds().await;
+        assert_eq!(values.incr("n").await.unwrap(), 6);
+        teller.abort();
+        assert!(teller.await.unwrap_err().is_cancelled());
+        proxy.release();
+        is_back(&store).await;
+        assert_eq!(server.get("sess:kv:n").await, "6");
+        assert_eq!(store.stats().dropped, 1, "nobody has heard of the first");
+    }
+
     /// A request that goes away while it tells loses nothing but what must not be told twice, and that is counted.
     #[tokio::test]
     async fn if_the_request_that_tells_is_cancelled_the_next_goes_on() {

@@ -35,16 +35,13 @@ enum How {
     /// It was set or deleted: what memory has of it now is what counts.
     Wholly,
     /// It was only added to, and perhaps given a time to live.
-    ByAdding { untold: Untold, expires: bool },
-}
-
-/// What was added, as far as the main store has not been told.
-#[derive(Clone, Copy)]
-enum Untold {
-    So(i64),
-    /// It is being told. If nobody comes back to say what came of it, it may have been lost.
-    OnItsWay,
-    Nothing,
+    ByAdding {
+        /// What was added, as far as the main store has not been told.
+        untold: Option<i64>,
+        /// Something is being told. If nobody comes back to say what came of it, it may have been lost.
+        on_its_way: bool,
+        expires: bool,
+    },
 }
 
 impl LocalValues {
@@ -100,7 +97,7 @@ impl LocalValues {
             let change = self.change(key);
             match &mut change.how {
                 // What it is the main store has been told already, and others may have written it since.
-                how if is_new => *how = How::ByAdding { untold: Untold::Nothing, expires: true },
+                how if is_new => *how = How::ByAdding { untold: None, on_its_way: false, expires: true },
                 How::ByAdding { expires, .. } => *expires = true,
                 How::Wholly => {}
             }
@@ -116,7 +113,7 @@ impl LocalValues {
             Some(How::Wholly) => None,
             // It has expired: what comes now begins anew, there as well.
             Some(How::ByAdding { .. }) if !is_there => None,
-            Some(How::ByAdding { untold: Untold::So(before), .. }) => match before.checked_add(by) {
+            Some(How::ByAdding { untold: Some(before), .. }) => match before.checked_add(by) {
                 Some(untold) => Some(untold),
                 None => return Ok(Added::Overflow),
             },
@@ -128,10 +125,10 @@ impl LocalValues {
             let change = self.change(&key);
             change.how = match (untold, &change.how) {
                 (None, _) => How::Wholly,
-                (Some(untold), How::ByAdding { expires, .. }) if !is_new => {
-                    How::ByAdding { untold: Untold::So(untold), expires: *expires }
+                (_, How::ByAdding { on_its_way, expires, .. }) if !is_new => {
+                    How::ByAdding { untold, on_its_way: *on_its_way, expires: *expires }
                 }
-                (Some(untold), _) => How::ByAdding { untold: Untold::So(untold), expires: false },
+                _ => How::ByAdding { untold, on_its_way: false, expires: false },
             };
         }
         Ok(added)
@@ -184,19 +181,18 @@ impl LocalValues {
                 Telling::Delete
             }
             (How::Wholly, Some((value, ttl))) => Telling::Set(value, ttl),
-            (How::ByAdding { untold, expires }, Some((_, ttl))) => match *untold {
-                Untold::So(by) => {
-                    *untold = Untold::OnItsWay;
-                    Telling::Add(by)
+            (How::ByAdding { untold, on_its_way, expires }, Some((_, ttl))) => {
+                if std::mem::take(on_its_way) {
+                    *lost += 1; // whoever was telling it has gone
                 }
-                // Whoever was telling it has gone.
-                Untold::OnItsWay => {
-                    *lost += 1;
-                    *untold = Untold::Nothing;
-                    expires.then_some(Telling::Expire(ttl?))?
+                match untold.take() {
+                    Some(by) => {
+                        *on_its_way = true;
+                        Telling::Add(by)
+                    }
+                    None => expires.then_some(Telling::Expire(ttl?))?,
                 }
-                Untold::Nothing => expires.then_some(Telling::Expire(ttl?))?,
-            },
+            }
         };
         Some(ValueTask { key: key.clone(), telling, times: *times })
     }
@@ -205,10 +201,8 @@ impl LocalValues {
     pub(in super::super) fn settle(&mut self, task: &ValueTask, told: ToldValue) -> u64 {
         let Some(Change { how, times }) = self.changes.get(&task.key) else { return 0 };
         let mut is_all = *times == task.times;
-        if let (How::ByAdding { untold, expires }, Telling::Add(_)) = (how, &task.telling) {
-            if let Untold::OnItsWay = untold {
-                *untold = Untold::Nothing;
-            }
+        if let (How::ByAdding { on_its_way, expires, .. }, Telling::Add(_)) = (how, &task.telling) {
+            *on_its_way = false;
             is_all &= !*expires || matches!(told, ToldValue::Lost);
         }
         // What was written meanwhile is told after what waits longer.
@@ -221,11 +215,11 @@ impl LocalValues {
 
     /// The main store has not taken it: what it was to be told it has to be told still.
     pub(in super::super) fn not_told(&mut self, task: &ValueTask) {
-        if let (Telling::Add(by), Some(Change { how: How::ByAdding { untold, .. }, .. })) =
+        if let (Telling::Add(by), Some(Change { how: How::ByAdding { untold, on_its_way, .. }, .. })) =
             (&task.telling, self.changes.get(&task.key))
         {
-            let since = if let Untold::So(since) = *untold { since } else { 0 };
-            *untold = Untold::So(since.saturating_add(*by));
+            *on_its_way = false;
+            *untold = Some(untold.unwrap_or(0).saturating_add(*by));
         }
     }
 }
