@@ -1097,6 +1097,18 @@ mod outages {
         assert_eq!(keys(&values, "*").await, ["2", "3"]);
     }
 
+    /// A place that Redis knows nothing of: it may come from a link.
+    #[tokio::test]
+    async fn a_scan_from_nowhere_begins_anew() {
+        let server = RedisServer::start().await;
+        let values = values(redis(&server));
+        values.set("a", "1", None).await.unwrap();
+        for nowhere in ["", "x", "-1", "k:a", "99999999999999999999999"] {
+            let page = values.scan("*", &Cursor::from(nowhere.to_owned()), 100).await.unwrap();
+            assert_eq!((page.keys, page.next), (vec!["a".to_owned()], None), "{nowhere}");
+        }
+    }
+
     /// A page that was begun on the other store begins anew.
     #[tokio::test]
     async fn a_scan_goes_through_an_outage() {
