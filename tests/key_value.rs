@@ -726,6 +726,14 @@ fn keeps_telling(store: &Arc<Fallback<RedisStore>>) -> JoinHandle<()> {
     })
 }
 
+/// How often Redis has refused a command before it did anything.
+async fn rejected(server: &RedisServer, command: &str) -> u64 {
+    let info = format!("{:?}", server.command("INFO commandstats").await);
+    let Some((_, line)) = info.split_once(&format!("cmdstat_{command}:")) else { return 0 };
+    let (_, number) = line.split_once("rejected_calls=").unwrap();
+    number.split(',').next().unwrap().parse().unwrap()
+}
+
 /// A service whose Redis can be stopped, with `before` in it.
 async fn service(mode: FallbackMode, server: &RedisServer) -> (Arc<Fallback<RedisStore>>, KeyValue) {
     let store = Arc::new(Fallback::new(redis(server), mode).look_every(Duration::ZERO));
@@ -1056,19 +1064,55 @@ mod outages {
         values.set("a", "1", None).await.unwrap();
         assert_eq!(values.incr_by("n", 2).await.unwrap(), 2);
         server.run().await;
+        // Which tells it, as any request does.
         eventually("Redis answers", async || values.stats().await.connected).await;
-        for _ in 0..10 {
-            values.incr("n").await.unwrap();
-            let stats = values.stats().await; // which tells it, as any request does
-            assert_eq!((stats.connected, stats.using_fallback, stats.in_memory_keys), (true, true, 2));
-        }
+        assert_eq!(values.incr("n").await.unwrap(), 3);
+        assert!(rejected(&server, "set").await > 0 && rejected(&server, "incrby").await > 0, "it was told");
         assert!(store.is_degraded());
-        assert_eq!(text(&values, "a").await.unwrap(), "1");
-        let number = text(&values, "n").await.unwrap();
+        assert_eq!(store.stats().values_in_memory, 2);
         server.command("CONFIG SET maxmemory 0").await;
         is_back(&store).await;
-        assert_eq!((text(&values, "a").await.unwrap(), text(&values, "n").await.unwrap()), ("1".into(), number));
+        assert_eq!((text(&values, "a").await.unwrap(), text(&values, "n").await.unwrap()), ("1".into(), "3".into()));
         assert_eq!(store.stats().dropped, 0);
+    }
+
+    /// But not for ever: the sessions wait for it.
+    #[tokio::test]
+    async fn what_redis_has_no_room_for_does_not_keep_sessions_from_it() {
+        let mut server = RedisServer::stopped_with(&["--maxmemory-policy", "noeviction", "--maxmemory", "1"]);
+        let store = Arc::new(Fallback::new(redis(&server), MERGE).look_every(Duration::ZERO));
+        let values = values(store.clone());
+        for i in 0..100 {
+            values.set(&format!("k{i}"), "1", None).await.unwrap();
+        }
+        values.incr("n").await.unwrap();
+        values.del("gone").await.unwrap();
+        server.run().await;
+        is_back(&store).await;
+        let stats = store.stats();
+        assert_eq!((stats.dropped, stats.replayed, stats.journalled), (101, 1, 0));
+        assert_eq!(server.keys().await, [""; 0]);
+        assert!(rejected(&server, "set").await >= 300, "each was told again");
+    }
+
+    /// It closes the connection on which such a value comes, with all that is told there.
+    #[tokio::test]
+    async fn a_value_that_redis_never_takes_is_given_up_and_costs_no_other() {
+        let mut server = RedisServer::stopped_with(&["--client-query-buffer-limit", "1048576"]);
+        let store = Arc::new(
+            Fallback::new(RedisStore::new(config(&server.url()).timeout(SECOND / 2)), MERGE).look_every(Duration::ZERO),
+        );
+        let values = values(store.clone());
+        values.set("before", "1", None).await.unwrap();
+        values.set("big", vec![b'x'; 2 * 1024 * 1024], None).await.unwrap();
+        for i in 0..100 {
+            values.set(&format!("k{i}"), "1", None).await.unwrap();
+        }
+        server.run().await;
+        is_back(&store).await;
+        assert_eq!(store.stats().dropped, 1);
+        assert_eq!(keys(&values, "*").await.len(), 101);
+        assert_eq!(values.get("big").await.unwrap(), None);
     }
 
     /// Bounded: what does not fit fails, what is there can be changed and deleted.

@@ -10,6 +10,7 @@ use super::{
     task::{Telling, ToldValue, ValueTask},
 };
 use crate::{
+    observe::Causes,
     store::{
         Added, Cursor, KeyPage, StoreError,
         memory::values::{Values, until, weight},
@@ -23,13 +24,20 @@ pub(in super::super) struct LocalValues {
     /// What the changes take, in bytes.
     size: usize,
     capacity: usize,
+    /// That one was given up has been logged.
+    has_given_up: bool,
 }
 
 /// A key that was written in the outage, and how often: it may be written again while it is being told.
 struct Change {
     how: How,
     times: u64,
+    /// How often the main store was there and did not take it.
+    failures: u32,
 }
+
+/// After so many failures a change is given up, so that the sessions have their store again.
+const FAILURES: u32 = 3;
 
 enum How {
     /// It was set or deleted: what memory has of it now is what counts.
@@ -46,7 +54,7 @@ enum How {
 
 impl LocalValues {
     pub(in super::super) fn new(capacity: usize) -> Self {
-        Self { values: Values::default(), changes: Line::new(), size: 0, capacity }
+        Self { values: Values::default(), changes: Line::new(), size: 0, capacity, has_given_up: false }
     }
 
     pub(in super::super) fn len(&mut self, now: Timestamp) -> usize {
@@ -146,7 +154,7 @@ impl LocalValues {
         if !self.changes.contains(&key) {
             self.size += weight(&key, &[]);
         }
-        let change = self.changes.get_or_put(key, Change { how: How::Wholly, times: 0 });
+        let change = self.changes.get_or_put(key, Change { how: How::Wholly, times: 0, failures: 0 });
         change.times += 1;
         change
     }
@@ -161,8 +169,7 @@ impl LocalValues {
     pub(in super::super) fn tasks(&mut self, count: usize, now: Timestamp) -> (Vec<ValueTask>, usize) {
         let (mut tasks, mut lost) = (Vec::new(), 0);
         while tasks.is_empty() && self.changes.len() > 0 {
-            let keys: Vec<_> = self.changes.first(count).map(|(key, _)| key.clone()).collect();
-            for key in keys {
+            for key in self.next_keys(count) {
                 match self.task_of(&key, &mut lost, now) {
                     Some(task) => tasks.push(task),
                     None => self.forget(&key),
@@ -172,9 +179,20 @@ impl LocalValues {
         (tasks, lost)
     }
 
+    /// What has failed is told alone: what is told with it must not fail with it.
+    fn next_keys(&self, count: usize) -> Vec<Arc<str>> {
+        let has_failed = self.failures_of_first() > Some(0);
+        let next = self.changes.first(if has_failed { 1 } else { count });
+        next.take_while(|(_, change)| has_failed || change.failures == 0).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn failures_of_first(&self) -> Option<u32> {
+        self.changes.first(1).next().map(|(_, change)| change.failures)
+    }
+
     fn task_of(&mut self, key: &Arc<str>, lost: &mut usize, now: Timestamp) -> Option<ValueTask> {
         let kept = self.values.get_with_ttl(key, now);
-        let Change { how, times } = self.changes.get(key)?;
+        let Change { how, times, failures } = self.changes.get(key)?;
         let telling = match (&mut *how, kept) {
             (_, None) => {
                 *how = How::Wholly;
@@ -194,12 +212,13 @@ impl LocalValues {
                 }
             }
         };
-        Some(ValueTask { key: key.clone(), telling, times: *times })
+        Some(ValueTask { key: key.clone(), telling, times: *times, failures: *failures })
     }
 
     /// Takes in what the main store said to a task; returns how many changes that has cost.
     pub(in super::super) fn settle(&mut self, task: &ValueTask, told: ToldValue) -> u64 {
-        let Some(Change { how, times }) = self.changes.get(&task.key) else { return 0 };
+        let Some(Change { how, times, failures }) = self.changes.get(&task.key) else { return 0 };
+        *failures = 0;
         let mut is_all = *times == task.times;
         if let (How::ByAdding { on_its_way, expires, .. }, Telling::Add(_)) = (how, &task.telling) {
             *on_its_way = false;
@@ -221,5 +240,26 @@ impl LocalValues {
             *on_its_way = false;
             *untold = Some(untold.unwrap_or(0).saturating_add(*by));
         }
+    }
+
+    /// The main store is there, and has not taken it: what waits behind it comes first. Returns how many changes were given up.
+    pub(in super::super) fn failed(&mut self, task: &ValueTask, error: &StoreError) -> u64 {
+        self.not_told(task);
+        let Some(mut change) = self.changes.remove(&task.key) else { return 0 };
+        change.failures += 1;
+        if change.failures < FAILURES {
+            self.changes.get_or_put(task.key.clone(), change);
+            return 0;
+        }
+        self.size -= weight(&task.key, &[]);
+        if !std::mem::replace(&mut self.has_given_up, true) {
+            tracing::warn!(error = %Causes(error), "the session store does not take all values of the outage: giving up");
+        }
+        1
+    }
+
+    /// Whether something waits that was not told since this failed.
+    pub(in super::super) fn has_more_than(&self, failed: &ValueTask) -> bool {
+        self.failures_of_first().is_none_or(|failures| failures <= failed.failures)
     }
 }
