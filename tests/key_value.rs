@@ -12,7 +12,7 @@ use bb8_redis::RedisConnectionManager;
 use proptest::{prelude::*, test_runner::TestRunner};
 use spy::Spy;
 use support::{cluster::Cluster, eventually, proxy::Proxy, records::id, redis_server::RedisServer, stores::patient};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tower_keep::{
     KeyValue, KeyValueError, ManualClock, MemoryStore, SessionLayer,
     store::{
@@ -715,6 +715,25 @@ async fn is_back(store: &Fallback<RedisStore>) {
     eventually("Redis is back", is_back).await;
 }
 
+/// A request that tells Redis what it has missed.
+fn keeps_telling(store: &Arc<Fallback<RedisStore>>) -> JoinHandle<()> {
+    let store = store.clone();
+    tokio::spawn(async move {
+        while store.is_degraded() {
+            let _ = store.load(&id(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+}
+
+/// How often Redis has refused a command before it did anything.
+async fn rejected(server: &RedisServer, command: &str) -> u64 {
+    let info = format!("{:?}", server.command("INFO commandstats").await);
+    let Some((_, line)) = info.split_once(&format!("cmdstat_{command}:")) else { return 0 };
+    let (_, number) = line.split_once("rejected_calls=").unwrap();
+    number.split(',').next().unwrap().parse().unwrap()
+}
+
 /// A service whose Redis can be stopped, with `before` in it.
 async fn service(mode: FallbackMode, server: &RedisServer) -> (Arc<Fallback<RedisStore>>, KeyValue) {
     let store = Arc::new(Fallback::new(redis(server), mode).look_every(Duration::ZERO));
@@ -902,6 +921,30 @@ mod outages {
         assert!(stats.replayed >= 3001, "{stats:?}");
     }
 
+    /// What was on its way, and what is added before anybody looks again.
+    #[tokio::test]
+    async fn a_difference_that_may_have_been_lost_is_counted_whatever_is_added_to_it() {
+        let mut server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let values = values(store.clone());
+        values.get("n").await.unwrap();
+        server.stop();
+        values.get("n").await.unwrap();
+        values.incr_by("n", 5).await.unwrap();
+        server.run().await;
+        proxy.hold_reply_to("INCRBY");
+        let teller = keeps_telling(&store);
+        proxy.holds().await;
+        assert_eq!(values.incr("n").await.unwrap(), 6);
+        teller.abort();
+        assert!(teller.await.unwrap_err().is_cancelled());
+        proxy.release();
+        is_back(&store).await;
+        assert_eq!(server.get("sess:kv:n").await, "6");
+        assert_eq!(store.stats().dropped, 1, "nobody has heard of the first");
+    }
+
     /// A request that goes away while it tells loses nothing but what must not be told twice, and that is counted.
     #[tokio::test]
     async fn if_the_request_that_tells_is_cancelled_the_next_goes_on() {
@@ -934,6 +977,35 @@ mod outages {
         let dropped = store.stats().dropped;
         assert!(counted || dropped == 1, "{dropped}");
         assert!(dropped <= 1);
+    }
+
+    /// In memory is what was added in the outage, and not what the main store has.
+    #[tokio::test]
+    async fn a_time_to_live_for_a_counter_that_was_told_leaves_its_number_alone() {
+        let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
+        let proxy = Proxy::start(server.port()).await;
+        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let values = values(store.clone());
+        values.incr_by("n", 100).await.unwrap();
+        server.stop();
+        values.get("n").await.unwrap();
+        assert_eq!(values.incr_by("n", 5).await.unwrap(), 5);
+        // More than is told at once: when the last is told, the number has been.
+        for i in 0..100 {
+            values.set(&format!("k{i}"), "1", None).await.unwrap();
+        }
+        values.del("last").await.unwrap();
+        server.run().await;
+        proxy.hold_reply_to("UNLINK");
+        let teller = keeps_telling(&store);
+        proxy.holds().await;
+        assert_eq!(server.get("sess:kv:n").await, "105");
+        assert!(values.expire("n", MINUTE).await.unwrap());
+        proxy.release();
+        teller.await.unwrap();
+        assert_eq!(server.get("sess:kv:n").await, "105");
+        assert!((1..=60_000).contains(&server.pttl("sess:kv:n").await));
+        assert_eq!(store.stats().dropped, 0);
     }
 
     /// What Redis refuses for good keeps the sessions from nothing.
@@ -992,19 +1064,55 @@ mod outages {
         values.set("a", "1", None).await.unwrap();
         assert_eq!(values.incr_by("n", 2).await.unwrap(), 2);
         server.run().await;
+        // Which tells it, as any request does.
         eventually("Redis answers", async || values.stats().await.connected).await;
-        for _ in 0..10 {
-            values.incr("n").await.unwrap();
-            let stats = values.stats().await; // which tells it, as any request does
-            assert_eq!((stats.connected, stats.using_fallback, stats.in_memory_keys), (true, true, 2));
-        }
+        assert_eq!(values.incr("n").await.unwrap(), 3);
+        assert!(rejected(&server, "set").await > 0 && rejected(&server, "incrby").await > 0, "it was told");
         assert!(store.is_degraded());
-        assert_eq!(text(&values, "a").await.unwrap(), "1");
-        let number = text(&values, "n").await.unwrap();
+        assert_eq!(store.stats().values_in_memory, 2);
         server.command("CONFIG SET maxmemory 0").await;
         is_back(&store).await;
-        assert_eq!((text(&values, "a").await.unwrap(), text(&values, "n").await.unwrap()), ("1".into(), number));
+        assert_eq!((text(&values, "a").await.unwrap(), text(&values, "n").await.unwrap()), ("1".into(), "3".into()));
         assert_eq!(store.stats().dropped, 0);
+    }
+
+    /// But not for ever: the sessions wait for it.
+    #[tokio::test]
+    async fn what_redis_has_no_room_for_does_not_keep_sessions_from_it() {
+        let mut server = RedisServer::stopped_with(&["--maxmemory-policy", "noeviction", "--maxmemory", "1"]);
+        let store = Arc::new(Fallback::new(redis(&server), MERGE).look_every(Duration::ZERO));
+        let values = values(store.clone());
+        for i in 0..100 {
+            values.set(&format!("k{i}"), "1", None).await.unwrap();
+        }
+        values.incr("n").await.unwrap();
+        values.del("gone").await.unwrap();
+        server.run().await;
+        is_back(&store).await;
+        let stats = store.stats();
+        assert_eq!((stats.dropped, stats.replayed, stats.journalled), (101, 1, 0));
+        assert_eq!(server.keys().await, [""; 0]);
+        assert!(rejected(&server, "set").await >= 300, "each was told again");
+    }
+
+    /// It closes the connection on which such a value comes, with all that is told there.
+    #[tokio::test]
+    async fn a_value_that_redis_never_takes_is_given_up_and_costs_no_other() {
+        let mut server = RedisServer::stopped_with(&["--client-query-buffer-limit", "1048576"]);
+        let store = Arc::new(
+            Fallback::new(RedisStore::new(config(&server.url()).timeout(SECOND / 2)), MERGE).look_every(Duration::ZERO),
+        );
+        let values = values(store.clone());
+        values.set("before", "1", None).await.unwrap();
+        values.set("big", vec![b'x'; 2 * 1024 * 1024], None).await.unwrap();
+        for i in 0..100 {
+            values.set(&format!("k{i}"), "1", None).await.unwrap();
+        }
+        server.run().await;
+        is_back(&store).await;
+        assert_eq!(store.stats().dropped, 1);
+        assert_eq!(keys(&values, "*").await.len(), 101);
+        assert_eq!(values.get("big").await.unwrap(), None);
     }
 
     /// Bounded: what does not fit fails, what is there can be changed and deleted.
@@ -1031,6 +1139,18 @@ mod outages {
         assert!(deleted > 10, "{deleted}");
         assert!(values.del("1").await.unwrap());
         assert_eq!(keys(&values, "*").await, ["2", "3"]);
+    }
+
+    /// A place that Redis knows nothing of: it may come from a link.
+    #[tokio::test]
+    async fn a_scan_from_nowhere_begins_anew() {
+        let server = RedisServer::start().await;
+        let values = values(redis(&server));
+        values.set("a", "1", None).await.unwrap();
+        for nowhere in ["", "x", "-1", "k:a", "99999999999999999999999"] {
+            let page = values.scan("*", &Cursor::from(nowhere.to_owned()), 100).await.unwrap();
+            assert_eq!((page.keys, page.next), (vec!["a".to_owned()], None), "{nowhere}");
+        }
     }
 
     /// A page that was begun on the other store begins anew.

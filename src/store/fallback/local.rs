@@ -390,7 +390,7 @@ impl Local {
         }
     }
 
-    /// The main store has not taken this.
+    /// The main store has not taken this, for it is away.
     pub(super) fn not_told(&mut self, task: &Task) {
         if let Task::Value(task) = task {
             self.values.not_told(task);

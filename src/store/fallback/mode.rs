@@ -22,12 +22,14 @@ use std::time::Duration;
 /// | a value that this process has not written in the outage | outage | is not there; a counter begins at zero | the same |
 /// | `set`, `del`, `expire`, `incr` | fail | are acknowledged, and count in this process | the same |
 /// | what the main store is told on its return | nothing | nothing | for each key that was written what has become of it: it is set, with the time that it has left, or deleted, also if it has expired. To one that was only added to, the difference is added, and its new time to live is set if it was given one |
-/// | what can be lost on its return | nothing | whatever was written | a difference whose answer is lost, for it is told once, or that cannot be added; what others wrote under the same keys meanwhile |
+/// | what can be lost on its return | nothing | whatever was written | a difference whose answer is lost, for it is told once, or that cannot be added; what the main store, being there, does not take three times; what others wrote under the same keys meanwhile |
 /// | what is lost if the process ends before | nothing | whatever was written | the same |
 ///
 /// Values are told after all sessions, and before anybody asks the main store again. One that it refuses for good (a missing permission)
-/// is given up, and [counted](super::FallbackStats::dropped); one for which it has no room is told again until it has, like a session. To add
-/// to a number is done once: if the main store was asked as it went away and its answer is lost, it is done
+/// is given up, and [counted](super::FallbackStats::dropped). So is one that it fails to take three times while it is
+/// [there](super::Fallback): it has no room, or the value is too large for it or for its deadline. In between it is told everything else, and
+/// [looked at](super::Fallback::look_every) again. So values do not keep the sessions from their store for long; sessions that it does not
+/// take are told again until it does. To add to a number is done once: if the main store was asked as it went away and its answer is lost, it is done
 /// nowhere else, and its caller is told [so](crate::KeyValueError::InDoubt).
 ///
 /// What holds of sessions in every mode:

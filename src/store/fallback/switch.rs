@@ -9,7 +9,7 @@ use super::{
     local::{Local, Next},
     operations::Operation,
     outage::{Away, Meanwhile, Outage, ask, is_back},
-    replay::{AT_ONCE, ROUNDS, TELLING, tell},
+    replay::{AT_ONCE, ROUNDS, TELLING, Task, Told, tell},
     seen::{Asked, Lesson},
 };
 use crate::{
@@ -26,6 +26,10 @@ enum Progress {
     More,
     /// It is away again, or does not take everything yet.
     Away,
+}
+
+fn fails_values(tasks: &[Task], answers: &[Result<Told, StoreError>]) -> bool {
+    tasks.iter().zip(answers).any(|(task, answer)| matches!((task, answer), (Task::Value(_), Err(_))))
 }
 
 impl<S: SessionStore> Fallback<S> {
@@ -186,6 +190,8 @@ impl<S: SessionStore> Fallback<S> {
                 None => return Progress::Over,
             };
             let answers = all(tasks.iter().map(|task| tell(&self.main, task))).await;
+            // A value that it does not take must not keep the sessions from it. A session is told until it is taken.
+            let is_there = fails_values(&tasks, &answers) && is_back(&self.main).await;
             let Some(mut local) = outage.local() else { return Progress::Over };
             let mut away = false;
             for (task, answer) in tasks.iter().zip(answers) {
@@ -195,9 +201,17 @@ impl<S: SessionStore> Fallback<S> {
                         self.counts.replayed.add(1);
                     }
                     Err(error) => {
-                        local.not_told(task);
                         outage.refused(self.main.name(), &error);
-                        away = true;
+                        match task {
+                            Task::Value(task) if is_there => {
+                                self.counts.dropped.add(local.values().failed(task, &error));
+                                away |= !local.values().has_more_than(task);
+                            }
+                            _ => {
+                                local.not_told(task);
+                                away = true;
+                            }
+                        }
                     }
                 }
             }

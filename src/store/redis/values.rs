@@ -91,7 +91,13 @@ impl Operation<'_> {
         let pattern = self.prefix().value_pattern(pattern);
         let scan = |cursor: &str| {
             let mut scan = pipe();
-            scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(count.clamp(1, 1000));
+            // What is no cursor begins anew: it may come from a link.
+            scan.cmd("SCAN")
+                .arg(cursor.parse::<u64>().unwrap_or(0))
+                .arg("MATCH")
+                .arg(&pattern)
+                .arg("COUNT")
+                .arg(count.clamp(1, 1000));
             scan
         };
         let (keys, next) = self.route.scan(from.as_str(), scan, self.deadline).await?;

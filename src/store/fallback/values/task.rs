@@ -9,6 +9,7 @@ pub(in super::super) struct ValueTask {
     pub(super) key: Arc<str>,
     pub(super) telling: Telling,
     pub(super) times: u64,
+    pub(super) failures: u32,
 }
 
 pub(super) enum Telling {
