@@ -23,7 +23,7 @@ use support::{
 use tower_keep::{
     EndReason, Ended, HealthStatus, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, WhenFull,
     store::{
-        Created, Cursor, Fallback, FallbackMode, Found, Health, OnReturn, Outcome, SessionStore, StoreError,
+        Created, Cursor, Fallback, FallbackMode, Found, Guard, Health, OnReturn, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
         testing,
     },
@@ -185,6 +185,17 @@ async fn a_store_that_refuses_writes_or_loses_one_is_not_away() {
 }
 
 // Going down and coming back.
+
+/// Whoever sees to the return waits for its own operation, the last that the store is told, and its health: half a second for that before and
+/// after, and 50 ms for what is told in between.
+#[tokio::test]
+async fn a_request_reckons_with_what_the_store_is_told_on_its_return() {
+    for deadline in [SECOND / 4, 10 * SECOND] {
+        let main = Guard::new(Spy::new()).deadline(deadline);
+        let seeing = Duration::from_millis(500 + 50 + 500);
+        assert_eq!(Fallback::new(main, MERGE).operation_deadline(), Some(2 * deadline + seeing));
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_known_to_be_away_is_not_asked() {

@@ -48,7 +48,7 @@
 //! | `session_fallback_in_memory` | gauge | | sessions that go on in its memory |
 //! | `session_fallback_outages_total` | counter | | how often its main store went away |
 //! | `session_fallback_replayed_total` | counter | | what the main store was told on its returns |
-//! | `session_fallback_dropped_total` | counter | | sessions of an outage that were lost on a return |
+//! | `session_fallback_dropped_total` | counter | | sessions and values of an outage that were lost on a return |
 //! | `session_fallback_refused_total` | counter | | what had no room in an outage, and failed |
 //! | `session_build_info` | gauge | `version` | 1, since [`describe`] was called |
 //!

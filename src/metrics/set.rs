@@ -62,7 +62,7 @@ metrics! {
     FALLBACK_IN_MEMORY = Gauge "session_fallback_in_memory" None false "Sessions that go on in memory while the main store is away.";
     FALLBACK_OUTAGES = Counter "session_fallback_outages_total" None false "How often the main store went away.";
     FALLBACK_REPLAYED = Counter "session_fallback_replayed_total" None false "What the main store was told on its returns.";
-    FALLBACK_DROPPED = Counter "session_fallback_dropped_total" None false "Sessions of an outage that were lost on the return of the main store.";
+    FALLBACK_DROPPED = Counter "session_fallback_dropped_total" None false "Sessions and values of an outage that were lost on the return of the main store.";
     FALLBACK_REFUSED = Counter "session_fallback_refused_total" None false "What had no room in an outage, and failed.";
     BUILD_INFO = Gauge "session_build_info" None false "The version of tower-keep, and 1.";
 }

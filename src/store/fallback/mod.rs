@@ -330,9 +330,9 @@ impl<S: SessionStore> SessionStore for Fallback<S> {
         }
     }
 
-    /// That of the main store, and the time to see whether it is away, or back.
+    /// Twice that of the main store, for what it is told on its return may take as long; and the time to see whether it is away, or back.
     fn operation_deadline(&self) -> Option<Duration> {
-        self.main.operation_deadline().map(|deadline| deadline.saturating_add(SEEING))
+        self.main.operation_deadline().map(|deadline| deadline.saturating_mul(2).saturating_add(SEEING))
     }
 
     fn is_degraded(&self) -> bool {

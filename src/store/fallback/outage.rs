@@ -26,8 +26,9 @@ use crate::{
 const MOMENT: Duration = Duration::from_millis(100);
 /// How long it has to say so when it comes back, perhaps from afar.
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
-/// What a request may wait that sees to the return of the main store, besides its own operation.
-pub(super) const SEEING: Duration = PATIENCE.saturating_add(TELLING);
+/// What a request may wait that sees to the return of the main store, besides its own operation and the last that it tells: it asks whether
+/// the store is back, tells it, and asks whether it is there still if it does not take a value.
+pub(super) const SEEING: Duration = PATIENCE.saturating_mul(2).saturating_add(TELLING);
 
 pub(super) struct Outage {
     pub(super) began: Instant,
