@@ -53,6 +53,7 @@ need_pyjwt() {
 }
 
 [ -n "${REDIS_SERVER_BIN:-}" ] || need redis-server redis-server redis
+need redis-cli redis-tools redis
 need curl curl curl
 [ -n "${CHROMIUM_BIN:-}" ] || need chromium chromium chromium # for the tests in a real browser
 need prometheus prometheus prometheus # for the dashboard and the alert rules; promtool comes with it

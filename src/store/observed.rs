@@ -31,6 +31,7 @@ use crate::{
 const SPANS: &str = "tower_keep::store";
 
 /// The span of the operation that is under way, if it is watched. Those of others are not for us to write in.
+#[cfg(feature = "redis")]
 pub(crate) fn span() -> Option<Span> {
     let enabled = tracing::span_enabled!(target: SPANS, tracing::Level::DEBUG);
     enabled.then(Span::current).filter(|span| span.metadata().is_some_and(|metadata| metadata.target() == SPANS))
