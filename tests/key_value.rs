@@ -277,7 +277,8 @@ async fn each_is_one_round_trip_and_nobody_uses_keys() {
     let seen = monitor.so_far().await;
     let seen: Vec<_> = seen
         .iter()
-        .filter(|line| !line.contains("\"PING\""))
+        // Newer servers show how the test's own connection introduces itself.
+        .filter(|line| !line.contains("\"PING\"") && !line.contains("\"CLIENT\""))
         .map(|line| line.split('"').nth(1).unwrap().to_uppercase())
         .collect();
     assert_eq!(seen, ["SET", "GET", "GET", "GET", "EXISTS", "PEXPIRE", "INCRBY", "SCAN", "UNLINK"]);
