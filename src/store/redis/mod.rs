@@ -589,21 +589,30 @@ impl Operation<'_> {
     }
 
     async fn scan_ids(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionId>, Option<Cursor>), Failure> {
-        let pattern = self.prefix().pattern();
+        let (keys, next) = self.scan_keys(&self.prefix().pattern(), from, count).await?;
+        Ok((keys.iter().filter_map(|key| self.prefix().id_of(key)).collect(), next))
+    }
+
+    /// A page of the keys that match, and where to go on.
+    async fn scan_keys(
+        &self,
+        pattern: &str,
+        from: &Cursor,
+        count: usize,
+    ) -> Result<(Vec<Value>, Option<Cursor>), Failure> {
         let scan = |cursor: &str| {
             let mut scan = pipe();
             // What is no cursor begins anew: it may come from a link.
             scan.cmd("SCAN")
                 .arg(cursor.parse::<u64>().unwrap_or(0))
                 .arg("MATCH")
-                .arg(&pattern)
+                .arg(pattern)
                 .arg("COUNT")
                 .arg(count.clamp(1, 1000));
             scan
         };
         let (keys, next) = self.route.scan(from.as_str(), scan, self.deadline).await?;
-        let ids = keys.iter().filter_map(|key| self.prefix().id_of(key)).collect();
-        Ok((ids, next.map(Into::into)))
+        Ok((keys, next.map(Into::into)))
     }
 
     /// What every script that writes a record is told.

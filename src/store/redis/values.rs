@@ -88,21 +88,8 @@ impl Operation<'_> {
 
     /// Keys that are no text are not of this crate, and not shown.
     async fn scan_values(&self, pattern: &str, from: &Cursor, count: usize) -> Result<KeyPage, Failure> {
-        let pattern = self.prefix().value_pattern(pattern);
-        let scan = |cursor: &str| {
-            let mut scan = pipe();
-            // What is no cursor begins anew: it may come from a link.
-            scan.cmd("SCAN")
-                .arg(cursor.parse::<u64>().unwrap_or(0))
-                .arg("MATCH")
-                .arg(&pattern)
-                .arg("COUNT")
-                .arg(count.clamp(1, 1000));
-            scan
-        };
-        let (keys, next) = self.route.scan(from.as_str(), scan, self.deadline).await?;
-        let keys = keys.iter().filter_map(|key| self.prefix().key_of_value(key)).collect();
-        Ok(KeyPage { keys, next: next.map(Into::into) })
+        let (keys, next) = self.scan_keys(&self.prefix().value_pattern(pattern), from, count).await?;
+        Ok(KeyPage { keys: keys.iter().filter_map(|key| self.prefix().key_of_value(key)).collect(), next })
     }
 }
 
