@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use super::{Inner, Jwt, JwtAlgorithm, JwtKey, Purpose, verify::bare_type};
+use super::{Inner, Jwt, JwtAlgorithm, JwtKey, Purpose, Settings, verify::bare_type};
 use crate::credential::Bearer;
 
 /// How [`Jwt`]s are made and checked.
@@ -28,15 +28,7 @@ pub struct JwtBuilder {
     access_keys: Vec<JwtKey>,
     refresh_keys: Vec<JwtKey>,
     access_type: String,
-    issuer: Option<String>,
-    audience: Option<String>,
-    access_lifetime: Duration,
-    leeway: Duration,
-    max_size: usize,
-    requires_key_id: bool,
-    session_claim: &'static str,
-    suffices_in_outage: bool,
-    bearer: Bearer,
+    settings: Settings,
 }
 
 /// The type of refresh tokens.
@@ -48,15 +40,17 @@ impl JwtBuilder {
             access_keys: vec![key],
             refresh_keys: Vec::new(),
             access_type: "at+jwt".to_owned(),
-            issuer: None,
-            audience: None,
-            access_lifetime: Duration::from_secs(15 * 60),
-            leeway: Duration::from_secs(5),
-            max_size: 8 * 1024,
-            requires_key_id: false,
-            session_claim: "sid",
-            suffices_in_outage: false,
-            bearer: Bearer::new(),
+            settings: Settings {
+                issuer: None,
+                audience: None,
+                access_lifetime: Duration::from_secs(15 * 60),
+                leeway: Duration::from_secs(5),
+                max_size: 8 * 1024,
+                requires_key_id: false,
+                session_claim: "sid",
+                suffices_in_outage: false,
+                bearer: Bearer::new(),
+            },
         }
     }
 
@@ -77,37 +71,37 @@ impl JwtBuilder {
 
     /// Who issues: `iss`. Default: nobody, and whoever a token names is accepted.
     pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
-        self.issuer = Some(issuer.into());
+        self.settings.issuer = Some(issuer.into());
         self
     }
 
     /// Whom the tokens are for: `aud`. Default: nobody, and a token that names somebody is refused (RFC 7519, section 4.1.3).
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
-        self.audience = Some(audience.into());
+        self.settings.audience = Some(audience.into());
         self
     }
 
     /// How long an access token lives; never longer than its session. Default: 15 minutes. A second at least.
     pub fn access_lifetime(mut self, lifetime: Duration) -> Self {
-        self.access_lifetime = lifetime;
+        self.settings.access_lifetime = lifetime;
         self
     }
 
     /// By how much the clocks of issuer and verifier may differ. Default: 5 seconds.
     pub fn leeway(mut self, leeway: Duration) -> Self {
-        self.leeway = leeway;
+        self.settings.leeway = leeway;
         self
     }
 
     /// How many bytes a token may have. Default: 8,192.
     pub fn max_size(mut self, bytes: usize) -> Self {
-        self.max_size = bytes;
+        self.settings.max_size = bytes;
         self
     }
 
     /// Refuse a token without `kid`. Default: it is accepted when one key alone is of its algorithm.
     pub fn require_key_id(mut self) -> Self {
-        self.requires_key_id = true;
+        self.settings.requires_key_id = true;
         self
     }
 
@@ -120,7 +114,7 @@ impl JwtBuilder {
 
     /// Access tokens name their session by `jti`. Default: by `sid`.
     pub fn session_in_jti(mut self) -> Self {
-        self.session_claim = "jti";
+        self.settings.session_claim = "jti";
         self
     }
 
@@ -135,14 +129,14 @@ impl JwtBuilder {
     /// It is for an outage only. What the store says, or a [fallback](crate::store::Fallback) in its place, is final: a session that
     /// is unknown or has ended is refused. Refresh tokens always need the store.
     pub fn accept_in_outage(mut self) -> Self {
-        self.suffices_in_outage = true;
+        self.settings.suffices_in_outage = true;
         self
     }
 
     /// Where the token is, and the realm that a refusal names. Default: [`Bearer::new`]. A layer that also has
     /// [opaque bearer tokens](crate::SessionLayer::bearer) reads both as it reads those.
     pub fn bearer(mut self, bearer: Bearer) -> Self {
-        self.bearer = bearer;
+        self.settings.bearer = bearer;
         self
     }
 
@@ -151,7 +145,7 @@ impl JwtBuilder {
     /// # Errors
     /// [`InvalidJwt`] says what does not fit together.
     pub fn build(self) -> Result<Jwt, InvalidJwt> {
-        if self.access_lifetime < Duration::from_secs(1) {
+        if self.settings.access_lifetime < Duration::from_secs(1) {
             return Err(InvalidJwt::ShortLifetime);
         }
         if self.access_type.eq_ignore_ascii_case(REFRESH_TYPE) {
@@ -162,15 +156,7 @@ impl JwtBuilder {
             inner: Arc::new(Inner {
                 access: Purpose::new(self.access_keys, self.access_type)?,
                 refresh: Purpose::new(refresh_keys, REFRESH_TYPE.to_owned())?,
-                issuer: self.issuer,
-                audience: self.audience,
-                access_lifetime: self.access_lifetime,
-                leeway: self.leeway,
-                max_size: self.max_size,
-                requires_key_id: self.requires_key_id,
-                session_claim: self.session_claim,
-                suffices_in_outage: self.suffices_in_outage,
-                bearer: self.bearer,
+                settings: self.settings,
             }),
         })
     }

@@ -123,7 +123,7 @@ impl Jwt {
     ) -> Result<JwtPair, JwtIssueError> {
         let seconds = |moment: Timestamp| moment.as_millis() / 1000;
         let issued_at = seconds(now);
-        let access_ends = issued_at.saturating_add(millis(self.inner.access_lifetime) / 1000);
+        let access_ends = issued_at.saturating_add(millis(self.inner.settings.access_lifetime) / 1000);
         // When the idle timeout is over, the store says: requests put it off.
         let session_ends = seconds(record.absolute_deadline());
         let access_ends = access_ends.min(session_ends);
@@ -133,8 +133,8 @@ impl Jwt {
             let mut set = |name: &str, value: Option<&str>| {
                 claims.extend(value.map(|value| (name.to_owned(), Value::from(value))));
             };
-            set("iss", self.inner.issuer.as_deref());
-            set("aud", self.inner.audience.as_deref());
+            set("iss", self.inner.settings.issuer.as_deref());
+            set("aud", self.inner.settings.audience.as_deref());
             set("sub", record.user());
             claims.insert("iat".into(), issued_at.into());
             claims
@@ -143,7 +143,7 @@ impl Jwt {
         access.extend(common());
         access.insert("exp".into(), access_ends.into());
         access.insert("jti".into(), unique()?.into());
-        access.insert(self.inner.session_claim.into(), id.to_string().into()); // perhaps in place of that
+        access.insert(self.inner.settings.session_claim.into(), id.to_string().into()); // perhaps in place of that
         let mut refresh = common();
         refresh.insert("exp".into(), session_ends.into());
         refresh.insert("jti".into(), Generation::name(record.generation(), id).into());

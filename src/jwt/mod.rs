@@ -112,6 +112,12 @@ pub struct Jwt {
 struct Inner {
     access: Purpose,
     refresh: Purpose,
+    settings: Settings,
+}
+
+/// What the builder says, but for the keys.
+#[derive(Clone, Debug)]
+struct Settings {
     issuer: Option<String>,
     audience: Option<String>,
     access_lifetime: Duration,
@@ -137,7 +143,7 @@ impl Jwt {
     }
 
     pub(crate) fn bearer(&self) -> &Bearer {
-        &self.inner.bearer
+        &self.inner.settings.bearer
     }
 }
 
@@ -146,7 +152,7 @@ impl fmt::Debug for Jwt {
         f.debug_struct("Jwt")
             .field("access_keys", &self.inner.access.keys)
             .field("refresh_keys", &self.inner.refresh.keys)
-            .field("access_lifetime", &self.inner.access_lifetime)
+            .field("access_lifetime", &self.inner.settings.access_lifetime)
             .finish_non_exhaustive()
     }
 }

@@ -34,9 +34,9 @@ impl Jwt {
     pub(crate) fn read(&self, token: &[u8], now: Timestamp) -> Result<Signed, JwtError> {
         let claims = self.verify(&self.inner.access, token, now)?;
         Ok(Signed {
-            session: session(&claims, self.inner.session_claim)?,
+            session: session(&claims, self.inner.settings.session_claim)?,
             user: claims.text("sub")?.map(Arc::from),
-            suffices_in_outage: self.inner.suffices_in_outage,
+            suffices_in_outage: self.inner.settings.suffices_in_outage,
             claims,
         })
     }
@@ -49,12 +49,12 @@ impl Jwt {
     }
 
     fn verify(&self, purpose: &Purpose, token: &[u8], now: Timestamp) -> Result<JwtClaims, JwtError> {
-        if token.len() > self.inner.max_size {
+        if token.len() > self.inner.settings.max_size {
             return Err(JwtError::TooLarge);
         }
         let Parts { header, claims, signature, message } = Parts::of(token)?;
         let header = object(&decode(header)?)?;
-        let key = purpose.key(&header, self.inner.requires_key_id)?;
+        let key = purpose.key(&header, self.inner.settings.requires_key_id)?;
         // The key knows its algorithm, and is used for no other: so there is no `none`, and a public key is never taken for a secret.
         if text(&header, "alg")? != Some(key.algorithm().name()) {
             return Err(JwtError::Algorithm);
@@ -79,20 +79,20 @@ impl Jwt {
         claims: &JwtClaims,
         now: Timestamp,
     ) -> Result<(), JwtError> {
-        let leeway = self.inner.leeway;
+        let leeway = self.inner.settings.leeway;
         if claims.expires().plus(leeway) <= now {
             return Err(JwtError::Expired);
         }
         if claims.time("nbf")?.is_some_and(|start| start > now.plus(leeway)) {
             return Err(JwtError::NotYet);
         }
-        let audience = self.inner.audience.as_deref();
+        let audience = self.inner.settings.audience.as_deref();
         // One that names an audience is not for those who are none (RFC 7519, section 4.1.3).
         if !claims.is_for(audience)?.unwrap_or(audience.is_none()) {
             return Err(JwtError::Audience);
         }
         let issuer = claims.text("iss")?;
-        if self.inner.issuer.as_deref().is_some_and(|expected| issuer != Some(expected)) {
+        if self.inner.settings.issuer.as_deref().is_some_and(|expected| issuer != Some(expected)) {
             return Err(JwtError::Issuer);
         }
         if !text(header, "typ")?.is_some_and(|typ| purpose.is_type(typ)) {
