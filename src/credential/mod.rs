@@ -100,9 +100,7 @@ impl Presented {
             Self::Foreign(_) | Self::Malformed | Self::Nothing | Self::Disagreement => None,
         }
     }
-}
 
-impl Presented {
     pub(crate) fn signed(&self) -> Option<&Signed> {
         match self {
             Self::Signed(signed) => Some(signed),

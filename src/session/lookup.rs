@@ -208,8 +208,7 @@ impl Inner {
         if matches!(outcome, Outcome::Done) || reason == EndReason::Corrupt {
             record.into_iter().for_each(|record| self.shared.lived(record));
             let user = record.and_then(|record| record.user.clone());
-            let events = self.shared.tell([(id, user, Happened::Ended(reason))], self.ip());
-            self.publish(&events).await;
+            self.announce([(id, user, Happened::Ended(reason))]).await;
         }
         Ok(Tried::Ended(reason))
     }

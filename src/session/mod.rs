@@ -804,8 +804,7 @@ impl Inner {
             },
         );
         if mine {
-            let events = shared.tell([(id, user, Happened::Ended(EndReason::Used))], self.ip());
-            self.publish(&events).await;
+            self.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
         }
         Ok(mine)
     }

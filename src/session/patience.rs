@@ -4,14 +4,22 @@ use std::{
     error::Error,
     fmt,
     future::Future,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::time::{Instant, timeout};
 
 use super::Inner;
-use crate::{event::Event, observe::Causes, store::StoreError};
+use crate::{
+    event::{Event, Happened},
+    observe::Causes,
+    store::StoreError,
+    token::SessionId,
+};
 
 /// What is left of the time that a request may wait.
 #[derive(Default)]
@@ -57,6 +65,12 @@ impl Inner {
             Some(limit) => timeout(limit, turn).await.ok(),
             None => Some(turn.await),
         }
+    }
+
+    /// Counts and tells what happened: see [`Shared::announce`](crate::shared::Shared::announce).
+    pub(super) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
+        let events = self.shared.tell(happened, self.ip());
+        self.publish(&events).await;
     }
 
     /// Tells the others, as far as there is time.
