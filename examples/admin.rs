@@ -29,16 +29,15 @@ use axum::{
     Json, Router,
     body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::header,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde_json::json;
-use support::Credentials;
 use tokio_stream::StreamExt;
 use tower_keep::{
-    Imported, Rejection, Session, SessionCookie, SessionError, SessionLayer, Sessions, Timestamp,
-    operator::OperatorPage, store::OnReturn,
+    Imported, Rejection, Session, SessionCookie, SessionLayer, Sessions, Timestamp, operator::OperatorPage,
+    store::OnReturn,
 };
 
 #[tokio::main]
@@ -62,8 +61,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let app = Router::new()
         .nest("/admin/operator", page)
         .route("/admin", get(admin))
-        .route("/admin/login", post(login))
-        .route("/admin/logout", post(logout))
+        .route("/admin/login", post(support::login))
+        .route("/admin/logout", post(support::logout))
         .route("/admin/sessions/export", post(export))
         .with_state(sessions.clone())
         .layer(layer)
@@ -74,21 +73,10 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn login(session: Session, Json(credentials): Json<Credentials>) -> Result<Response, SessionError> {
-    let Some(user) = credentials.user() else { return Ok(StatusCode::UNAUTHORIZED.into_response()) };
-    session.login(user.as_str())?;
-    Ok(Json(json!({ "user": user })).into_response())
-}
-
 async fn admin(session: Session) -> Result<Json<serde_json::Value>, Rejection> {
     let user = session.require_user().await?;
     let since = session.created_at()?.map(|at| Timestamp::from(at).to_string());
     Ok(Json(json!({ "user": user, "since": since })))
-}
-
-async fn logout(session: Session) -> Result<StatusCode, SessionError> {
-    session.logout()?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 /// A line for each session. Personal data, but nothing that opens a session.

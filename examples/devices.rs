@@ -18,15 +18,13 @@ use axum::{
         rejection::{PathRejection, QueryRejection},
     },
     http::StatusCode,
-    response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use support::Credentials;
 use tower_keep::{
-    ClientInfo, Rejection, Session, SessionCookie, SessionError, SessionId, SessionInfo, SessionLayer, Sessions,
-    Timestamp, store::OnReturn,
+    ClientInfo, Rejection, Session, SessionCookie, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp,
+    store::OnReturn,
 };
 
 #[tokio::main]
@@ -44,8 +42,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let sessions = layer.sessions();
     let store = sessions.store_name();
     let app = Router::new()
-        .route("/login", post(login))
-        .route("/logout", post(logout))
+        .route("/login", post(support::login))
+        .route("/logout", post(support::logout))
         .route("/sessions", get(list).delete(end_all))
         .route("/sessions/{id}", delete(end))
         .with_state(sessions.clone())
@@ -55,17 +53,6 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
-}
-
-async fn login(session: Session, Json(credentials): Json<Credentials>) -> Result<Response, SessionError> {
-    let Some(user) = credentials.user() else { return Ok(StatusCode::UNAUTHORIZED.into_response()) };
-    session.login(user.as_str())?;
-    Ok(Json(json!({ "user": user })).into_response())
-}
-
-async fn logout(session: Session) -> Result<StatusCode, SessionError> {
-    session.logout()?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn list(session: Session, State(sessions): State<Sessions>) -> Result<Json<Value>, Rejection> {

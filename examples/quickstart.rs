@@ -74,12 +74,8 @@ struct Login {
 async fn login(session: Session, request: Request) -> Result<Response, SessionError> {
     let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if content_type.is_some_and(|value| value.starts_with("application/json")) {
-        return match Json::<Credentials>::from_request(request, &()).await.map(|Json(credentials)| credentials.user()) {
-            Ok(Some(user)) => {
-                session.login(user.as_str())?;
-                Ok(Json(json!({ "user": user })).into_response())
-            }
-            Ok(None) => Ok(StatusCode::UNAUTHORIZED.into_response()),
+        return match Json::<Credentials>::from_request(request, &()).await {
+            Ok(credentials) => support::login(session, credentials).await,
             Err(rejection) => Ok(rejection.into_response()),
         };
     }

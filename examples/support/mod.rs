@@ -7,9 +7,18 @@ pub mod metrics;
 
 use std::{env, error::Error, process::ExitCode, sync::Arc, time::Duration};
 
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use serde::Deserialize;
+use serde_json::json;
 use tokio::{net::TcpListener, signal};
-use tower_keep::store::{self, Fallback, FallbackMode, OnReturn, SessionStore};
+use tower_keep::{
+    Session, SessionError,
+    store::{self, Fallback, FallbackMode, OnReturn, SessionStore},
+};
 
 /// Turns the result of a server into an exit code.
 pub fn exit(result: Result<(), Box<dyn Error>>) -> ExitCode {
@@ -93,4 +102,17 @@ impl Credentials {
     pub fn user(self) -> Option<String> {
         (!self.username.is_empty() && self.password == self.username).then_some(self.username)
     }
+}
+
+/// Logs the user in, or answers 401.
+pub async fn login(session: Session, Json(credentials): Json<Credentials>) -> Result<Response, SessionError> {
+    let Some(user) = credentials.user() else { return Ok(StatusCode::UNAUTHORIZED.into_response()) };
+    session.login(user.as_str())?;
+    Ok(Json(json!({ "user": user })).into_response())
+}
+
+/// Logs whoever it is out.
+pub async fn logout(session: Session) -> Result<StatusCode, SessionError> {
+    session.logout()?;
+    Ok(StatusCode::NO_CONTENT)
 }
