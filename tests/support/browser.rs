@@ -154,6 +154,14 @@ impl Wire {
     }
 }
 
+/// Whether the page that was asked went before it could answer, because the tab went on to another.
+fn is_gone(error: &Value) -> bool {
+    let told = error["message"].as_str().unwrap_or_default();
+    ["Inspected target navigated or closed", "Execution context was destroyed", "Cannot find default execution context"]
+        .iter()
+        .any(|gone| told.contains(gone))
+}
+
 /// A tab, or what is in an iframe of another site.
 pub struct Tab {
     wire: Arc<Mutex<Wire>>,
@@ -183,8 +191,18 @@ impl Tab {
     }
 
     /// The value of a JavaScript expression in the page; it is evaluated even where the page's own scripts are turned off.
+    /// If the tab goes to another page meanwhile, then in that one.
     pub async fn eval(&self, expression: &str) -> Value {
-        self.try_eval(expression).await.unwrap_or_else(|error| panic!("{expression}: {error}"))
+        let evaluated = async {
+            loop {
+                match self.try_eval(expression).await {
+                    Err(error) if is_gone(&error) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    answer => break answer,
+                }
+            }
+        };
+        let answer = timeout(PATIENCE, evaluated).await.unwrap_or_else(|_| panic!("{expression}: there is no page"));
+        answer.unwrap_or_else(|error| panic!("{expression}: {error}"))
     }
 
     async fn try_eval(&self, expression: &str) -> Answer {
@@ -196,9 +214,9 @@ impl Tab {
         }
     }
 
-    /// The visible text.
+    /// The visible text; none while the page is loading.
     pub async fn text(&self) -> String {
-        self.try_eval("document.body.innerText")
+        self.try_eval("document.readyState === 'complete' ? document.body.innerText : ''")
             .await
             .ok()
             .and_then(|text| Some(text.as_str()?.to_owned()))
@@ -231,7 +249,11 @@ impl Tab {
         let place = self.eval(&place).await;
         for kind in ["mousePressed", "mouseReleased"] {
             let event = json!({ "type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1 });
-            self.call("Input.dispatchMouseEvent", event).await;
+            match self.try_call("Input.dispatchMouseEvent", event).await {
+                // It was a link, and is followed already.
+                Err(error) if kind == "mouseReleased" && is_gone(&error) => {}
+                answer => drop(answer.unwrap_or_else(|error| panic!("{selector}: {kind}: {error}"))),
+            }
         }
     }
 
