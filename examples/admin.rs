@@ -36,8 +36,7 @@ use axum::{
 use serde_json::json;
 use tokio_stream::StreamExt;
 use tower_keep::{
-    Imported, Rejection, Session, SessionCookie, SessionLayer, Sessions, Timestamp, operator::OperatorPage,
-    store::OnReturn,
+    Imported, Rejection, Session, SessionLayer, Sessions, Timestamp, operator::OperatorPage, store::OnReturn,
 };
 
 #[tokio::main]
@@ -49,7 +48,7 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
     let store = support::store(OnReturn::Merge).await?;
-    let layer = SessionLayer::new(store.clone()).cookie(SessionCookie::development()); // plain http on localhost; leave it out behind TLS
+    let layer = SessionLayer::new(store.clone()).cookie(support::cookie()?);
     let sessions = layer.sessions();
     if let Some(path) = env::var_os("SESSION_IMPORT").filter(|path| !path.is_empty()) {
         let path = Path::new(&path);

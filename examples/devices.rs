@@ -23,8 +23,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::{
-    ClientInfo, Rejection, Session, SessionCookie, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp,
-    store::OnReturn,
+    ClientInfo, Rejection, Session, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp, store::OnReturn,
 };
 
 #[tokio::main]
@@ -36,9 +35,8 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
     let client = ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()));
-    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
-        .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
-        .client_info(client); // behind a proxy, say which: ClientInfo::trust_proxies
+    let layer =
+        SessionLayer::new(support::store(OnReturn::Merge).await?).cookie(support::cookie()?).client_info(client); // behind a proxy, say which: ClientInfo::trust_proxies
     let sessions = layer.sessions();
     let store = sessions.store_name();
     let app = Router::new()

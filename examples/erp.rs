@@ -51,7 +51,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use support::Credentials;
 use tower_keep::{
-    Key, KeyValue, KeyValueError, Lifetime, Session, SessionCookie, SessionError, SessionLayer, Sessions,
+    Key, KeyValue, KeyValueError, Lifetime, Session, SessionError, SessionLayer, Sessions,
     store::{Cursor, OnReturn, StoreError},
 };
 
@@ -70,9 +70,7 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
     let lifetime = lifetime()?;
-    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
-        .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
-        .lifetime(lifetime);
+    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?).cookie(support::cookie()?).lifetime(lifetime);
     let sessions = layer.sessions();
     let state = Erp { values: sessions.key_value()?, sessions: sessions.clone() };
     let store = state.sessions.store_name();

@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde_json::json;
 use support::Credentials;
 use tower::{ServiceBuilder, service_fn};
-use tower_keep::{Bearer, Rejection, Session, SessionCookie, SessionLayer, store};
+use tower_keep::{Bearer, Rejection, Session, SessionLayer, store};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -31,7 +31,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
-    let layer = SessionLayer::new(store::from_env()?).cookie(SessionCookie::development()).bearer(Bearer::new());
+    let layer = SessionLayer::new(store::from_env()?).cookie(support::cookie()?).bearer(Bearer::new());
     let store = layer.sessions().store_name();
     let service = ServiceBuilder::new().layer(layer).service(service_fn(route));
     let service = TowerToHyperService::new(service);

@@ -36,8 +36,8 @@ use serde_json::json;
 use tower::Layer;
 use tower_keep::{
     Clock, Consumed, EndReason, HealthStatus, Key, KeyValue, KeyValueError, Lifetime, MemoryStore, NewSession,
-    Rejection, SameSite, Session, SessionCookie, SessionError, SessionInfo, SessionLayer, Sessions, SingleUse,
-    SingleUseError, SingleUseLayer, SystemClock, Timestamp,
+    Rejection, SameSite, Session, SessionCookie, SessionError, SessionInfo, SessionLayer, SessionSecret, Sessions,
+    SingleUse, SingleUseError, SingleUseLayer, SystemClock, Timestamp,
     store::{
         SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -59,6 +59,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let (handshakes, frames) = stores()?;
     let handshakes = SessionLayer::new(handshakes).lifetime(Lifetime::new(HALF_AN_HOUR, HALF_AN_HOUR)?).sessions();
     let cookie = SessionCookie::builder().name("__Host-frame").same_site(SameSite::None).partitioned(true).build()?;
+    let cookie = cookie.signed(SessionSecret::from_env()?);
     let frames = SessionLayer::new(frames).cookie(cookie).reject_with(rejected as fn(&Rejection) -> Response);
 
     let store = handshakes.store_name();

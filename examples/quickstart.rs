@@ -18,7 +18,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 use support::Credentials;
-use tower_keep::{Bearer, Rejection, Session, SessionCookie, SessionError, SessionLayer, Sessions, store};
+use tower_keep::{Bearer, Rejection, Session, SessionError, SessionLayer, Sessions, store};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -27,9 +27,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
-    let layer = SessionLayer::new(store::from_env()?)
-        .cookie(SessionCookie::development()) // plain http on localhost; leave it out behind TLS
-        .bearer(Bearer::new());
+    let layer = SessionLayer::new(store::from_env()?).cookie(support::cookie()?).bearer(Bearer::new());
     let sessions = layer.sessions();
     let store = sessions.store_name();
     let app = Router::new()

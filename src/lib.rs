@@ -152,7 +152,9 @@ mod time;
 mod token;
 
 pub use crate::{
-    credential::{Bearer, InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
+    credential::{
+        Bearer, InvalidCookie, InvalidSessionSecret, SameSite, SessionCookie, SessionCookieBuilder, SessionSecret,
+    },
     ended::{EndReason, Ended},
     event::{Event, Events, Happened, Missed},
     health::{HealthFuture, HealthReport, HealthService},

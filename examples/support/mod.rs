@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::{net::TcpListener, signal};
 use tower_keep::{
-    Session, SessionError,
+    InvalidSessionSecret, Session, SessionCookie, SessionError, SessionSecret,
     store::{self, Fallback, FallbackMode, OnReturn, SessionStore},
 };
 
@@ -88,6 +88,12 @@ pub async fn store(on_return: OnReturn) -> Result<Arc<Fallback<Arc<dyn SessionSt
     let watched = store.clone();
     tokio::spawn(async move { watched.watch().await }); // as long as the program runs
     Ok(store)
+}
+
+/// The session cookie for plain http on localhost; behind TLS it is the default one that an application needs. Signed if there is a
+/// `SESSION_SECRET`.
+pub fn cookie() -> Result<SessionCookie, InvalidSessionSecret> {
+    Ok(SessionCookie::development().signed(SessionSecret::from_env()?))
 }
 
 /// The body of a login.

@@ -1,19 +1,24 @@
 //! The token in a cookie: RFC 6265bis.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use ::cookie::{Cookie, time::OffsetDateTime};
 use http::{HeaderMap, HeaderValue, header};
 
-use super::{Candidates, MAX_CANDIDATES, Presented, Transport};
+use super::{
+    Candidates, MAX_CANDIDATES, Presented, Transport,
+    signed::{SIGNATURE_LEN, SessionSecret},
+};
 use crate::{
     time::Timestamp,
-    token::{ROTATED_LEN, Token},
+    token::{InvalidToken, ROTATED_LEN, Token},
 };
 
 /// What user agents keep of a cookie: name and value together, and each attribute.
 const MAX_COOKIE: usize = 4096;
 const MAX_ATTRIBUTE: usize = 1024;
+/// The longest value: a token that was rotated, a dot, and a signature.
+const MAX_VALUE: usize = ROTATED_LEN + 1 + SIGNATURE_LEN;
 /// The longest a user agent keeps a cookie.
 const MAX_AGE: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
@@ -61,6 +66,7 @@ pub struct SessionCookie {
     secure: bool,
     http_only: bool,
     partitioned: bool,
+    secret: Option<SessionSecret>,
 }
 
 impl SessionCookie {
@@ -81,6 +87,28 @@ impl SessionCookie {
         Self { name: "session".into(), secure: false, ..Self::default() }
     }
 
+    /// Signed with a secret: what nobody with its keys has signed for a cookie of this name is no token, and nothing is asked of the
+    /// store for it. Default: not signed.
+    ///
+    /// A token is 264 random bits, and nobody can guess one, signed or not. What a signature adds: a made-up cookie costs no question
+    /// to the store, and the token of another cookie or of a bearer header is not taken as this one's. To sign where cookies were not
+    /// signed before logs everybody out once, and so does the way back.
+    ///
+    /// ```
+    /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer, SessionSecret};
+    ///
+    /// # let secret = "a secret of at least 32 bytes, from where your secrets are";
+    /// let cookie = SessionCookie::default().signed(SessionSecret::new(secret)?);
+    /// let layer = SessionLayer::new(MemoryStore::new()).cookie(cookie);
+    /// # let _ = layer;
+    /// # Ok::<(), tower_keep::InvalidSessionSecret>(())
+    /// ```
+    #[must_use]
+    pub fn signed(mut self, secret: impl Into<Option<SessionSecret>>) -> Self {
+        self.secret = secret.into();
+        self
+    }
+
     /// The cookie's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -95,7 +123,7 @@ impl SessionCookie {
                 let (value, after) = self.next(rest);
                 rest = after;
                 let Some(value) = value else { continue };
-                match (Token::parse(value), &mut found) {
+                match (self.token(value), &mut found) {
                     (Ok(token), Presented::Tokens(_, tokens)) => {
                         if tokens.more.len() + 1 < MAX_CANDIDATES && tokens.iter().all(|other| *other != token) {
                             tokens.more.push(token);
@@ -112,6 +140,14 @@ impl SessionCookie {
         found
     }
 
+    /// The token in a cookie's value.
+    fn token(&self, value: &[u8]) -> Result<Token, InvalidToken> {
+        match &self.secret {
+            Some(secret) => secret.verify(&self.name, value),
+            None => Token::parse(value),
+        }
+    }
+
     /// The value of the first cookie in `header` if its name is ours, and what follows that cookie.
     fn next<'a>(&self, header: &'a [u8]) -> (Option<&'a [u8]>, &'a [u8]) {
         let header = header.trim_ascii_start();
@@ -123,7 +159,10 @@ impl SessionCookie {
 
     /// The `Set-Cookie` value that gives `token`; until `expires` if the cookie is to outlive the browser.
     pub(crate) fn give(&self, token: &Token, now: Timestamp, expires: Option<Timestamp>) -> Option<HeaderValue> {
-        let mut cookie = self.attributes(token.expose());
+        let mut cookie = match &self.secret {
+            Some(secret) => self.attributes(secret.sign(&self.name, token)),
+            None => self.attributes(token.expose()),
+        };
         if let Some(expires) = expires {
             set_max_age(&mut cookie, now, expires.since(now).min(MAX_AGE));
         }
@@ -144,7 +183,7 @@ impl SessionCookie {
         value.strip_prefix(self.name.as_bytes()).is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="))
     }
 
-    fn attributes<'a>(&'a self, value: &'a str) -> Cookie<'a> {
+    fn attributes<'a>(&'a self, value: impl Into<Cow<'a, str>>) -> Cookie<'a> {
         let mut cookie = Cookie::build((self.name.as_str(), value))
             .path(self.path.as_str())
             .same_site(match self.same_site {
@@ -176,7 +215,7 @@ impl SessionCookie {
         if self.name.is_empty() || !self.name.bytes().all(is_token) {
             return Err(InvalidCookie::Name);
         }
-        if self.name.len() + ROTATED_LEN > MAX_COOKIE {
+        if self.name.len() + MAX_VALUE > MAX_COOKIE {
             return Err(InvalidCookie::TooLong);
         }
         if !self.path.starts_with('/') || !is_attribute(&self.path) {
@@ -236,6 +275,7 @@ impl Default for SessionCookie {
             secure: true,
             http_only: true,
             partitioned: false,
+            secret: None,
         }
     }
 }

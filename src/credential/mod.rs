@@ -3,6 +3,7 @@
 mod bearer;
 mod cookie;
 mod query;
+mod signed;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ pub(crate) use self::query::{InQuery, take_from};
 pub use self::{
     bearer::Bearer,
     cookie::{InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
+    signed::{InvalidSessionSecret, SessionSecret},
 };
 #[cfg(feature = "jwt")]
 use crate::jwt::{Jwt, JwtClaims};

@@ -103,7 +103,7 @@ impl RedisConfig {
     /// | `REDIS_CLUSTER_NODES` | `host:port,host:port`: see [`cluster`](Self::cluster) |
     /// | `REDIS_SENTINELS`, `REDIS_SENTINEL_MASTER` | `host:port,host:port` and a name: see [`sentinel`](Self::sentinel) |
     /// | `REDIS_SENTINEL_USERNAME`, `REDIS_SENTINEL_PASSWORD` | who logs in to the Sentinels; default: nobody |
-    /// | `SESSION_SECRET` | a key of at least 32 bytes, or several with commas between; for signed cookies, which do not exist yet: only checked |
+    /// | `SESSION_SECRET` | checked here, used by [`SessionSecret`](crate::SessionSecret): the key of signed cookies, and older ones after commas |
     /// | `USE_REDIS`, `REDIS_ENABLED` | `false`: no Redis, whatever else is set; `true`: Redis, even if nothing else is set |
     ///
     /// An empty variable counts as absent. Variables that contradict each other are an error.

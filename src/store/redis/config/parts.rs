@@ -11,6 +11,7 @@ use super::{
     place::{Address, Servers, of_url},
     tls::Tls,
 };
+use crate::SessionSecret;
 
 /// Every setting, if there is one.
 #[derive(Default, Deserialize)]
@@ -78,7 +79,7 @@ pub(super) fn of_vars(var: impl Fn(&str) -> Option<String>) -> Result<Option<Red
     let var = |name: &'static str| var(name).filter(|value| !value.is_empty()).map(|value| Var { name, value });
 
     if let Some(secret) = var("SESSION_SECRET")
-        && secret.value.split(',').any(|key| key.len() < 32)
+        && secret.value.parse::<SessionSecret>().is_err()
     {
         return Err(secret.wrong(Problem::Secret));
     }
