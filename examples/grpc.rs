@@ -22,7 +22,7 @@ use pb::{
     keep_server::{Keep, KeepServer},
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, service::Routes, transport::Server};
 use tower_keep::{Bearer, SessionLayer, grpc, store};
 
 #[tokio::main]
@@ -41,11 +41,16 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let layer = SessionLayer::new(store::from_env()?).without_cookie().bearer(Bearer::new());
+    let store = layer.sessions().store_name();
+    // For operators, not for the world: `GET /metrics`, which Prometheus asks for by HTTP/1.1.
+    let metrics = support::metrics::route(layer.sessions())?;
+    let routes = Routes::new(KeepServer::new(Service)).into_axum_router().route("/metrics", metrics);
     let stopped = support::stopped()?;
-    let listener = support::listen(layer.sessions().store_name()).await?;
+    let listener = support::listen(store).await?;
     Server::builder()
+        .accept_http1(true)
         .layer(layer)
-        .add_service(KeepServer::new(Service))
+        .add_routes(routes.into())
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped)
         .await?;
     Ok(())

@@ -374,6 +374,18 @@ async fn a_wrong_variable_is_named_in_one_line() {
 }
 
 #[tokio::test]
+async fn each_serves_its_metrics() {
+    for name in ["quickstart", "hyper", "grpc", "admin", "iframe_auth", "jwt_auth", "erp", "devices"] {
+        let server = Server::start(name, &[]).await;
+        let reply = server.client().get("/metrics").await;
+        assert_eq!((reply.status, reply.header("content-type")), (StatusCode::OK, Some("text/plain; version=0.0.4")));
+        let version = format!("session_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        assert!(reply.text().lines().any(|line| line == version), "{name}: {reply:?}");
+        assert!(reply.text().lines().any(|line| line == "session_created_total 0"), "{name}: {reply:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_is_taken_is_named_in_one_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();

@@ -16,6 +16,9 @@ use tower_keep::{
     metrics::{DURATION_BUCKETS, LIFETIME_BUCKETS, PAYLOAD_BUCKETS, describe},
 };
 
+/// What the answer to a scrape is.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+
 /// Live sessions are counted this often at most: that walks through all of them.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// And no scrape waits longer for it.
@@ -65,7 +68,7 @@ pub fn route<S: Clone + Send + Sync + 'static>(sessions: Sessions) -> Result<Met
     let metrics = Metrics::install(sessions)?;
     let answer = move || {
         let metrics = metrics.clone();
-        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render().await) }
+        async move { ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics.render().await) }
     };
     Ok(get(answer))
 }
