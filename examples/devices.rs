@@ -14,7 +14,7 @@ use std::{error::Error, net::SocketAddr, process::ExitCode};
 use axum::{
     Json, Router,
     extract::{
-        ConnectInfo, Path, Query, State,
+        Path, Query, State,
         rejection::{PathRejection, QueryRejection},
     },
     http::StatusCode,
@@ -22,9 +22,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_keep::{
-    ClientInfo, Rejection, Session, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp, store::OnReturn,
-};
+use tower_keep::{Rejection, Session, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp, store::OnReturn};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -34,9 +32,9 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
-    let client = ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()));
-    let layer =
-        SessionLayer::new(support::store(OnReturn::Merge).await?).cookie(support::cookie()?).client_info(client); // behind a proxy, say which: ClientInfo::trust_proxies
+    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
+        .cookie(support::cookie()?)
+        .client_info(support::client_info());
     let sessions = layer.sessions();
     let store = sessions.store_name();
     let app = Router::new()
@@ -79,6 +77,7 @@ async fn end(
 ) -> Result<StatusCode, Rejection> {
     let user = session.require_user().await?;
     let Ok(Path(id)) = id else { return Ok(StatusCode::NOT_FOUND) };
+    let sessions = sessions.for_client(session.client_ip());
     let is_own = sessions.get(&id).await?.is_some_and(|info| info.user() == Some(&user));
     Ok(if is_own && sessions.revoke(&id).await? { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND })
 }
@@ -102,6 +101,7 @@ async fn end_all(
 ) -> Result<StatusCode, Rejection> {
     let user = session.require_user().await?;
     let Ok(Query(Which { except })) = which else { return Ok(StatusCode::BAD_REQUEST) };
+    let sessions = sessions.for_client(session.client_ip());
     match (except, session.id()?) {
         (Some(Except::Current), Some(current)) => sessions.revoke_others(&user, &current).await?,
         _ => sessions.revoke_user(&user).await?,

@@ -18,10 +18,10 @@
 
 mod support;
 
-use std::{env, error::Error, ffi::OsString, process::ExitCode, time::Duration};
+use std::{env, error::Error, ffi::OsString, net::SocketAddr, process::ExitCode, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -54,6 +54,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .without_cookie()
         .jwt(jwt.clone())
         .lifetime(lifetime)
+        .client_info(support::client_info()) // for the log of security events
         .rotation_grace(Duration::ZERO) // a refresh token that is used twice ends its family at once
         .reject_with(rejected);
     for name in ["JWT_SECRET", "REFRESH_SECRET"].into_iter().filter(|name| variable(name).is_none()) {
@@ -69,7 +70,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route_service("/health/{probe}", sessions.health_service())
         .with_state((jwt, sessions.clone()))
         .layer(layer)
-        .route("/metrics", support::metrics::route(sessions)?); // for operators, not for the world
+        .route("/metrics", support::metrics::route(sessions)?) // for operators, not for the world
+        .into_make_service_with_connect_info::<SocketAddr>();
     let listener = support::listen(name).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
@@ -77,11 +79,16 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 
 type Tokens = State<(Jwt, Sessions)>;
 
-async fn login(State((jwt, sessions)): Tokens, Json(credentials): Json<Credentials>) -> Result<Response, Rejection> {
-    match credentials.user() {
-        Some(user) => Ok(pair(jwt.issue_new(&sessions, user, &json!({})).await?)),
-        None => Ok(StatusCode::UNAUTHORIZED.into_response()),
-    }
+/// The session of the request, not looked up: a login and a refresh need none.
+type Unused = Extension<Session>;
+
+async fn login(
+    State((jwt, sessions)): Tokens,
+    Extension(session): Unused,
+    Json(credentials): Json<Credentials>,
+) -> Result<Response, Rejection> {
+    let Some(user) = credentials.user() else { return Ok(StatusCode::UNAUTHORIZED.into_response()) };
+    Ok(pair(jwt.issue_new(&sessions.for_client(session.client_ip()), user, &json!({})).await?))
 }
 
 async fn verify(session: Session) -> Result<Json<Option<Value>>, Rejection> {
@@ -89,9 +96,13 @@ async fn verify(session: Session) -> Result<Json<Option<Value>>, Rejection> {
     Ok(Json(session.claims()?))
 }
 
-async fn refresh(State((jwt, sessions)): Tokens, Json(body): Json<Value>) -> Result<Response, Rejection> {
+async fn refresh(
+    State((jwt, sessions)): Tokens,
+    Extension(session): Unused,
+    Json(body): Json<Value>,
+) -> Result<Response, Rejection> {
     let token = body["refresh_token"].as_str().unwrap_or_default(); // which is none
-    Ok(pair(jwt.refresh(&sessions, token).await?))
+    Ok(pair(jwt.refresh(&sessions.for_client(session.client_ip()), token).await?))
 }
 
 async fn logout(session: Session) -> Result<StatusCode, Rejection> {

@@ -193,6 +193,22 @@ async fn keeps_its_contract(servers: &[Server]) {
 }
 
 #[tokio::test]
+async fn the_log_says_who_was_robbed_and_from_where() {
+    let server = start(&[]).await;
+    let client = server.client();
+    let stolen = login(&client).await;
+    pair(&refresh(&client, &stolen.refresh).await);
+    assert_unauthorized(&refresh(&client, &stolen.refresh).await);
+    let log = server.log();
+    for event in ["created", "rotated", "token_reused", "ended"] {
+        let line = log.lines().find(|line| line.contains(&format!("event=\"{event}\"")));
+        let line = line.unwrap_or_else(|| panic!("{event}: {log}"));
+        assert!(line.contains("user=\"admin\"") && line.contains("client_ip=127.0.0.1"), "{line}");
+    }
+    assert!(!log.contains(&stolen.refresh) && !log.contains(&stolen.access));
+}
+
+#[tokio::test]
 async fn keeps_its_contract_in_memory() {
     keeps_its_contract(&[start(&[]).await]).await;
 }

@@ -2,16 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
 
+mod spy;
 mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    net::IpAddr,
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use serde_json::json;
+use spy::Spy;
 use support::{
     app::App,
     client::Client,
@@ -19,8 +23,9 @@ use support::{
     redis_server::RedisServer,
     watch::{Metrics, Said, Scrape, Trace},
 };
+use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
-    Bearer, ClientInfo, Limits, ManualClock, MemoryStore, PeerAddr, SessionLayer, Token, WhenFull,
+    Bearer, ClientInfo, Limits, ManualClock, MemoryStore, PeerAddr, Session, SessionLayer, Token, WhenFull,
     store::{
         Fallback, FallbackMode, Guard, OnReturn, SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -53,6 +58,37 @@ fn requests(transport: &str, outcome: &str) -> String {
 }
 
 // ---- metrics ----
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_before_there_is_an_answer_is_an_error_as_well() {
+    let (metrics, trace) = (Metrics::collect(), Trace::collect());
+    let spy = Spy::new();
+    let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).deadline(SECOND);
+    let token = layer.sessions().create("ana").await.unwrap();
+    let service = layer.layer(service_fn(async |request: Request<()>| {
+        let status = match request.extensions().get::<Session>().unwrap().load().await {
+            Ok(()) => StatusCode::OK,
+            Err(rejection) => rejection.status(),
+        };
+        Ok::<_, Infallible>(Response::builder().status(status).body(String::new()).unwrap())
+    }));
+    let authorization = format!("Bearer {}", token.expose());
+    let request = || Request::builder().header("authorization", &authorization).body(()).unwrap();
+    let given_up = || metrics.get(r#"session_store_errors_total{class="cancelled"}"#);
+    assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(given_up(), 0.0);
+
+    // The request has waited for long enough; its client has.
+    spy.hang();
+    assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(given_up(), 1.0);
+    assert!(tokio::time::timeout(SECOND / 2, service.oneshot(request())).await.is_err());
+    assert_eq!(given_up(), 2.0);
+    let spans = trace.spans();
+    let loads = spans.iter().filter(|span| span.get("otel.name") == Some("load"));
+    let failures: Vec<_> = loads.map(|span| (span.get("error.type"), span.get("otel.status_code"))).collect();
+    assert_eq!(failures, [(None, None), (Some("cancelled"), Some("ERROR")), (Some("cancelled"), Some("ERROR"))]);
+}
 
 /// Every outcome that needs no fault, in memory.
 async fn each_kind_of_request() -> Scrape {
@@ -585,7 +621,7 @@ async fn what_concerns_security_is_told_with_who_and_where_and_no_secret() {
     wanderer.set_cookie(COOKIE, stranger.expose());
     assert_eq!(bearer(&wanderer, bot.expose()).await, StatusCode::UNAUTHORIZED);
     assert_eq!(send(&app.client(), json!([["login", "bot"]])).await.status, StatusCode::TOO_MANY_REQUESTS);
-    sessions.revoke(&bot.id()).await.unwrap();
+    sessions.for_client(IpAddr::from([203, 0, 113, 9])).revoke(&bot.id()).await.unwrap();
     let told = events(&trace);
     let told: Vec<_> = told.iter().map(|(level, name)| (*level, &**name)).collect();
     let expected = [
@@ -601,6 +637,7 @@ async fn what_concerns_security_is_told_with_who_and_where_and_no_secret() {
     assert_eq!(all[0].get("session"), Some(&*stranger.id().to_string()));
     assert_eq!((all[4].get("user"), all[4].get("client_ip")), (Some("bot"), Some("198.51.100.7")));
     assert_eq!((all[5].get("user"), all[5].get("reason")), (Some("bot"), Some("revoked")));
+    assert_eq!((all[2].get("client_ip"), all[5].get("client_ip")), (None, Some("203.0.113.9")));
 
     let text = trace.text();
     for secret in &secrets {

@@ -20,10 +20,11 @@ use support::{
     eventually,
     redis_server::RedisServer,
     stores,
+    watch::Trace,
 };
 use tower_keep::{
-    Clock, EndReason, ManualClock, MemoryStore, Metadata, NewSession, Rejection, Session, SessionCookie, SessionId,
-    SessionLayer, Sessions, Token,
+    ClientInfo, Clock, EndReason, ManualClock, MemoryStore, Metadata, NewSession, Rejection, Session, SessionCookie,
+    SessionId, SessionLayer, Sessions, Token,
     operator::{self, OperatorPage},
     store::{
         Fallback, FallbackMode, OnReturn, SessionStore,
@@ -266,6 +267,41 @@ async fn revoking_from_a_list_comes_back_to_it() {
         assert_eq!(operated.sessions.count().await.unwrap(), 0, "{ids:?}");
     })
     .await;
+}
+
+#[tokio::test]
+async fn nobody_is_told_that_something_was_done_by_a_link() {
+    let operated = Operated::start(MemoryStore::new()).await;
+    for query in ["?done=revoked", "?done=gone", "?done=user&n=7", "?user=ana&done=user&n=7"] {
+        for (site, tells) in [("same-origin", true), ("cross-site", false), ("same-site", false), ("none", false)] {
+            let headers = [("sec-fetch-site", site)];
+            let reply =
+                operated.client.request(Method::GET, &format!("/operator{query}"), &headers, Bytes::new()).await;
+            assert_eq!(reply.status, StatusCode::OK);
+            assert_eq!(reply.text().contains("role=\"status\""), tells, "{query} {site}: {}", reply.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_from_where_an_operator_has_ended_a_session() {
+    let trace = Trace::collect();
+    let info = ClientInfo::new().peer(|_| Some([203, 0, 113, 9].into()));
+    let layer = SessionLayer::new(MemoryStore::new()).client_info(info);
+    let sessions = layer.sessions();
+    let page = operator::router(sessions.clone());
+    let app = App::serve(|router| router.nest("/operator", page).layer(layer)).await;
+    let ids = [sessions.create("ana").await.unwrap().id(), sessions.create("bob").await.unwrap().id()];
+    for action in [format!("revoke={}", ids[0]), "revoke_user=bob".to_owned()] {
+        let path = format!("/operator?{action}");
+        let reply = app.client().request(Method::POST, &path, &[SAME_ORIGIN], Bytes::new()).await;
+        assert_eq!(reply.status, StatusCode::SEE_OTHER);
+    }
+    let ended = trace.security().into_iter().filter(|event| event.get("event") == Some("ended"));
+    let ended: Vec<_> = ended
+        .map(|event| (event.get("session").unwrap().to_owned(), event.get("client_ip").map(str::to_owned)))
+        .collect();
+    assert_eq!(ended, ids.map(|id| (id.to_string(), Some("203.0.113.9".to_owned()))));
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@
 
 pub mod metrics;
 
-use std::{env, error::Error, process::ExitCode, sync::Arc, time::Duration};
+use std::{env, error::Error, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{
     Json,
+    extract::ConnectInfo,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::{net::TcpListener, signal};
 use tower_keep::{
-    InvalidSessionSecret, Session, SessionCookie, SessionError, SessionSecret,
+    ClientInfo, InvalidSessionSecret, Session, SessionCookie, SessionError, SessionSecret,
     store::{self, Fallback, FallbackMode, OnReturn, SessionStore},
 };
 
@@ -94,6 +95,12 @@ pub async fn store(on_return: OnReturn) -> Result<Arc<Fallback<Arc<dyn SessionSt
 /// `SESSION_SECRET`.
 pub fn cookie() -> Result<SessionCookie, InvalidSessionSecret> {
     Ok(SessionCookie::development().signed(SessionSecret::from_env()?))
+}
+
+/// Whose address and user agent it is: for servers `into_make_service_with_connect_info`. Behind a proxy, say which:
+/// `ClientInfo::trust_proxies`.
+pub fn client_info() -> ClientInfo {
+    ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()))
 }
 
 /// The body of a login.

@@ -26,7 +26,8 @@ const MAX_ATTEMPTS: usize = 128;
 
 impl Jwt {
     /// A new pair for a refresh token, which is dead from then on: see [Refreshing](Self#refreshing). The session stays, and keeps its id;
-    /// it was used, so its idle timeout begins anew.
+    /// it was used, so its idle timeout begins anew. Security events say from where it came if the sessions are
+    /// [for a client](Sessions::for_client).
     ///
     /// # Errors
     /// [`JwtRefreshError`]: there is no new pair. After an outage in the middle of it nobody knows whether the refresh token was used up.
@@ -106,7 +107,7 @@ impl Jwt {
             let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
             match shared.store.update(&id, expected, entry).await.map_err(failed)? {
                 Outcome::Done => {
-                    shared.announce([(id, loaded.record.user.clone(), Happened::Rotated)], None).await;
+                    sessions.announce([(id, loaded.record.user.clone(), Happened::Rotated)]).await;
                     return Ok(pair);
                 }
                 Outcome::Conflict(theirs) => found = Found::Live(theirs),
@@ -119,10 +120,10 @@ impl Jwt {
     /// Ends the family of a refresh token that was used before.
     async fn reused(&self, sessions: &Sessions, id: SessionId, loaded: &Loaded) -> Result<JwtRefreshError, StoreError> {
         let (shared, user) = (sessions.shared(), loaded.record.user.clone());
-        security::token_reused(&id, user.as_deref(), None);
+        security::token_reused(&id, user.as_deref(), sessions.client_ip());
         if let Outcome::Done = shared.store.end(&id, EndReason::TokenReused).await? {
             shared.lived(&loaded.record);
-            shared.announce([(id, user, Happened::Ended(EndReason::TokenReused))], None).await;
+            sessions.announce([(id, user, Happened::Ended(EndReason::TokenReused))]).await;
         }
         Ok(JwtRefreshError::Ended(EndReason::TokenReused))
     }

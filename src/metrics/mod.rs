@@ -39,7 +39,7 @@
 //! | `session_token_reuse_total` | counter | | sessions ended because an old token came back: somebody has a copy |
 //! | `session_payload_bytes` | histogram | | size of what is written: user, metadata and values |
 //! | `session_active` | gauge | | live sessions in the store, as [`Sessions::count`](crate::Sessions::count) last found. Nobody else asks: it walks through all of them |
-//! | `session_store_errors_total` | counter | `class`: `outage`, `corrupt`, `configuration` | operations of the store that failed |
+//! | `session_store_errors_total` | counter | `class`: `outage`, `corrupt`, `configuration`, `cancelled` | operations of the store that failed; and those that were given up before there was an answer: the request's [deadline](crate::SessionLayer::deadline) was over, or its client went away |
 //! | `session_degraded` | gauge | | 1 from the first operation that the store does not serve as usual to the first that it does; else 0 |
 //! | `session_degraded_seconds_total` | counter | | how long that was, in all. It moves with operations and health checks |
 //! | `session_store_health` | gauge | `status`: `up`, `degraded`, `down` | 1 for what the last [health check](crate::Sessions::health) found, 0 for the others |

@@ -62,7 +62,7 @@ use axum::{
     response::Response,
     routing::get,
 };
-use http::{StatusCode, Uri};
+use http::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
 use self::{
@@ -71,6 +71,7 @@ use self::{
 };
 use crate::{
     observe::Causes,
+    session::Session,
     sessions::{SessionInfo, Sessions},
     store::{Cursor, FallbackStats, StoreError},
 };
@@ -205,16 +206,16 @@ impl OperatorPage {
         }
     }
 
-    async fn perform(&self, act: &Act) -> Result<Done, StoreError> {
+    async fn perform(&self, act: &Act, sessions: &Sessions) -> Result<Done, StoreError> {
         Ok(match act {
             Act::Revoke(id) => {
-                if self.sessions.revoke(id).await? {
+                if sessions.revoke(id).await? {
                     Done::Revoked
                 } else {
                     Done::WasGone
                 }
             }
-            Act::RevokeUser(user) => Done::UserRevoked(self.sessions.revoke_user(user).await?),
+            Act::RevokeUser(user) => Done::UserRevoked(sessions.revoke_user(user).await?),
         })
     }
 }
@@ -225,8 +226,11 @@ impl fmt::Debug for OperatorPage {
     }
 }
 
-async fn show(State(page): State<OperatorPage>, uri: Uri) -> Response {
-    let asked = Asked::of(uri.query().unwrap_or_default());
+async fn show(State(page): State<OperatorPage>, headers: HeaderMap, uri: Uri) -> Response {
+    let mut asked = Asked::of(uri.query().unwrap_or_default());
+    if origin::is_other(&headers) {
+        asked.done = None; // nothing was done: somebody made a link
+    }
     if asked.style {
         return answer::style();
     }
@@ -246,7 +250,8 @@ async fn act(State(page): State<OperatorPage>, request: Request) -> Response {
     let Some(act) = asked.act else {
         return page.page(StatusCode::BAD_REQUEST, Content::NothingToDo).await;
     };
-    match page.perform(&act).await {
+    let from = request.extensions().get().and_then(Session::client_ip);
+    match page.perform(&act, &page.sessions.for_client(from)).await {
         Ok(done) => answer::see(&asked.view.after(done)),
         Err(error) => page.failed(asked.view, error).await,
     }

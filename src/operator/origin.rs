@@ -19,6 +19,15 @@ pub(super) fn is_same(headers: &HeaderMap, uri: &Uri) -> bool {
     }
 }
 
+/// Whether the browser says that something else than a page of the same origin has led here.
+pub(super) fn is_other(headers: &HeaderMap) -> bool {
+    match only(headers, &SEC_FETCH_SITE) {
+        Said::Once(site) => site != "same-origin",
+        Said::Otherwise => true,
+        Said::Nothing => false,
+    }
+}
+
 /// Whom the client has asked, in HTTP/1 and HTTP/2.
 fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
     match only(headers, &header::HOST) {

@@ -439,6 +439,20 @@ impl Session {
         Ok(self.readable()?.live().map(|live| live.record.metadata.clone()))
     }
 
+    /// Where the request came from, if the layer is [told to look](crate::SessionLayer::client_info). It needs no session, and nothing is
+    /// asked of the store.
+    ///
+    /// ```
+    /// # use tower_keep::Session;
+    /// fn is_from_here(session: &Session) -> bool {
+    ///     session.client_ip().is_some_and(|ip| ip.is_loopback())
+    /// }
+    /// # let _ = is_from_here;
+    /// ```
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        self.inner.ip()
+    }
+
     /// Why the session of which the request brought a token has ended, as far as that is known: to tell its user.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ mod new;
 mod scan;
 mod transfer;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 pub use self::{
     info::{Consumed, SessionInfo},
@@ -51,15 +51,40 @@ use crate::{
 #[derive(Clone)]
 pub struct Sessions {
     shared: Arc<Shared>,
+    client_ip: Option<IpAddr>,
 }
 
 impl Sessions {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, client_ip: None }
+    }
+
+    /// The same sessions, for what is done on behalf of a client at this address: security events say so. Default: of nobody.
+    ///
+    /// ```
+    /// # use tower_keep::{Session, SessionId, Sessions, store::StoreError};
+    /// async fn end(session: &Session, sessions: &Sessions, id: &SessionId) -> Result<bool, StoreError> {
+    ///     sessions.for_client(session.client_ip()).revoke(id).await
+    /// }
+    /// # let _ = end;
+    /// ```
+    #[must_use]
+    pub fn for_client(&self, ip: impl Into<Option<IpAddr>>) -> Self {
+        Self { shared: self.shared.clone(), client_ip: ip.into() }
     }
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    #[cfg(feature = "jwt")]
+    pub(crate) fn client_ip(&self) -> Option<IpAddr> {
+        self.client_ip
+    }
+
+    /// Counts and tells what happened: see [`Shared::announce`].
+    pub(crate) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
+        self.shared.announce(happened, self.client_ip).await;
     }
 
     /// A new session: of a user, if a name is given, or as a [`NewSession`] says. The token is the only copy.
@@ -86,11 +111,11 @@ impl Sessions {
         match shared.store.create(&id, entry, limits).await? {
             Created::Done { evicted } => {
                 let evicted = evicted.into_iter().map(|id| (id, user.clone(), Happened::Ended(EndReason::Evicted)));
-                shared.announce(evicted.chain([(id, user.clone(), Happened::Created)]), None).await;
+                self.announce(evicted.chain([(id, user.clone(), Happened::Created)])).await;
                 Ok((token, record))
             }
             Created::Full => {
-                shared.refused(user.as_deref(), None);
+                shared.refused(user.as_deref(), self.client_ip);
                 Err(SessionError::Full)
             }
             Created::Taken => Err(SessionError::Conflict),
@@ -196,7 +221,7 @@ impl Sessions {
         if ended {
             record.iter().for_each(|record| self.shared.lived(record));
             let user = record.and_then(|record| record.user.clone());
-            self.shared.announce([(*id, user, Happened::Ended(EndReason::Revoked))], None).await;
+            self.announce([(*id, user, Happened::Ended(EndReason::Revoked))]).await;
         }
         Ok(ended)
     }
@@ -233,7 +258,7 @@ impl Sessions {
         let ended = self.shared.store.end_user(user, except, EndReason::Revoked).await?;
         let user: Arc<str> = user.into();
         let happened = ended.iter().map(|id| (*id, Some(user.clone()), Happened::Ended(EndReason::Revoked)));
-        self.shared.announce(happened, None).await;
+        self.announce(happened).await;
         Ok(ended.len())
     }
 
@@ -267,7 +292,7 @@ impl Sessions {
             Found::Live(loaded) => {
                 self.shared.lived(&loaded.record);
                 let user = loaded.record.user.clone();
-                self.shared.announce([(id, user, Happened::Ended(EndReason::Used))], None).await;
+                self.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
                 self.alive(id, &loaded).map_or(Consumed::Unknown, Consumed::Now)
             }
             Found::Ended(ended) => Consumed::Before(ended),

@@ -30,6 +30,9 @@ use crate::{
 /// The target of the spans.
 const SPANS: &str = "tower_keep::store";
 
+/// What an operation ends with that is dropped before there is an answer.
+const GIVEN_UP: &str = "cancelled";
+
 /// The span of the operation that is under way, if it is watched. Those of others are not for us to write in.
 #[cfg(feature = "redis")]
 pub(crate) fn span() -> Option<Span> {
@@ -78,7 +81,7 @@ impl<S: SessionStore> Observed<S> {
                 observation.ends(known);
                 answer
             }
-            None => StoreFuture::boxed(Observing { answer, observation }),
+            None => StoreFuture::boxed(Observing { answer, observation, is_over: false }),
         }
     }
 }
@@ -151,12 +154,22 @@ impl<S: SessionStore> Observation<'_, S> {
             if let Some(code) = code {
                 self.span.record("db.response.status_code", code);
             }
-            self.span.record("error.type", code.unwrap_or(error.class()));
-            self.span.record("otel.status_code", "ERROR");
+            self.fails(code.unwrap_or(error.class()));
         }
         if Stopwatch::RUNS {
             self.measure(answer);
         }
+    }
+
+    /// Nobody waits for the answer any more.
+    fn is_given_up(&self) {
+        self.fails(GIVEN_UP);
+        metrics::count(&STORE_ERRORS, [("class", GIVEN_UP)]);
+    }
+
+    fn fails(&self, why: &str) {
+        self.span.record("error.type", why);
+        self.span.record("otel.status_code", "ERROR");
     }
 
     fn measure<T: Answer>(&self, answer: &Result<T, StoreError>) {
@@ -187,22 +200,32 @@ impl<S: SessionStore> Observation<'_, S> {
 }
 
 /// The answer to an operation that is observed.
-struct Observing<'a, S, T> {
+struct Observing<'a, S: SessionStore, T> {
     answer: StoreFuture<'a, T>,
     observation: Observation<'a, S>,
+    is_over: bool,
 }
 
 impl<S: SessionStore, T: Answer> Future for Observing<'_, S, T> {
     type Output = Result<T, StoreError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { answer, observation } = &mut *self;
+        let Self { answer, observation, is_over } = &mut *self;
         let answer = {
             let _entered = observation.span.enter();
             ready!(Pin::new(answer).poll(cx))
         };
+        *is_over = true;
         observation.ends(&answer);
         Poll::Ready(answer)
+    }
+}
+
+impl<S: SessionStore, T> Drop for Observing<'_, S, T> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.observation.is_given_up();
+        }
     }
 }
 
