@@ -2,7 +2,9 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use crate::store::{Added, Cursor, KeyPage, SessionStore, StoreError, ValueStats, ValueStore, values_of};
+use crate::store::{
+    Added, Cursor, KeyPage, SessionStore, StoreError, ValueStats, ValueStore, observed::Observed, values_of,
+};
 
 /// A small key-value service beside the sessions: on the same connection, and with the same fallback.
 ///
@@ -50,7 +52,7 @@ impl KeyValue {
     /// # Ok::<(), tower_keep::KeyValueError>(())
     /// ```
     pub fn new(store: impl SessionStore) -> Result<Self, KeyValueError> {
-        Self::of(Arc::new(store))
+        Self::of(Arc::new(Observed::new(store)))
     }
 
     pub(crate) fn of(store: Arc<dyn SessionStore>) -> Result<Self, KeyValueError> {

@@ -203,12 +203,14 @@ async fn every_query_finds_what_the_quickstart_exposes() {
     let guard = Guard::new(RedisStore::new(RedisConfig::from_url(&redis.url()).unwrap()));
     let store = Fallback::new(guard, FallbackMode::Memory { on_return: OnReturn::Drop });
     let layer = SessionLayer::new(store);
+    let values = layer.sessions().key_value().unwrap();
     let guarded = App::serve(|router| router.layer(layer).route("/metrics", get(async move || handle.render()))).await;
     let guarded_addr = guarded.addr().to_string();
     let prometheus = Prometheus::scraping(&[("quickstart", quickstart.addr()), ("guarded", &guarded_addr)]).await;
 
     use_quickstart(&quickstart).await;
     meet(&guarded).await;
+    values.set("k", "v", None).await.unwrap();
     let ben = quickstart.client();
     form(&ben, "/login", "user=ben").await;
     redis.stop();
@@ -219,7 +221,7 @@ async fn every_query_finds_what_the_quickstart_exposes() {
     eventually("serving resumes", back).await;
 
     // What is served there, and only that: the other service has its part in Guard and Fallback, and what takes two requests at once.
-    let only_guarded = ["session_breaker_state", "session_fallback_", "session_conflicts_total"];
+    let only_guarded = ["session_breaker_state", "session_fallback_", "session_conflicts_total", "session_values_"];
     let mut queries = dashboard();
     let rules = prometheus.client.get("/api/v1/rules").await.json();
     let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap().clone();
@@ -244,6 +246,7 @@ async fn every_query_finds_what_the_quickstart_exposes() {
         if !query.contains("redis_") {
             let found = async || {
                 use_quickstart(&quickstart).await;
+                values.set("k", "v", None).await.unwrap();
                 !prometheus.query(&query).await.is_empty()
             };
             eventually(&format!("{panel} shows something: {query}"), found).await;

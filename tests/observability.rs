@@ -25,9 +25,9 @@ use support::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
-    Bearer, ClientInfo, Limits, ManualClock, MemoryStore, PeerAddr, Session, SessionLayer, Token, WhenFull,
+    Bearer, ClientInfo, KeyValue, Limits, ManualClock, MemoryStore, PeerAddr, Session, SessionLayer, Token, WhenFull,
     store::{
-        Fallback, FallbackMode, Guard, OnReturn, SessionStore,
+        Cursor, Fallback, FallbackMode, Guard, OnReturn, SessionStore,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -424,7 +424,8 @@ fn parts(series: &str, kinds: &BTreeMap<String, String>) -> (String, Vec<(String
 async fn the_table_in_the_docs_is_what_is_exposed() {
     let table = table();
     assert!(table.len() > 20, "{table:?}");
-    let scrapes = [each_kind_of_request().await, requests_that_meet().await, faults().await, fallbacks().await];
+    let scrapes =
+        [each_kind_of_request().await, requests_that_meet().await, faults().await, fallbacks().await, values().await];
     let mut seen = BTreeSet::new();
     for scrape in &scrapes {
         for series in scrape.series.keys() {
@@ -522,7 +523,7 @@ async fn every_operation_of_the_store_has_a_span() {
     assert!(!trace.text().contains("private-matter"));
 }
 
-/// A value has no span of its own; and what is said of Redis must not end up in the span of the application's request.
+/// What is said of Redis must not end up in the span of the application's request.
 #[tokio::test]
 async fn nothing_is_written_into_the_spans_of_others() {
     let trace = Trace::collect();
@@ -540,10 +541,61 @@ async fn nothing_is_written_into_the_spans_of_others() {
         values.incr("n").await.unwrap();
     };
     tracing::Instrument::instrument(work, theirs).await;
-    assert!(trace.text().contains("an_application"));
-    for field in ["server.address", "batch.size", "stored_procedure"] {
-        assert!(!trace.text().contains(field), "{}", trace.text());
+    let theirs = trace.all_spans().into_iter().find(|span| span.target == "an_application").unwrap();
+    assert!(theirs.fields.is_empty(), "{theirs:?}");
+    let port = server.port().to_string();
+    for operation in ["set", "add"] {
+        assert_eq!(span(&trace, operation).get("server.port"), Some(&*port));
     }
+}
+
+async fn values() -> Scrape {
+    let (metrics, trace) = (Metrics::collect(), Trace::collect());
+    let mut server = RedisServer::start().await;
+    let layer = SessionLayer::new(redis(&server));
+    for (round, values) in
+        [layer.sessions().key_value().unwrap(), KeyValue::new(redis(&server)).unwrap()].into_iter().enumerate()
+    {
+        values.set("private-key", "private-matter", SECOND * 100).await.unwrap();
+        values.mget(&["private-key", "other"]).await.unwrap();
+        values.exists("private-key").await.unwrap();
+        values.expire("private-key", MINUTE).await.unwrap();
+        values.incr("private-key").await.unwrap_err();
+        values.incr("number").await.unwrap();
+        values.scan("private-*", &Cursor::start(), 10).await.unwrap();
+        values.del("private-key").await.unwrap();
+        values.stats().await;
+        for (operation, result) in [
+            ("set", "done"),
+            ("get", "done"),
+            ("exists", "done"),
+            ("expire", "done"),
+            ("add", "refused"),
+            ("add", "done"),
+            ("scan_values", "done"),
+            ("delete", "done"),
+            ("value_stats", "done"),
+        ] {
+            let series =
+                format!("session_values_duration_seconds_count{{operation=\"{operation}\",result=\"{result}\"}}");
+            assert_eq!(metrics.get(&series), (round + 1) as f64, "{series}");
+            assert_eq!(span(&trace, operation).get("db.system.name"), Some("redis"));
+        }
+    }
+    let values = layer.sessions().key_value().unwrap();
+    server.stop();
+    values.get("private-key").await.unwrap_err();
+    assert_eq!(metrics.get(r#"session_values_duration_seconds_count{operation="get",result="error"}"#), 1.0);
+    assert_eq!(metrics.get(r#"session_store_errors_total{class="outage"}"#), 1.0);
+    assert_eq!(metrics.get("session_degraded"), 0.0, "that is about sessions");
+    assert_eq!(span(&trace, "get").get("error.type"), Some("outage"));
+    assert!(!trace.text().contains("private"), "{}", trace.text());
+    metrics.scrape()
+}
+
+#[tokio::test]
+async fn values_are_watched_as_sessions_are() {
+    values().await;
 }
 
 #[tokio::test]

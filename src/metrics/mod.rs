@@ -27,6 +27,7 @@
 //! | `session_requests_total` | counter | `transport`: `cookie`, `bearer`, `both`, `none`; `outcome`: see below | requests that passed a layer |
 //! | `session_load_duration_seconds` | histogram | `result`: `live`, `ended`, `unknown`, `error` | look-ups in the store |
 //! | `session_save_duration_seconds` | histogram | `kind`: `create`, `update`, `rotate`, `touch`, `end`, `replace`, `consume`; `result`: `done`, `conflict`, `gone`, `taken`, `full`, `ended`, `unknown`, `error` | writes to the store |
+//! | `session_values_duration_seconds` | histogram | `operation`: `get`, `set`, `delete`, `exists`, `expire`, `add`, `scan_values`, `value_stats`; `result`: `done`, `refused`, `in_doubt`, `error` | operations of a [`KeyValue`](crate::KeyValue) |
 //! | `session_created_total` | counter | | sessions created by this process |
 //! | `session_destroyed_total` | counter | `reason`: an [`EndReason`](crate::EndReason) as its `as_str` says | sessions ended by this process. One that nobody uses any more expires unseen |
 //! | `session_lifetime_seconds` | histogram | | how long sessions lived, from their creation or login to their end, where the process that ended them had their record |

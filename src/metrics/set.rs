@@ -41,6 +41,7 @@ metrics! {
     REQUESTS = Counter "session_requests_total" None false "Requests that passed a session layer.";
     LOAD_DURATION = Histogram "session_load_duration_seconds" Seconds false "Look-ups in the session store.";
     SAVE_DURATION = Histogram "session_save_duration_seconds" Seconds false "Writes to the session store.";
+    VALUES_DURATION = Histogram "session_values_duration_seconds" Seconds false "Operations on values beside the sessions.";
     CREATED = Counter "session_created_total" None true "Sessions created by this process.";
     DESTROYED = Counter "session_destroyed_total" None false "Sessions ended by this process.";
     LIFETIME = Histogram "session_lifetime_seconds" Seconds false "How long sessions lived that this process has ended.";

@@ -4,6 +4,7 @@
 //! through as it is.
 
 mod troubles;
+mod values;
 
 use std::{
     future::Future,
@@ -23,7 +24,7 @@ use crate::{
     ended::EndReason,
     event::Event,
     limits::Limits,
-    metrics::{self, LOAD_DURATION, SAVE_DURATION, STORE_ERRORS, Stopwatch},
+    metrics::{self, LOAD_DURATION, SAVE_DURATION, STORE_ERRORS, Stopwatch, VALUES_DURATION},
     token::SessionId,
 };
 
@@ -103,6 +104,7 @@ enum Operation {
     Health,
     Publish,
     Events,
+    OnValues(&'static str),
 }
 
 impl Operation {
@@ -122,6 +124,7 @@ impl Operation {
             Self::Health => "health",
             Self::Publish => "publish",
             Self::Events => "events",
+            Self::OnValues(name) => name,
         }
     }
 
@@ -147,7 +150,7 @@ struct Observation<'a, S> {
 
 impl<S: SessionStore> Observation<'_, S> {
     fn ends<T: Answer>(&self, answer: &Result<T, StoreError>) {
-        if let Err(error) = answer
+        if let Some(error) = failure(answer)
             && !self.span.is_disabled()
         {
             let code = error.status_code();
@@ -179,8 +182,11 @@ impl<S: SessionStore> Observation<'_, S> {
         } else if let Some(kind) = self.operation.kind_of_save() {
             let result = if result == "live" { "done" } else { result }; // what was consumed is not alive any more
             metrics::record(&SAVE_DURATION, [("kind", kind), ("result", result)], self.began.seconds());
+        } else if let Operation::OnValues(name) = self.operation {
+            let labels = [("operation", name), ("result", result)];
+            metrics::record(&VALUES_DURATION, labels, self.began.seconds());
         }
-        if let Err(error) = answer {
+        if let Some(error) = failure(answer) {
             metrics::count(&STORE_ERRORS, [("class", error.class())]);
         }
         let Observed { store, troubles } = self.store;
@@ -192,7 +198,8 @@ impl<S: SessionStore> Observation<'_, S> {
         match (self.operation, answer.as_ref().ok().and_then(T::health)) {
             (_, Some(HealthStatus::Degraded)) => troubles.written(false),
             (_, Some(HealthStatus::Down)) | (Operation::Health, None) => troubles.read(false),
-            (Operation::Publish | Operation::Events, _) => {} // nobody's session depends on them
+            // Nobody's session depends on them.
+            (Operation::Publish | Operation::Events | Operation::OnValues(_), _) => {}
             (Operation::Load | Operation::List | Operation::Scan | Operation::Count, _) => troubles.read(answers),
             _ => troubles.written(answers),
         }
@@ -238,6 +245,15 @@ trait Answer {
     fn health(&self) -> Option<HealthStatus> {
         None
     }
+
+    /// What failed, though there is an answer.
+    fn error(&self) -> Option<&StoreError> {
+        None
+    }
+}
+
+fn failure<T: Answer>(answer: &Result<T, StoreError>) -> Option<&StoreError> {
+    answer.as_ref().map_or_else(Some, T::error)
 }
 
 impl Answer for Found {
@@ -363,6 +379,6 @@ impl<S: SessionStore> SessionStore for Observed<S> {
     }
 
     fn values(&self) -> Option<&dyn ValueStore> {
-        self.store.values()
+        self.store.values().map(|_| self as &dyn ValueStore)
     }
 }

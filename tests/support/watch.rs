@@ -121,10 +121,13 @@ impl Trace {
         Self(())
     }
 
+    pub fn all_spans(&self) -> Vec<Said> {
+        SPANS.with_borrow(|spans| spans.iter().map(|(_, span)| span.clone()).collect())
+    }
+
     /// Of the crate: the operations of stores.
     pub fn spans(&self) -> Vec<Said> {
-        let spans = SPANS.with_borrow(|spans| spans.iter().map(|(_, span)| span.clone()).collect::<Vec<_>>());
-        spans.into_iter().filter(|span| span.target == "tower_keep::store").collect()
+        self.all_spans().into_iter().filter(|span| span.target == "tower_keep::store").collect()
     }
 
     pub fn events(&self) -> Vec<Said> {
