@@ -2,6 +2,8 @@
 
 mod close;
 mod error;
+mod facts;
+mod life;
 mod lookup;
 mod met;
 mod patience;
@@ -9,40 +11,32 @@ mod save;
 mod settle;
 mod state;
 mod typed;
+mod values;
 
 use std::{
     fmt,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
 };
 
-use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) use self::save::Delivery;
 pub use self::{error::SessionError, typed::Typed};
 use self::{
     patience::Patience,
-    state::{Held, Known, Live, State},
+    state::{Known, State},
 };
 use crate::{
-    credential::{Presented, Signed, Transport},
-    ended::EndReason,
-    event::Happened,
-    key::{AsKey, KeyOf},
+    credential::{Presented, Transport},
     layer::{Policy, Reason, Rejection},
-    lifetime::Lifetime,
     metadata::Metadata,
-    record::Json,
     shared::Shared,
-    store::Found,
-    token::{SessionId, Token},
 };
 #[cfg(feature = "jwt")]
 use {
     self::state::Untold,
-    crate::{jwt::JwtIssueError, record::Record},
+    crate::{jwt::JwtIssueError, record::Record, token::SessionId},
 };
 
 /// The session of a request, as its handler sees it.
@@ -142,356 +136,6 @@ impl Session {
         Ok(())
     }
 
-    /// The value of `key`, or `None`. A key is a text, or a typed [`Key`](crate::Key).
-    ///
-    /// # Errors
-    /// [`SessionError::Decode`] when the value is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// let visits: u32 = session.get("visits")?.unwrap_or(0);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn get<T: DeserializeOwned>(&self, key: impl KeyOf<T>) -> Result<Option<T>, SessionError> {
-        let key = key.name();
-        // Decoded outside the lock: a `Deserialize` may do anything.
-        let value = self.readable()?.value(key).cloned();
-        value.map(|value| decode(key, &value)).transpose()
-    }
-
-    /// Whether there is a value of `key`.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// if !session.contains("csrf")? { /* … */ }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn contains(&self, key: impl AsKey) -> Result<bool, SessionError> {
-        Ok(self.readable()?.value(key.name()).is_some())
-    }
-
-    /// Sets the value of `key`. The first value makes a session where there was none. Setting the value it has already
-    /// changes nothing, and costs no write.
-    ///
-    /// # Errors
-    /// [`SessionError::Encode`] when JSON cannot hold the value; [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// session.insert("theme", "dark")?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn insert<T: Serialize + ?Sized>(&self, key: impl KeyOf<T>, value: &T) -> Result<(), SessionError> {
-        let key = key.name();
-        let value = Json::encode(value).map_err(|source| SessionError::Encode { key: key.to_owned(), source })?;
-        self.writable()?.set(key, Some(value));
-        Ok(())
-    }
-
-    /// Removes the value of `key`, and says whether there was one. Removing what is not there costs no write.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// let was_there = session.remove("cart")?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn remove(&self, key: impl AsKey) -> Result<bool, SessionError> {
-        Ok(self.writable()?.set(key.name(), None))
-    }
-
-    /// Removes the value of `key` and returns it: a message to be shown once.
-    ///
-    /// # Errors
-    /// [`SessionError::Decode`] when the value is not a `T`: it is then kept; [`SessionError::NotLoaded`],
-    /// [`SessionError::Unavailable`], [`SessionError::Ended`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// if let Some(notice) = session.take::<String>("notice")? {
-    ///     println!("{notice}");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn take<T: DeserializeOwned>(&self, key: impl KeyOf<T>) -> Result<Option<T>, SessionError> {
-        let key = key.name();
-        let Some(raw) = self.writable()?.value(key).cloned() else { return Ok(None) };
-        let value = decode(key, &raw)?;
-        let mut state = self.writable()?;
-        // Another clone may have taken it while this one decoded: only one gets it.
-        let mine = state.value(key).is_some_and(|current| current.is_same_as(&raw));
-        Ok((mine && state.set(key, None)).then_some(value))
-    }
-
-    /// Removes all values. Who is logged in stays so.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// session.clear()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn clear(&self) -> Result<(), SessionError> {
-        self.writable()?.clear();
-        Ok(())
-    }
-
-    /// Binds the session to `user`, gives it a new token, and starts its absolute timeout anew.
-    ///
-    /// The token the request came with is dead once this is saved, so a token that somebody else planted is worth
-    /// nothing (session fixation). What an anonymous session holds is carried on in a session of the user, which has another id; the
-    /// session of another user ends, and none of its values is handed on.
-    ///
-    /// How many sessions a user may have, [`SessionLayer::limits`](crate::SessionLayer::limits) says. One more is
-    /// refused when this is saved ([`SessionError::Full`], 429), or another ends.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// // The password was right:
-    /// session.login("ana")?;
-    /// assert_eq!(session.user()?.as_deref(), Some("ana"));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn login(&self, user: impl Into<Arc<str>>) -> Result<(), SessionError> {
-        let user = user.into();
-        self.loaded()?.login(user);
-        Ok(())
-    }
-
-    /// Ends the session of the user: [`destroy`](Self::destroy) by the name that handlers look for.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// session.logout()?;
-    /// assert!(session.user()?.is_none());
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn logout(&self) -> Result<(), SessionError> {
-        self.destroy()
-    }
-
-    /// Ends the session, with all its values, and takes the client's cookie away.
-    ///
-    /// What is inserted afterwards makes another session, with another token. Whatever other requests do to the session meanwhile,
-    /// change, touch or rotate it: it has ended.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// session.destroy()?;
-    /// session.insert("notice", "Goodbye!")?; // in a new, anonymous session
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn destroy(&self) -> Result<(), SessionError> {
-        self.loaded()?.destroy();
-        Ok(())
-    }
-
-    /// Gives the session a new token; the old one is dead once this is saved. The id stays.
-    ///
-    /// For every change of what the session may do that is no [`login`](Self::login). Does nothing when there is no session.
-    /// To change tokens from time to time, without such a change, there is
-    /// [`SessionLayer::rotate_every`](crate::SessionLayer::rotate_every).
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// session.rotate()?;
-    /// session.insert("role", "admin")?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn rotate(&self) -> Result<(), SessionError> {
-        self.writable()?.rotate();
-        Ok(())
-    }
-
-    /// Gives this session a lifetime of its own, which it keeps: "remember me".
-    ///
-    /// The absolute timeout still counts from when the session was created or logged in to: one that is over already ends the
-    /// session. By itself this makes no session.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
-    ///
-    /// ```
-    /// # use tower_keep::{Lifetime, Session, SessionError};
-    /// # fn example(session: &Session, remember_me: bool) -> Result<(), SessionError> {
-    /// session.login("ana")?;
-    /// if remember_me {
-    ///     session.set_lifetime(Lifetime::aal1())?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn set_lifetime(&self, lifetime: Lifetime) -> Result<(), SessionError> {
-        self.writable()?.set_lifetime(lifetime);
-        Ok(())
-    }
-
-    /// The session as one value of your own type: its fields are the values.
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// #[derive(Default, serde::Serialize, serde::Deserialize)]
-    /// #[serde(default)]
-    /// struct Visitor { visits: u32, theme: Option<String> }
-    ///
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// session.typed::<Visitor>().modify(|visitor| visitor.visits += 1)?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn typed<T: Serialize + DeserializeOwned>(&self) -> Typed<T> {
-        Typed::new(self.clone())
-    }
-
-    /// Ends a session that is for a single use, and says whether this request is the one that used it.
-    ///
-    /// Of any number of requests at once, on any number of instances, exactly one gets `true`. It happens at once, not with the
-    /// response; changes that were not saved before are dropped. What the session holds must be read first.
-    ///
-    /// # Errors
-    /// [`SessionError::Store`]: it is not known whether it was used; [`SessionError::NotLoaded`],
-    /// [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// async fn redeem(session: &Session) -> Result<Option<u32>, SessionError> {
-    ///     let value = session.get("voucher")?;
-    ///     Ok(if session.consume().await? { value } else { None })
-    /// }
-    /// # let _ = redeem;
-    /// ```
-    pub async fn consume(&self) -> Result<bool, SessionError> {
-        drop(self.loaded()?);
-        self.inner.consume().await
-    }
-
-    /// Keeps a text about the session, beside its values: the name of a device. It is [listed](crate::Sessions::list) with it,
-    /// and counts towards its size. `None` removes it. By itself this makes no session.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// session.set_metadata("device", Some("Ana's phone"))?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn set_metadata(&self, name: &str, value: Option<&str>) -> Result<(), SessionError> {
-        self.writable()?.set_metadata(name, value.map(Arc::from));
-        Ok(())
-    }
-
-    /// What is stored about the client of the session: see [`SessionLayer::client_info`](crate::SessionLayer::client_info). `None` until
-    /// it is stored.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// let address = session.metadata()?.and_then(|metadata| metadata.ip());
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn metadata(&self) -> Result<Option<Arc<Metadata>>, SessionError> {
-        Ok(self.readable()?.live().map(|live| live.record.metadata.clone()))
-    }
-
-    /// Where the request came from, if the layer is [told to look](crate::SessionLayer::client_info). It needs no session, and nothing is
-    /// asked of the store.
-    ///
-    /// ```
-    /// # use tower_keep::Session;
-    /// fn is_from_here(session: &Session) -> bool {
-    ///     session.client_ip().is_some_and(|ip| ip.is_loopback())
-    /// }
-    /// # let _ = is_from_here;
-    /// ```
-    pub fn client_ip(&self) -> Option<IpAddr> {
-        self.inner.ip()
-    }
-
-    /// Why the session of which the request brought a token has ended, as far as that is known: to tell its user.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// if let Some(reason) = session.ended()? {
-    ///     println!("Your session has ended: {reason}."); // signed in elsewhere
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn ended(&self) -> Result<Option<EndReason>, SessionError> {
-        Ok(self.readable()?.ended)
-    }
-
-    /// Who is logged in.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// if let Some(user) = session.user()? {
-    ///     println!("hello {user}");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn user(&self) -> Result<Option<Arc<str>>, SessionError> {
-        match self.vouched() {
-            Some(signed) => Ok(signed.user.clone()),
-            None => Ok(self.readable()?.user().cloned()),
-        }
-    }
-
     /// Loads the session and returns who is logged in, or else the answer to give: 401 without a login, 503 in an outage.
     ///
     /// # Errors
@@ -511,155 +155,6 @@ impl Session {
         required.user()?.ok_or_else(|| self.unauthenticated())
     }
 
-    /// The id of the stored session: for logs, and for users to tell their sessions apart. `None` until it is stored.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// if let Some(id) = session.id()? {
-    ///     println!("session {id}");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn id(&self) -> Result<Option<SessionId>, SessionError> {
-        match self.vouched() {
-            Some(signed) => Ok(Some(signed.session)),
-            None => Ok(self.readable()?.live().map(|live| live.id)),
-        }
-    }
-
-    /// The token of the stored session: for a client that is to send it as a bearer token. `None` until it is stored, so
-    /// [`save`](Self::save) first. With cookies the layer delivers it, and handlers have no use for it.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// async fn log_in(session: &Session) -> Result<Option<String>, SessionError> {
-    ///     session.login("ana")?;
-    ///     session.save().await?;
-    ///     Ok(session.token()?.map(|token| token.expose().to_owned()))
-    /// }
-    /// # let _ = log_in;
-    /// ```
-    pub fn token(&self) -> Result<Option<Token>, SessionError> {
-        let state = self.readable()?;
-        let begun = state.live().filter(|live| live.moved.is_none());
-        Ok(begun.and_then(|live| self.inner.token_of(live)))
-    }
-
-    /// What the access token of the request says, as a type of your own: `None` when it brought none, or the session that it names is
-    /// not this request's any more. Verified, and its session is alive: or else the store [is away](Self::is_degraded), and a
-    /// [signature suffices](crate::JwtBuilder::accept_in_outage).
-    ///
-    /// # Errors
-    /// [`SessionError::Decode`] when that is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// #[derive(serde::Deserialize)]
-    /// struct Mine { role: String }
-    ///
-    /// fn is_admin(session: &Session) -> Result<bool, SessionError> {
-    ///     Ok(session.claims::<Mine>()?.is_some_and(|mine| mine.role == "admin"))
-    /// }
-    /// # let _ = is_admin;
-    /// ```
-    #[cfg(feature = "jwt")]
-    pub fn claims<T: DeserializeOwned>(&self) -> Result<Option<T>, SessionError> {
-        let signed = match self.inner.presented.signed() {
-            Some(signed) if self.id()? == Some(signed.session) => signed,
-            Some(_) => return Ok(None),
-            None => return self.readable().map(|_| None),
-        };
-        signed.claims.decode().map(Some).map_err(|_| SessionError::Decode { key: "the access token".to_owned() })
-    }
-
-    /// When the session was created or last logged in to. `None` until it is stored.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// let age = session.created_at()?.and_then(|created| created.elapsed().ok());
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn created_at(&self) -> Result<Option<SystemTime>, SessionError> {
-        Ok(self.readable()?.live().map(|live| live.record.created_at.into()))
-    }
-
-    /// When the session was last used before this request, up to the
-    /// [touch interval](Lifetime::touch_every). `None` until it is stored.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// let idle = session.last_seen()?.and_then(|seen| seen.elapsed().ok());
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn last_seen(&self) -> Result<Option<SystemTime>, SessionError> {
-        Ok(self.readable()?.live().map(|live| live.last_seen.into()))
-    }
-
-    /// When the session ends if nobody uses it. `None` until it is stored.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// let expires = session.expires_at()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn expires_at(&self) -> Result<Option<SystemTime>, SessionError> {
-        Ok(self.readable()?.live().map(|live| live.expires_at.into()))
-    }
-
-    /// Whether the session began with this request, or has not begun yet.
-    ///
-    /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
-    ///
-    /// ```
-    /// # use tower_keep::{Session, SessionError};
-    /// # fn example(session: &Session) -> Result<(), SessionError> {
-    /// let first_visit = session.is_new()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn is_new(&self) -> Result<bool, SessionError> {
-        Ok(self.readable()?.live().is_none_or(|live| live.is_new))
-    }
-
-    /// Whether the store did not answer as usual when the session was loaded. Either it did not answer at all, and the session is empty for
-    /// that reason only: see [`OnOutage`](crate::OnOutage); or a signature stands in for it, and all that is known is whose it is (see
-    /// `JwtBuilder::accept_in_outage`). Or a fallback did: the session may not be what the main store has, and what is
-    /// done to it is worth what its [`FallbackMode`](crate::store::FallbackMode) promises.
-    ///
-    /// ```
-    /// # use tower_keep::Session;
-    /// # fn example(session: &Session) {
-    /// let greeting = if session.is_degraded() { "We cannot see who you are right now." } else { "Hello!" };
-    /// # }
-    /// ```
-    pub fn is_degraded(&self) -> bool {
-        self.inner.state().degraded
-    }
-
     fn readable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
         let state = self.inner.state();
         match state.known {
@@ -668,12 +163,6 @@ impl Session {
             Known::Vouched => Err(SessionError::Unavailable),
             _ => Ok(state),
         }
-    }
-
-    /// What the request brought, if that is all there is to go by.
-    fn vouched(&self) -> Option<&Signed> {
-        let signed = self.inner.presented.signed()?;
-        matches!(self.inner.state().known, Known::Vouched).then_some(signed)
     }
 
     fn loaded(&self) -> Result<MutexGuard<'_, State>, SessionError> {
@@ -794,51 +283,6 @@ impl Inner {
             Err(_) => self.turn.acquire().await.ok(), // it is never closed
         }
     }
-
-    async fn consume(&self) -> Result<bool, SessionError> {
-        let _turn = self.turn().await;
-        let (id, user) = match self.state().begun() {
-            Some(live) => (live.id, live.record.user.clone()),
-            None => return Ok(false),
-        };
-        let shared = &self.shared;
-        let claim = self.state().claim()?;
-        let found = self.ask(shared.store.consume(&id, claim)).await;
-        let found = found.inspect_err(|_| shared.counters.outages.count())?;
-        let mine = matches!(found, Found::Live(_));
-        if let Found::Live(loaded) = &found {
-            shared.lived(&loaded.record);
-        }
-        self.state().consumed(
-            mine,
-            match found {
-                Found::Live(_) => Some(EndReason::Used),
-                Found::Ended(ended) => Some(ended.reason),
-                Found::Unknown => None,
-            },
-        );
-        if mine {
-            self.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
-        }
-        Ok(mine)
-    }
-
-    /// The token that its client is to use.
-    fn token_of(&self, live: &Live) -> Option<Token> {
-        self.held(live).filter(|_| !live.disowned)
-    }
-
-    fn held(&self, live: &Live) -> Option<Token> {
-        match (&live.token, &self.presented) {
-            (Held::Minted(token), _) => Some(Token::clone(token)),
-            (Held::Presented(place), Presented::Tokens(_, candidates)) => candidates.get(*place).cloned(),
-            (Held::Presented(_) | Held::Elsewhere, _) => None,
-        }
-    }
-}
-
-fn decode<T: DeserializeOwned>(key: &str, value: &Json) -> Result<T, SessionError> {
-    value.decode().map_err(|_| SessionError::Decode { key: key.to_owned() })
 }
 
 impl fmt::Debug for Session {

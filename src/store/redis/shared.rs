@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use redis::{Value, cmd, pipe};
 
-use super::{Operation, error::Failure, text, ttl_of};
+use super::{
+    error::Failure,
+    operation::{Operation, text, ttl_of},
+};
 use crate::{
     event::Event,
     observe::Causes,

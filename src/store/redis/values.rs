@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value, cmd, pipe};
 
-use super::{Operation, RedisStore, error::Failure, request::Request, ttl_of};
+use super::{
+    RedisStore,
+    error::Failure,
+    operation::{Operation, ttl_of},
+    request::Request,
+};
 use crate::{
     lifetime::LONGEST,
     store::{Added, Cursor, Health, KeyPage, StoreError, StoreFuture, ValueStats, ValueStore, all::all},

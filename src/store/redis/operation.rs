@@ -1,0 +1,346 @@
+//! One operation of the store, as it is said to Redis.
+
+use std::{fmt, ops::Deref, time::Duration};
+
+use redis::{Cmd, Pipeline, Value, cmd, pipe};
+use tokio::time::Instant;
+
+use super::{
+    Inner,
+    ended_here::By,
+    error::Failure,
+    health::Check,
+    keys::Keys,
+    reply::{found, id, ids, is_record, loaded, number, outcome},
+    request::Request,
+    script::{Call, Script},
+};
+use crate::{
+    ended::{EndReason, Ended},
+    lifetime::LONGEST,
+    limits::{Limits, WhenFull},
+    record::HEAD_LEN,
+    store::{Created, Entry, Found, Health, Loaded, Outcome, Record, Version},
+    time::{Clock, SystemClock, Timestamp, millis},
+    token::SessionId,
+};
+
+/// One operation of the store: all that it asks Redis is asked within one deadline.
+pub(super) struct Operation<'a> {
+    pub(super) inner: &'a Inner,
+    pub(super) deadline: Instant,
+}
+
+impl Deref for Operation<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        self.inner
+    }
+}
+
+impl Operation<'_> {
+    /// Reads, all of them what is in the slot of `key`, or on the server that has it.
+    pub(super) async fn read(&self, key: &str, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
+        match self.route.call(key, Request::read(commands), self.deadline).await? {
+            Value::Array(replies) if replies.len() == commands.len() => Ok(replies),
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    pub(super) async fn write(&self, key: &str, command: &Cmd) -> Result<Value, Failure> {
+        self.route.call(key, Request::write(command), self.deadline).await
+    }
+
+    pub(super) async fn run(&self, script: &Script, keys: &[String], args: Vec<Vec<u8>>) -> Result<Value, Failure> {
+        let call = Call { script, keys, args };
+        self.route.call(&keys[0], Request::script(&call), self.deadline).await
+    }
+
+    /// The same, of what must not come undone.
+    pub(super) async fn run_safely(
+        &self,
+        script: &Script,
+        keys: &[String],
+        args: Vec<Vec<u8>>,
+    ) -> Result<Value, Failure> {
+        let (Some(route), Some(replicas)) = (&self.patient, self.config.replicas) else {
+            return self.run(script, keys, args).await;
+        };
+        let call = Call { script, keys, args };
+        let request = Request::script(&call).confirmed_by(Some((replicas, self.patience())));
+        route.call(&keys[0], request, self.deadline).await
+    }
+
+    pub(super) async fn health(&self) -> Health {
+        let (check, deadline) = (Check::new(&self.config.prefix, &self.scripts.probe), self.deadline);
+        let health = self.route.health(&check, deadline).await;
+        let (Health::Up, Some(route), Some(replicas)) = (&health, &self.patient, self.config.replicas) else {
+            return health;
+        };
+        match route.health(&check.confirmed_by(replicas, self.patience()), deadline).await {
+            Health::Up => Health::Up,
+            Health::Degraded(cause) | Health::Down(cause) => Health::Degraded(cause),
+        }
+    }
+
+    pub(super) async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
+        let keys = self.prefix().keys(id);
+        // The epoch first: a session that is spared gets a new one before the user does.
+        let [session, _, epoch] = &keys.all;
+        let found = match &*self.read(session, pipe().get(epoch).get(session).pttl(session)).await? {
+            [_, Value::Nil, _] => self.unless_expired(&keys).await?,
+            [epoch, Value::BulkString(stored), Value::Int(ttl)] => found(stored, *ttl, number(epoch))?,
+            _ => return Err(Failure::unexpected_reply()),
+        };
+        match (found, self.ended_here.get(id)) {
+            (Found::Live(_), Some(ended)) => {
+                tracing::warn!(session = %id, "a session that has ended is back: Redis has lost its end");
+                // Best effort: the next request sees to it.
+                let _ = self.end(id, None, ended.reason, ended.successor.as_ref()).await;
+                Ok(Found::Ended(ended))
+            }
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Whether the session of a key that was not there has expired: the index remembers. Or has begun since: so the index is asked
+    /// first, and what it knows and is not there was there before.
+    async fn unless_expired(&self, keys: &Keys) -> Result<Found, Failure> {
+        let [session, index, epoch] = &keys.all;
+        let mut reads = pipe();
+        reads.cmd("ZSCORE").arg(index).arg(&keys.member).get(epoch).get(session).pttl(session);
+        let expired = |at: f64| Found::Ended(Ended::new(EndReason::Expired, Timestamp::from_millis(at as u64)));
+        match &*self.read(session, &reads).await? {
+            [_, epoch, Value::BulkString(stored), Value::Int(ttl)] => found(stored, *ttl, number(epoch)),
+            [Value::Nil, _, Value::Nil, _] => Ok(Found::Unknown),
+            [Value::Double(at), _, Value::Nil, _] => Ok(expired(*at)),
+            [Value::BulkString(at), _, Value::Nil, _] => {
+                let at = std::str::from_utf8(at).ok().and_then(|text| text.parse().ok());
+                Ok(expired(at.unwrap_or_default()))
+            }
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    pub(super) async fn create(&self, id: &SessionId, new: Entry, limits: Limits) -> Result<Created, Failure> {
+        let keys = self.prefix().keys(id);
+        if self.ended_here.get(id).is_some() {
+            return Ok(Created::Taken);
+        }
+        if !self.reserve(id, new.ttl, false).await? {
+            return Ok(Created::Full);
+        }
+        let created = match new.record.user() {
+            Some(_) => self.create_of_user(id, &keys, &new, limits).await,
+            None => self.create_of_nobody(&keys, &new).await,
+        }?;
+        let (created, holds_place) = created;
+        if !holds_place {
+            self.release(&[*id]).await;
+        }
+        if let Created::Done { evicted } = &created {
+            self.ended_here.add(evicted, EndReason::Evicted);
+            self.release(evicted).await;
+        }
+        Ok(created)
+    }
+
+    /// And whether the id is alive now.
+    async fn create_of_user(
+        &self,
+        id: &SessionId,
+        keys: &Keys,
+        new: &Entry,
+        limits: Limits,
+    ) -> Result<(Created, bool), Failure> {
+        let mut args = self.written(&keys.member, new);
+        let policy = match limits.when_full() {
+            WhenFull::Reject => "reject",
+            WhenFull::EvictOldest => "oldest",
+            WhenFull::EvictLeastRecentlyUsed => "used",
+        };
+        args.extend([keys.prefix().into_bytes(), text(limits.sessions().unwrap_or(0)), policy.into()]);
+        match self.run(&self.scripts.create, &keys.all, args).await? {
+            Value::Array(answer) => match answer.split_first() {
+                Some((Value::Int(1), evicted)) => Ok((Created::Done { evicted: ids(id.slot_tag(), evicted) }, true)),
+                Some((Value::Int(0), _)) => Ok((Created::Taken, true)),
+                Some((Value::Int(-2), _)) => Ok((Created::Taken, false)),
+                Some((Value::Int(-1), _)) => Ok((Created::Full, false)),
+                _ => Err(Failure::unexpected_reply()),
+            },
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    /// And whether the id is alive now.
+    async fn create_of_nobody(&self, keys: &Keys, new: &Entry) -> Result<(Created, bool), Failure> {
+        let mut create = cmd("SET");
+        create.arg(keys.session()).arg(self.encode(&new.record)).arg("NX").arg("PX").arg(ttl_of(new.ttl));
+        match self.write(keys.session(), &create).await? {
+            Value::Okay => Ok((Created::Done { evicted: Vec::new() }, true)),
+            // Taken: perhaps by this very write, whose reply was lost.
+            Value::Nil => match &*self.read(keys.session(), pipe().get(keys.session())).await? {
+                [Value::BulkString(stored)] if Version::of(stored) == Some(new.record.version()) => {
+                    Ok((Created::Done { evicted: Vec::new() }, true))
+                }
+                [Value::BulkString(stored)] => Ok((Created::Taken, is_record(stored))),
+                _ => Ok((Created::Taken, false)),
+            },
+            _ => Err(Failure::unexpected_reply()),
+        }
+    }
+
+    pub(super) async fn update(&self, id: &SessionId, expected: Version, new: Entry) -> Result<Outcome, Failure> {
+        let keys = self.prefix().keys(id);
+        if self.ended_here.get(id).is_some() {
+            return Ok(Outcome::Gone);
+        }
+        self.reserve(id, new.ttl, true).await?;
+        let mut args = self.written(keys.member_of(&new.record), &new);
+        args.push(text(expected));
+        let update = &self.scripts.update;
+        let outcome = outcome(&if new.record.rotates() {
+            self.run_safely(update, &keys.all, args).await?
+        } else {
+            self.run(update, &keys.all, args).await?
+        })?;
+        if let Outcome::Gone = outcome {
+            self.release(&[*id]).await;
+        }
+        Ok(outcome)
+    }
+
+    pub(super) async fn touch(&self, id: &SessionId, entry: Entry) -> Result<(), Failure> {
+        let keys = self.prefix().keys(id);
+        if self.ended_here.get(id).is_some() {
+            return Ok(());
+        }
+        self.reserve(id, entry.ttl, true).await?;
+        let member = keys.member_of(&entry.record);
+        let args = vec![text(entry.record.version()), text(ttl_of(entry.ttl)), member.into(), text(self.memory())];
+        if self.run(&self.scripts.touch, &keys.all, args).await? == Value::Int(0) {
+            self.release(&[*id]).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end(
+        &self,
+        id: &SessionId,
+        expected: Option<Version>,
+        reason: EndReason,
+        successor: Option<&SessionId>,
+    ) -> Result<Outcome, Failure> {
+        let keys = self.prefix().keys(id);
+        let args = vec![
+            expected.map(text).unwrap_or_default(),
+            reason.as_str().into(),
+            keys.member.clone().into(),
+            text(self.memory()),
+            successor.map(text).unwrap_or_default(),
+            text(format_args!("{:x}", getrandom::u64().unwrap_or_default())),
+        ];
+        let outcome = outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)?;
+        let by = match outcome {
+            Outcome::Done => Some(By::ThisProcess),
+            Outcome::Gone if expected.is_none() => Some(By::Somebody),
+            Outcome::Gone | Outcome::Conflict(_) => None,
+        };
+        if let Some(by) = by {
+            let ended = Ended { successor: successor.copied(), ..Ended::new(reason, SystemClock.now()) };
+            self.ended_here.add_one(id, ended, by);
+            self.release(&[*id]).await;
+        }
+        Ok(outcome)
+    }
+
+    pub(super) async fn consume(&self, id: &SessionId, claim: Version) -> Result<Found, Failure> {
+        let keys = self.prefix().keys(id);
+        let args = vec![text(claim), keys.member.clone().into(), text(self.memory())];
+        match self.run_safely(&self.scripts.consume, &keys.all, args).await? {
+            Value::Array(was) => {
+                if let Some(ended) = self.ended_here.get_unless(id, claim) {
+                    return Ok(Found::Ended(ended)); // Redis had lost that
+                }
+                self.ended_here.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), By::Claim(claim));
+                self.release(&[*id]).await;
+                match &*was {
+                    [Value::BulkString(stored), Value::Int(ttl)] => Ok(Found::Live(loaded(stored, *ttl)?)),
+                    _ => Err(Failure::unexpected_reply()),
+                }
+            }
+            // Who comes too late is in no hurry.
+            _ => self.load(id).await,
+        }
+    }
+
+    pub(super) async fn list(&self, user: &str) -> Result<Vec<(SessionId, Loaded)>, Failure> {
+        let tag = SessionId::slot_tag_of(user);
+        let keys = self.prefix().keys_of(&tag, "");
+        let Value::Array(listed) = self.run(&self.scripts.list, &keys.all, vec![keys.prefix().into()]).await? else {
+            return Err(Failure::unexpected_reply());
+        };
+        let mut sessions = Vec::with_capacity(listed.len() / 3);
+        for session in listed.chunks_exact(3) {
+            if let ([_, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
+                match loaded(stored, *ttl) {
+                    Ok(loaded) if loaded.record.user() == Some(user) && self.ended_here.get(&id).is_none() => {
+                        sessions.push((id, loaded));
+                    }
+                    Ok(_) => {}
+                    Err(_) => tracing::warn!(session = %id, "session record not readable"),
+                }
+            }
+        }
+        Ok(sessions)
+    }
+
+    pub(super) async fn end_user(
+        &self,
+        user: &str,
+        except: Option<&SessionId>,
+        reason: EndReason,
+    ) -> Result<Vec<SessionId>, Failure> {
+        let tag = SessionId::slot_tag_of(user);
+        let keys = match except.filter(|id| id.slot_tag() == tag) {
+            Some(spared) => self.prefix().keys(spared),
+            None => self.prefix().keys_of(&tag, ""),
+        };
+        let epochs = millis(LONGEST);
+        let args = vec![
+            keys.prefix().into(),
+            keys.member.clone().into(),
+            reason.as_str().into(),
+            text(self.memory()),
+            text(epochs),
+        ];
+        let Value::Array(gone) = self.run_safely(&self.scripts.end_user, &keys.all, args).await? else {
+            return Err(Failure::unexpected_reply());
+        };
+        let gone = ids(&tag, &gone);
+        self.ended_here.add(&gone, reason);
+        self.release(&gone).await;
+        Ok(gone)
+    }
+
+    /// What every script that writes a record is told.
+    fn written(&self, member: &str, new: &Entry) -> Vec<Vec<u8>> {
+        let mut head = self.encode(&new.record);
+        let tail = head.split_off(HEAD_LEN.min(head.len()));
+        vec![text(new.record.version()), head, tail, text(ttl_of(new.ttl)), member.into(), text(self.memory())]
+    }
+
+    fn encode(&self, record: &Record) -> Vec<u8> {
+        record.encode_as(self.config.codec)
+    }
+}
+
+pub(super) fn text(value: impl fmt::Display) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+/// Redis takes no time to live of zero.
+pub(super) fn ttl_of(ttl: Duration) -> u64 {
+    millis(ttl).max(1)
+}
