@@ -44,12 +44,11 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let store = layer.sessions().store_name();
     // For operators, not for the world: `GET /metrics`, which Prometheus asks for by HTTP/1.1.
     let metrics = support::metrics::route(layer.sessions())?;
-    let routes = Routes::new(KeepServer::new(Service)).into_axum_router().route("/metrics", metrics);
+    let routes = Routes::new(KeepServer::new(Service)).into_axum_router().layer(layer).route("/metrics", metrics);
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     Server::builder()
         .accept_http1(true)
-        .layer(layer)
         .add_routes(routes.into())
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped)
         .await?;

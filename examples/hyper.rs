@@ -24,7 +24,7 @@ use support::{
     Credentials,
     metrics::{self, Metrics},
 };
-use tower::{ServiceBuilder, service_fn};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_keep::{Bearer, Rejection, Session, SessionLayer, store};
 
 #[tokio::main]
@@ -37,8 +37,16 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let layer = SessionLayer::new(store::from_env()?).cookie(support::cookie()?).bearer(Bearer::new());
     let store = layer.sessions().store_name();
     let metrics = Metrics::install(layer.sessions())?;
-    let service = service_fn(move |request| route(request, metrics.clone()));
-    let service = TowerToHyperService::new(ServiceBuilder::new().layer(layer).service(service));
+    let with_sessions = ServiceBuilder::new().layer(layer).service(service_fn(route));
+    let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
+        let (with_sessions, metrics) = (with_sessions.clone(), metrics.clone());
+        async move {
+            match (request.method(), request.uri().path()) {
+                (&Method::GET, "/metrics") => scrape(&metrics).await, // for operators, not for the world
+                _ => with_sessions.oneshot(request).await,
+            }
+        }
+    }));
 
     let mut stopped = std::pin::pin!(support::stopped()?);
     let listener = support::listen(store).await?;
@@ -61,9 +69,14 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 
 type Answer = Response<Full<Bytes>>;
 
+async fn scrape(metrics: &Metrics) -> Result<Answer, Box<dyn Error + Send + Sync>> {
+    let body = metrics.render().await;
+    Ok(Response::builder().header(header::CONTENT_TYPE, metrics::CONTENT_TYPE).body(body.into())?)
+}
+
 /// A rejection is a ready answer; any other error of a handler is a 500.
-async fn route(request: Request<Incoming>, metrics: Metrics) -> Result<Answer, Box<dyn Error + Send + Sync>> {
-    handle(request, metrics).await.or_else(|error| match error.downcast::<Rejection>() {
+async fn route(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Send + Sync>> {
+    handle(request).await.or_else(|error| match error.downcast::<Rejection>() {
         Ok(rejection) => Ok(rejection.into_response()),
         Err(error) => {
             tracing::error!(error, "request failed");
@@ -72,7 +85,7 @@ async fn route(request: Request<Incoming>, metrics: Metrics) -> Result<Answer, B
     })
 }
 
-async fn handle(request: Request<Incoming>, metrics: Metrics) -> Result<Answer, Box<dyn Error + Send + Sync>> {
+async fn handle(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Send + Sync>> {
     let session = request.extensions().get::<Session>().cloned().ok_or("no session layer")?;
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/public") => Ok(Response::new("open to everybody\n".into())),
@@ -82,11 +95,6 @@ async fn handle(request: Request<Incoming>, metrics: Metrics) -> Result<Answer, 
             session.insert("visits", &visits)?;
             let body = json!({ "user": user, "visits": visits, "session_id": session.id()? });
             Ok(Response::builder().header(header::CONTENT_TYPE, "application/json").body(body.to_string().into())?)
-        }
-        (&Method::GET, "/metrics") => {
-            // For operators, not for the world.
-            let body = metrics.render().await;
-            Ok(Response::builder().header(header::CONTENT_TYPE, metrics::CONTENT_TYPE).body(body.into())?)
         }
         (&Method::POST, "/login") => {
             session.load().await?;

@@ -18,6 +18,7 @@ mod support;
 
 use std::{
     error::Error,
+    net::SocketAddr,
     process::ExitCode,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -57,7 +58,10 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let (handshakes, frames) = stores()?;
-    let handshakes = SessionLayer::new(handshakes).lifetime(Lifetime::new(HALF_AN_HOUR, HALF_AN_HOUR)?).sessions();
+    let handshakes = SessionLayer::new(handshakes)
+        .lifetime(Lifetime::new(HALF_AN_HOUR, HALF_AN_HOUR)?)
+        .client_info(support::client_info()) // for the log of security events
+        .sessions();
     let cookie = SessionCookie::builder().name("__Host-frame").same_site(SameSite::None).partitioned(true).build()?;
     let cookie = cookie.signed(SessionSecret::from_env()?);
     let frames = SessionLayer::new(frames).cookie(cookie).reject_with(rejected as fn(&Rejection) -> Response);
@@ -69,7 +73,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let listener = support::listen(store).await?;
     // Outside of everything: not even the router sees the parameter.
     let app = SingleUseLayer::query(service.handshakes.clone(), "session_id").layer(app(service, metrics, frames));
-    axum::serve(listener, ServiceExt::<Request>::into_make_service(app)).with_graceful_shutdown(stopped).await?;
+    let app = ServiceExt::<Request>::into_make_service_with_connect_info::<SocketAddr>(app);
+    axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
 }
 

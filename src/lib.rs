@@ -92,11 +92,11 @@
 //! | attribute | value |
 //! |---|---|
 //! | `db.system.name` | the [name](store::SessionStore::name) of the store: `redis`, `memory` |
-//! | `db.operation.name`, `otel.name` | what it was asked: `load`, `create`, `update`, `touch`, `end`, `replace`, `consume`, `list`, `end_user`, `scan`, `count`, `health`, `publish`, `events` |
+//! | `db.operation.name`, `otel.name` | what it was asked: `load`, `create`, `update`, `touch`, `end`, `replace`, `consume`, `list`, `end_user`, `scan`, `count`, `health`, `publish`, `events`; and on values `get`, `set`, `delete`, `exists`, `expire`, `add`, `scan_values`, `value_stats` |
 //! | `db.operation.batch.size` | how many commands went to Redis at once, if several |
 //! | `db.stored_procedure.name` | which script Redis was told to run, if any |
 //! | `db.response.status_code` | the code of a refusal of Redis: `OOM`, `READONLY` |
-//! | `error.type` | of a failure: that code, or `outage`, `corrupt`, `configuration` |
+//! | `error.type` | of a failure: that code, or `outage`, `corrupt`, `configuration`; `cancelled` when nobody waited for the answer any more |
 //! | `server.address`, `server.port` | which server was asked, where that is known: not with Sentinel, and not with a pool |
 //! | `otel.kind`, `otel.status_code` | `client`; `ERROR` of a failure |
 //!
@@ -109,11 +109,11 @@
 //! | `token_reused` | WARN | `session`, `user`, `client_ip` | an old token came back: somebody has a copy |
 //! | `credentials_disagree` | WARN | `client_ip`, `left_out` | a cookie and another bearer token came together |
 //! | `unknown_token` | INFO | `session`, `client_ip`, `left_out` | a token was looked up that the store does not know |
-//! | `malformed_credential` | INFO | `transport`, `client_ip`, `left_out` | what was to be looked up cannot be a token |
+//! | `malformed_credential` | INFO | `transport`, `client_ip`, `left_out` | what was to be looked up cannot be a token of ours: also a cookie that is not signed with a key of ours |
 //! | `limit_refused` | INFO | `user`, `client_ip`, `left_out` | a login or a session was refused, for there are too many |
 //!
 //! `session` is a [`SessionId`], which opens nothing; no field holds a token, or a value of a session. `user` and `client_ip` are there when they
-//! are known, the address only with [`SessionLayer::client_info`], and of what a request has caused. Of the last four kinds, which anybody can cause
+//! are known: the address with [`SessionLayer::client_info`], of what a request has caused, and where [`Sessions::for_client`] was told. Of the last four kinds, which anybody can cause
 //! as often as they like, ten each a second are logged; `left_out` is how many were not, since the last one that was. What is done through
 //! another instance is logged there.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::await_holding_lock)]

@@ -67,7 +67,7 @@ impl Noise {
     pub(crate) fn malformed(&self, clock: &dyn Clock, transport: &'static str, from: Option<IpAddr>) {
         if let Some(left_out) = self.malformed.pass(clock) {
             let client_ip = from.map(display);
-            info!(target: TARGET, event = "malformed_credential", transport, client_ip, left_out, "what came cannot be a token");
+            info!(target: TARGET, event = "malformed_credential", transport, client_ip, left_out, "what came cannot be a token of ours");
         }
     }
 

@@ -377,11 +377,13 @@ async fn a_wrong_variable_is_named_in_one_line() {
 async fn each_serves_its_metrics() {
     for name in ["quickstart", "hyper", "grpc", "admin", "iframe_auth", "jwt_auth", "erp", "devices"] {
         let server = Server::start(name, &[]).await;
+        server.client().get("/metrics").await;
         let reply = server.client().get("/metrics").await;
         assert_eq!((reply.status, reply.header("content-type")), (StatusCode::OK, Some("text/plain; version=0.0.4")));
         let version = format!("session_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
         assert!(reply.text().lines().any(|line| line == version), "{name}: {reply:?}");
         assert!(reply.text().lines().any(|line| line == "session_created_total 0"), "{name}: {reply:?}");
+        assert!(!reply.text().contains("session_requests_total{"), "{name}: a scrape is nobody's request: {reply:?}");
     }
 }
 

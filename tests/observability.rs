@@ -25,7 +25,8 @@ use support::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
-    Bearer, ClientInfo, KeyValue, Limits, ManualClock, MemoryStore, PeerAddr, Session, SessionLayer, Token, WhenFull,
+    Bearer, ClientInfo, KeyValue, Limits, ManualClock, MemoryStore, PeerAddr, Session, SessionLayer, SingleUse,
+    SingleUseLayer, Token, WhenFull,
     store::{
         Cursor, Fallback, FallbackMode, Guard, OnReturn, SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -84,6 +85,9 @@ async fn what_is_given_up_before_there_is_an_answer_is_an_error_as_well() {
     assert_eq!(given_up(), 1.0);
     assert!(tokio::time::timeout(SECOND / 2, service.oneshot(request())).await.is_err());
     assert_eq!(given_up(), 2.0);
+    assert_eq!(metrics.get(r#"session_load_duration_seconds_count{result="cancelled"}"#), 2.0);
+    assert!(tokio::time::timeout(SECOND, layer.sessions().count()).await.is_err());
+    assert_eq!(given_up(), 2.0, "who counts waits as long as they like");
     let spans = trace.spans();
     let loads = spans.iter().filter(|span| span.get("otel.name") == Some("load"));
     let failures: Vec<_> = loads.map(|span| (span.get("error.type"), span.get("otel.status_code"))).collect();
@@ -521,6 +525,23 @@ async fn every_operation_of_the_store_has_a_span() {
     assert_eq!((away.get("error.type"), away.get("otel.status_code")), (Some("outage"), Some("ERROR")), "{away:?}");
     assert_eq!(away.get("db.response.status_code"), None, "nobody has said anything");
     assert!(!trace.text().contains("private-matter"));
+}
+
+#[tokio::test]
+async fn what_is_used_once_is_told_with_who_used_it() {
+    let trace = Trace::collect();
+    let info = ClientInfo::new().peer(|_| Some([203, 0, 113, 9].into()));
+    let sessions = SessionLayer::new(MemoryStore::new()).client_info(info).sessions();
+    let token = sessions.create("ana").await.unwrap();
+    let service = SingleUseLayer::query(sessions, "once").layer(service_fn(async |request: Request<()>| {
+        request.extensions().get::<SingleUse>().unwrap().consume().await.unwrap();
+        Ok::<_, Infallible>(Response::new(()))
+    }));
+    let request = Request::get(format!("/?once={}", token.expose())).body(()).unwrap();
+    service.oneshot(request).await.unwrap();
+    let told = trace.security();
+    let told: Vec<_> = told.iter().map(|event| (event.get("event").unwrap(), event.get("client_ip"))).collect();
+    assert_eq!(told, [("created", None), ("ended", Some("203.0.113.9"))]);
 }
 
 /// What is said of Redis must not end up in the span of the application's request.

@@ -5,7 +5,7 @@
 mod spy;
 mod support;
 
-use std::time::Duration;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command, time::Duration};
 
 use axum::routing::get;
 use bytes::Bytes;
@@ -183,7 +183,11 @@ async fn a_key_is_replaced_and_nobody_is_logged_out() {
     let after = start(layer(secret("b"))).await;
     assert_eq!(client.at(&after.url()).get("/me").await.text(), "ana");
     assert_eq!(who_by_cookie(&after, &value).await, "nobody");
+
+    // Where others have the old key only, they must know the new one before it signs.
     assert_eq!(client.at(&before.url()).get("/me").await.text(), "nobody");
+    let prepared = start(layer(secret("a").older("b".repeat(32)).unwrap())).await;
+    assert_eq!(client.at(&prepared.url()).get("/me").await.text(), "ana");
 }
 
 #[test]
@@ -209,6 +213,40 @@ fn a_secret_has_at_least_32_bytes_and_is_never_shown() {
     let cookie = format!("{:?}", signed(SessionSecret::new("hunter2".repeat(5)).unwrap()));
     assert!(cookie.contains("SessionSecret(redacted)") && !cookie.contains("hunter2"), "{cookie}");
     let _: InvalidSessionSecret = SessionSecret::new("x").unwrap_err();
+}
+
+/// No test: what the children of the next one do.
+#[test]
+fn child() {
+    if std::env::var_os("SIGNED_CHILD").is_some() {
+        let secret = SessionSecret::from_env();
+        println!("child: {:?}", secret.map(|secret| secret.map(signed)).map_err(|error| error.to_string()));
+    }
+}
+
+#[test]
+fn the_environment_has_the_keys_or_a_mistake() {
+    let of = |secret: Option<&OsStr>| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "child", "--nocapture"]).env("SIGNED_CHILD", "1").env_remove("SESSION_SECRET");
+        child.envs(secret.map(|secret| ("SESSION_SECRET", secret)));
+        let output = String::from_utf8(child.output().unwrap().stdout).unwrap();
+        assert!(!output.contains("hunter2"), "{output}");
+        output.lines().find_map(|line| Some(line.split_once("child: ")?.1.to_owned())).expect("what it found")
+    };
+    for nothing in [None, Some(OsStr::new(""))] {
+        assert_eq!(of(nothing), "Ok(None)");
+    }
+    let good = "g".repeat(32);
+    for secret in [good.clone(), format!("{good}, {good}")] {
+        let found = of(Some(OsStr::new(&secret)));
+        assert!(found.starts_with("Ok(Some(SessionCookie") && found.contains("SessionSecret(redacted)"), "{found}");
+    }
+    for wrong in
+        [OsStr::new("hunter2"), OsStr::new(" "), OsStr::new(&format!("{good},")), OsStr::from_bytes(&[0xff; 64])]
+    {
+        assert_eq!(of(Some(wrong)), r#"Err("SESSION_SECRET: each key needs at least 32 bytes of text")"#);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, header};
 
 use super::{
     Candidates, MAX_CANDIDATES, Presented, Transport,
-    signed::{SIGNATURE_LEN, SessionSecret},
+    secret::{SIGNATURE_LEN, SessionSecret},
 };
 use crate::{
     time::Timestamp,
@@ -92,7 +92,8 @@ impl SessionCookie {
     ///
     /// A token is 264 random bits, and nobody can guess one, signed or not. What a signature adds: a made-up cookie costs no question
     /// to the store, and the token of another cookie or of a bearer header is not taken as this one's. To sign where cookies were not
-    /// signed before logs everybody out once, and so does the way back.
+    /// signed before logs everybody out once, and so does the way back; the sessions that nobody can open any more expire in their time, and
+    /// count towards the [limits](crate::SessionLayer::limits) until then.
     ///
     /// ```
     /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer, SessionSecret};

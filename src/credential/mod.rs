@@ -3,7 +3,7 @@
 mod bearer;
 mod cookie;
 mod query;
-mod signed;
+mod secret;
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(crate) use self::query::{InQuery, take_from};
 pub use self::{
     bearer::Bearer,
     cookie::{InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
-    signed::{InvalidSessionSecret, SessionSecret},
+    secret::{InvalidSessionSecret, SessionSecret},
 };
 #[cfg(feature = "jwt")]
 use crate::jwt::{Jwt, JwtClaims};

@@ -123,7 +123,8 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let brought = take_from(request.uri_mut(), &self.layer.parameter);
         let discreet = !matches!(brought, InQuery::Nothing);
-        request.extensions_mut().insert(SingleUse { sessions: self.layer.sessions.clone(), brought });
+        let sessions = self.layer.sessions.for_request(request.headers(), request.extensions());
+        request.extensions_mut().insert(SingleUse { sessions, brought });
         SingleUseFuture { response: self.inner.call(request), discreet }
     }
 }

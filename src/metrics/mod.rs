@@ -25,9 +25,9 @@
 //! | metric | kind | labels | what |
 //! |---|---|---|---|
 //! | `session_requests_total` | counter | `transport`: `cookie`, `bearer`, `both`, `none`; `outcome`: see below | requests that passed a layer |
-//! | `session_load_duration_seconds` | histogram | `result`: `live`, `ended`, `unknown`, `error` | look-ups in the store |
-//! | `session_save_duration_seconds` | histogram | `kind`: `create`, `update`, `rotate`, `touch`, `end`, `replace`, `consume`; `result`: `done`, `conflict`, `gone`, `taken`, `full`, `ended`, `unknown`, `error` | writes to the store |
-//! | `session_values_duration_seconds` | histogram | `operation`: `get`, `set`, `delete`, `exists`, `expire`, `add`, `scan_values`, `value_stats`; `result`: `done`, `refused`, `in_doubt`, `error` | operations of a [`KeyValue`](crate::KeyValue) |
+//! | `session_load_duration_seconds` | histogram | `result`: `live`, `ended`, `unknown`, `error`, `cancelled` | look-ups in the store |
+//! | `session_save_duration_seconds` | histogram | `kind`: `create`, `update`, `rotate`, `touch`, `end`, `replace`, `consume`; `result`: `done`, `conflict`, `gone`, `taken`, `full`, `ended`, `unknown`, `error`, `cancelled` | writes to the store |
+//! | `session_values_duration_seconds` | histogram | `operation`: `get`, `set`, `delete`, `exists`, `expire`, `add`, `scan_values`, `value_stats`; `result`: `done`, `refused`, `in_doubt`, `error`, `cancelled` | what a [`KeyValue`](crate::KeyValue) asks of a [`ValueStore`](crate::store::ValueStore) |
 //! | `session_created_total` | counter | | sessions created by this process |
 //! | `session_destroyed_total` | counter | `reason`: an [`EndReason`](crate::EndReason) as its `as_str` says | sessions ended by this process. One that nobody uses any more expires unseen |
 //! | `session_lifetime_seconds` | histogram | | how long sessions lived, from their creation or login to their end, where the process that ended them had their record |
@@ -40,7 +40,7 @@
 //! | `session_token_reuse_total` | counter | | sessions ended because an old token came back: somebody has a copy |
 //! | `session_payload_bytes` | histogram | | size of what is written: user, metadata and values |
 //! | `session_active` | gauge | | live sessions in the store, as [`Sessions::count`](crate::Sessions::count) last found. Nobody else asks: it walks through all of them |
-//! | `session_store_errors_total` | counter | `class`: `outage`, `corrupt`, `configuration`, `cancelled` | operations of the store that failed; and those that were given up before there was an answer: the request's [deadline](crate::SessionLayer::deadline) was over, or its client went away |
+//! | `session_store_errors_total` | counter | `class`: `outage`, `corrupt`, `configuration`, `cancelled` | operations of the store that failed; and those that were given up (`cancelled`) before there was an answer: the request's [deadline](crate::SessionLayer::deadline) was over, its client went away, or whoever asked stopped waiting. A count of all sessions that is given up is no failure |
 //! | `session_degraded` | gauge | | 1 from the first operation that the store does not serve as usual to the first that it does; else 0 |
 //! | `session_degraded_seconds_total` | counter | | how long that was, in all. It moves with operations and health checks |
 //! | `session_store_health` | gauge | `status`: `up`, `degraded`, `down` | 1 for what the last [health check](crate::Sessions::health) found, 0 for the others |
@@ -64,7 +64,7 @@
 //! | `expired`, `revoked`, `reused`, `ended` | whose session is over: in time; by [revocation](crate::EndReason::Revoked) or eviction; because its token was copied; otherwise |
 //! | `superseded` | whose token is being changed for another in this moment |
 //! | `unknown` | with a token that the store does not know |
-//! | `malformed` | with what cannot be a token: in our cookie, or in a bearer header that breaks the grammar |
+//! | `malformed` | with what cannot be a token of ours: in our cookie, signed with no key of ours for example, or in a bearer header that breaks the grammar |
 //! | `foreign` | with a bearer token that is none of ours |
 //! | `disagreement` | with a cookie and a bearer token that differ |
 //! | `store_error` | whose session could not be looked up |

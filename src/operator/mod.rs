@@ -43,7 +43,7 @@
 //! same-origin`, or, where a browser does not send that (older ones, and all of them without TLS), by an `Origin` that is the `Host` of
 //! the request. A request with neither is refused, so a browser that is too old for both is of no use here, and of no danger. No page can make
 //! a browser lie in these headers, which is why there is no token in the forms; nor would one protect from more. A script that posts
-//! must say `Sec-Fetch-Site: same-origin`. A proxy in front has to pass `Host` on unchanged where there is no TLS.
+//! must say `Sec-Fetch-Site: same-origin`. Where browsers do not send it, a link can show the message that something was done, and nothing was. A proxy in front has to pass `Host` on unchanged where there is no TLS.
 //!
 //! Nothing is embedded by other pages (`frame-ancestors 'none'`), and what clients say of themselves is only ever text: characters that cannot
 //! be seen, or turn others around, are shown by their numbers.

@@ -125,7 +125,7 @@ impl Session {
     }
 
     /// When the session was last used before this request, up to the
-    /// [touch interval](Lifetime::touch_every). `None` until it is stored.
+    /// [touch interval](crate::Lifetime::touch_every). `None` until it is stored.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].

@@ -7,6 +7,8 @@ mod transfer;
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
+use ::http::{Extensions, HeaderMap};
+
 pub use self::{
     info::{Consumed, SessionInfo},
     new::NewSession,
@@ -59,7 +61,8 @@ impl Sessions {
         Self { shared, client_ip: None }
     }
 
-    /// The same sessions, for what is done on behalf of a client at this address: security events say so. Default: of nobody.
+    /// The same sessions, for what is done on behalf of a client at this address: security events say so. Default: of nobody. It is not kept
+    /// with sessions that are created: see [`NewSession::metadata`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionId, Sessions, store::StoreError};
@@ -75,6 +78,12 @@ impl Sessions {
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// For the client of a request, if the layer is to know who that is.
+    pub(crate) fn for_request(&self, headers: &HeaderMap, extensions: &Extensions) -> Self {
+        let info = self.shared.client_info.as_ref();
+        self.for_client(info.and_then(|info| info.metadata(headers, extensions).ip()))
     }
 
     #[cfg(feature = "jwt")]

@@ -15,7 +15,7 @@
 //!
 //! # In Redis
 //! A session is one string, `sess:{AAAAAAAAAAAA}:HHHH…`: the prefix, the [slot tag](crate::SessionId::slot_tag) in braces
-//! (the hash tag of Redis Cluster), and the rest of the session id. Its value is a [`Record`], as JSON unless
+//! (the hash tag of Redis Cluster), and the rest of the session id. Its value is a [`Record`](super::Record), as JSON unless
 //! [told otherwise](RedisConfig::codec), and its time to live is the session's. So with the id of a log line, or of nobody in
 //! particular:
 //! ```text

@@ -83,7 +83,7 @@ impl fmt::Display for InvalidRedisConfig {
             Problem::DatabaseInCluster => "Redis Cluster has one database only: 0",
             Problem::NoPassword => "a user name without a password",
             Problem::Boolean => "neither true nor false",
-            Problem::Secret => "each key needs at least 32 bytes",
+            Problem::Secret => "each key needs at least 32 bytes of text",
             Problem::Prefix => "a key prefix has at most 128 bytes, and no braces, white space or control characters",
             Problem::Nodes => "not a list of servers (host:port,host:port)",
             Problem::NoMaster => "Sentinels are named, and not the master that they watch",

@@ -21,8 +21,9 @@ const CONTEXT: &str = "tower-keep 2026-11-21 signature of a session cookie v1";
 
 /// The keys that session cookies are signed with: see [`SessionCookie::signed`](crate::SessionCookie::signed).
 ///
-/// The first signs; it and the older ones verify, so that a key can be replaced and nobody is logged out. An older key can go when
-/// no session is left that it signed: after the absolute timeout of the [`Lifetime`](crate::Lifetime).
+/// The first signs; it and the older ones verify, so that a key can be replaced and nobody is logged out. With several instances that takes
+/// three steps: all of them get `old,new`; when all have it, `new,old`; and when no session is left that the old key signed, `new`. That
+/// is after the longest absolute timeout that any session was [given](crate::Session::set_lifetime).
 ///
 /// Its `Debug` is redacted, and the keys are wiped from memory when dropped.
 ///
@@ -46,7 +47,7 @@ pub struct SessionSecret {
 struct Key(Zeroizing<[u8; blake3::KEY_LEN]>);
 
 impl SessionSecret {
-    /// One key: at least 32 bytes that nobody can guess, such as `openssl rand -base64 32` prints.
+    /// One key: at least 32 bytes that nobody can guess, such as `openssl rand -base64 32` prints. All of them count, white space as well.
     ///
     /// # Errors
     /// [`InvalidSessionSecret`] when it is shorter.
@@ -134,7 +135,7 @@ impl fmt::Debug for SessionSecret {
     }
 }
 
-/// A key of a [`SessionSecret`] has less than 32 bytes. It does not show the key.
+/// A key of a [`SessionSecret`] has less than 32 bytes, or its variable is no text. It does not show the key.
 ///
 /// ```
 /// use tower_keep::SessionSecret;
@@ -152,7 +153,9 @@ impl fmt::Display for InvalidSessionSecret {
         if let Some(variable) = self.variable {
             write!(f, "{variable}: ")?;
         }
-        f.write_str("each key needs at least 32 bytes")
+        f.write_str("each key needs at least 32 bytes")?;
+        // Where anything can stand in its place.
+        f.write_str(if self.variable.is_some() { " of text" } else { "" })
     }
 }
 
