@@ -147,11 +147,16 @@ impl Place {
 
     async fn sentinels() -> Self {
         let how = Reached::ThroughProxies;
-        Self::Sentinels(Sentinels::start_reached(&how, Passwords::default(), &Self::args()).await)
+        let all = Sentinels::start_reached(&how, Passwords::default(), &Self::args()).await;
+        // What a failover costs is told by other tests; here it would lose writes in rows that must lose none.
+        all.are_patient().await;
+        Self::Sentinels(all)
     }
 
     async fn cluster() -> Self {
-        Self::Cluster(Cluster::start_reached(&Reached::ThroughProxies, &Self::args()).await)
+        let all = Cluster::start_reached(&Reached::ThroughProxies, &Self::args()).await;
+        all.is_patient().await;
+        Self::Cluster(all)
     }
 
     fn config(&self) -> RedisConfig {

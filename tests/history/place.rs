@@ -85,7 +85,7 @@ impl Place {
                 scene.servers[old].stop();
                 scene.switched(old).await;
                 scene.servers[old].run().await;
-                scene.rejoined(old).await;
+                scene.settled().await;
             }
             Self::Cluster(scene) => {
                 let node = scene.master_of(random.below(3) as usize).await;
@@ -109,7 +109,7 @@ impl Place {
                         break old;
                     }
                 };
-                scene.rejoined(old).await;
+                scene.settled().await;
             }
             Self::Cluster(scene) => {
                 let node = scene.master_of(random.below(3) as usize).await;

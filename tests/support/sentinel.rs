@@ -125,30 +125,37 @@ impl Sentinels {
         self.master().await
     }
 
+    /// From now on the Sentinels replace no master that is away: on a busy machine it seems to be sooner than a test means it.
+    pub async fn are_patient(&self) {
+        for sentinel in &self.sentinels {
+            sentinel.command(&format!("SENTINEL SET {NAME} down-after-milliseconds 600000")).await;
+        }
+    }
+
     /// Waits until `server` is a replica of the present master, and in sync.
     pub async fn rejoined(&self, server: usize) {
-        let rejoined = async || {
-            let master = &self.servers[self.master().await];
-            let info = self.servers[server].try_info("replication").await.unwrap_or_default();
-            info.get("master_port").is_some_and(|port| master.is_at(port.parse().unwrap()))
-                && info["master_link_status"] == "up"
-        };
+        let rejoined = async || self.follows(server, self.master().await).await;
         eventually("the server is a replica", rejoined).await;
+    }
+
+    async fn follows(&self, server: usize, master: usize) -> bool {
+        let info = self.servers[server].try_info("replication").await.unwrap_or_default();
+        info.get("master_port").is_some_and(|port| self.servers[master].is_at(port.parse().unwrap()))
+            && info["master_link_status"] == "up"
     }
 
     /// Waits until all the Sentinels that are up agree on a master, and all the other servers are its replicas, and in sync.
     pub async fn settled(&self) {
-        let settled = async || match self.agreed().await {
-            Some(master) => {
-                self.servers[master].try_info("replication").await.is_ok_and(|info| info["role"] == "master")
+        let settled = async || {
+            let Some(master) = self.agreed().await else { return false };
+            let info = self.servers[master].try_info("replication").await.unwrap_or_default();
+            let mut settled = info.get("role").is_some_and(|role| role == "master");
+            for replica in (0..SERVERS).filter(|server| *server != master) {
+                settled = settled && self.follows(replica, master).await;
             }
-            None => false,
+            settled
         };
-        eventually("a master that all agree on", settled).await;
-        let master = self.master().await;
-        for replica in (0..SERVERS).filter(|server| *server != master) {
-            self.rejoined(replica).await;
-        }
+        eventually("a master that all agree on, and follow", settled).await;
     }
 
     async fn agreed(&self) -> Option<usize> {
