@@ -264,6 +264,8 @@ impl Scene {
                     steps.push(json!(["login", "ana"]));
                 }
             }
+        } else if cost == Sessions {
+            return false; // whoever writes without knowing that the session is lost begins one of nobody
         }
         let next = self.tried.get() + 1;
         self.tried.set(next);
@@ -358,6 +360,7 @@ impl Scene {
                 server.stop();
                 forget(server);
                 server.run().await;
+                eventually("it is asked again", async || self.service.health().await == HealthStatus::Up).await;
                 rounds().await;
             }
             Fault::Hung => {

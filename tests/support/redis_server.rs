@@ -394,6 +394,11 @@ impl RedisServer {
     }
 }
 
+fn is_redis_6() -> bool {
+    let version = Command::new(super::process::binary()).arg("--version").output().unwrap().stdout;
+    String::from_utf8_lossy(&version).contains("v=6.")
+}
+
 /// A server that loads its data, and takes its time.
 pub struct Loading {
     control: MultiplexedConnection,
@@ -403,18 +408,19 @@ pub struct Loading {
 impl Loading {
     /// What the server must be started with.
     pub fn args() -> Vec<&'static str> {
-        let slow = ["--rdbcompression", "no", "--loading-process-events-interval-bytes", "1024"];
-        let version = Command::new(super::process::binary()).arg("--version").output().unwrap().stdout;
-        // Before Redis 7 nobody had to enable it.
-        let debug: &[_] =
-            if String::from_utf8_lossy(&version).contains("v=6.") { &[] } else { &["--enable-debug-command", "yes"] };
-        [debug, &slow].concat()
+        let mut args = vec!["--rdbcompression", "no"];
+        if !is_redis_6() {
+            args.extend(["--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024"]);
+        }
+        args
     }
 
     /// Begins; with the data that is there, and some more, whose keys begin with `tag`.
     pub async fn of(server: &RedisServer, tag: &str) -> Self {
-        for i in 0..100 {
-            server.command(&format!("SET {tag}filler{i} {}", "x".repeat(2000))).await;
+        // Between two keys it answers: before Redis 7 only after two megabytes.
+        let (keys, size) = if is_redis_6() { (12, 2_100_000) } else { (100, 2000) };
+        for i in 0..keys {
+            server.command(&format!("SET {tag}filler{i} {}", "x".repeat(size))).await;
         }
         let mut control = server.connect().await.unwrap();
         let mut reloading = server.connect().await.unwrap();
@@ -427,8 +433,13 @@ impl Loading {
 
     /// It is done in a moment.
     pub async fn ends(mut self) {
-        command_on(&mut self.control, "CONFIG SET key-load-delay 0").await.unwrap();
+        let at_once = "CONFIG SET key-load-delay 0";
+        // Before Redis 7 it cannot be told while it loads.
+        let told = command_on(&mut self.control, at_once).await;
         self.reload.await.unwrap().unwrap();
+        if told.is_err() {
+            command_on(&mut self.control, at_once).await.unwrap();
+        }
     }
 }
 
