@@ -1323,8 +1323,7 @@ async fn behind_sentinels_a_planned_failover_is_a_short_outage_at_most() {
     let (app, store) = service_at(MERGE, config.clone()).await;
     let ana = logged_in(&app, "ana").await;
     all.master_server().await.command("WAIT 2 0").await;
-    let old = all.failover().await;
-    let switched = all.switched(old);
+    let switched = all.hands_over();
     tokio::pin!(switched);
     loop {
         let reply = ana.post("/do", &json!([["user"], ["insert", "other", 1]])).await;

@@ -178,10 +178,9 @@ mod failing_over {
         for _ in 0..2 {
             let known = Known::new(&scene, &sessions).await;
             assert!(sessions.revoke(&known.ended.id()).await.unwrap());
-            let old = scene.failover().await;
-            scene.switched(old).await;
+            scene.hands_over().await;
             known.is_as_it_was(&sessions).await;
-            scene.rejoined(old).await;
+            scene.settled().await;
         }
     }
 
@@ -262,8 +261,7 @@ mod failing_over {
             sentinel.run().await;
         }
         eventually("it is served", async || is_served(&sessions).await).await;
-        let old = scene.failover().await;
-        scene.switched(old).await;
+        scene.hands_over().await;
         eventually("it is served by another", async || is_served(&sessions).await).await;
         eventually("all is well", async || is_well(&sessions).await).await;
     }

@@ -278,8 +278,8 @@ mod sentinels {
         let scene = Sentinels::start_with(passwords, &[]).await;
         assert!(ask(&scene.urls()[0], "PING").await.is_err());
         assert!(ask(&scene.servers[0].url(), "PING").await.is_err());
-        let old = scene.failover().await;
-        let new = scene.switched(old).await;
+        let old = scene.hands_over().await;
+        let new = scene.master().await;
         assert_eq!((scene.servers[new].role().await, old), ("master".into(), 0));
     }
 }

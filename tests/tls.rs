@@ -171,8 +171,7 @@ mod together {
         let sessions = sessions(trusting());
         let token = sessions.create("ana").await.unwrap();
         all.master_server().await.command("WAIT 2 0").await;
-        let old = all.failover().await;
-        all.switched(old).await;
+        all.hands_over().await;
         eventually("the next master serves", async || sessions.create("ana").await.is_ok()).await;
         assert!(sessions.is_valid(&token).await.unwrap());
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use tower_keep::SessionId;
 
 use super::{
@@ -102,13 +100,7 @@ impl Place {
         match self {
             Self::Alone(_) | Self::Pool(_) => unreachable!("there is nobody to take over"),
             Self::Sentinel(scene) => {
-                // Sentinels that give it up, because it takes too long, do not begin it again.
-                let old = loop {
-                    let old = scene.failover().await;
-                    if timeout(Duration::from_secs(15), scene.switched(old)).await.is_ok() {
-                        break old;
-                    }
-                };
+                scene.hands_over().await;
                 scene.settled().await;
             }
             Self::Cluster(scene) => {

@@ -7,6 +7,7 @@ use super::{
     redis_server::{Reached, RedisServer, pairs, text},
 };
 use redis::Value;
+use tokio::time::timeout;
 
 const SERVERS: usize = 3;
 const SENTINELS: usize = 3;
@@ -109,6 +110,17 @@ impl Sentinels {
         let agreed = async || sentinel.try_command(&format!("SENTINEL FAILOVER {NAME}")).await.is_ok();
         eventually("a failover begins", agreed).await;
         old
+    }
+
+    /// Has another take the place of the master, which is well; returns who it was, when that is done.
+    pub async fn hands_over(&self) -> usize {
+        loop {
+            let old = self.failover().await;
+            // Sentinels that give it up, because it takes too long, do not begin it again.
+            if timeout(Duration::from_secs(15), self.switched(old)).await.is_ok() {
+                return old;
+            }
+        }
     }
 
     /// Waits until all the Sentinels that are up agree on another master than `old`, and it knows that it is one; returns
