@@ -9,10 +9,12 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use spy::Spy;
 use support::{
+    cluster::Cluster,
     eventually,
     log::Log,
     records::{entry, id, version},
     redis_server::RedisServer,
+    sentinel::Sentinels,
 };
 use tokio::time::{Instant, advance};
 use tower_keep::{
@@ -334,22 +336,64 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
     assert!(ends.contains("INFO") && ends.contains("answers again"), "{ends}");
 }
 
-#[tokio::test]
-async fn redis_killed_and_restarted() {
-    let mut server = RedisServer::start().await;
-    let redis = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
-    let guard = Guard::new(redis).open_after(2).pause(Duration::from_millis(20), Duration::from_millis(20));
-    let serves = async || guard.load(&id(1)).await.is_ok();
-    eventually("it serves", serves).await;
-    server.stop();
+/// A guard of a Redis that serves.
+async fn of_redis(config: RedisConfig) -> Guard<RedisStore> {
+    let guard = Guard::new(RedisStore::new(config)).open_after(2);
+    let guard = guard.pause(Duration::from_millis(20), Duration::from_millis(20));
+    eventually("it serves", async || guard.load(&id(1)).await.is_ok()).await;
+    guard
+}
+
+async fn is_left_alone(guard: &Guard<RedisStore>) {
     let is_left_alone = async || match guard.load(&id(1)).await {
         Ok(_) => false,
         outage => assert_outage(outage).contains("left alone"),
     };
     eventually("it is left alone", is_left_alone).await;
-    server.run().await;
-    eventually("it serves again", serves).await;
+}
+
+async fn serves_again(guard: &Guard<RedisStore>) {
+    eventually("it serves again", async || guard.load(&id(1)).await.is_ok()).await;
     eventually("it is up", async || guard.health().await.unwrap() == Health::Up).await;
+}
+
+#[tokio::test]
+async fn redis_killed_and_restarted() {
+    let mut server = RedisServer::start().await;
+    let guard = of_redis(RedisConfig::from_url(&server.url()).unwrap()).await;
+    server.stop();
+    is_left_alone(&guard).await;
+    server.run().await;
+    serves_again(&guard).await;
+}
+
+#[tokio::test]
+async fn a_master_killed_and_replaced() {
+    let mut all = Sentinels::start().await;
+    let guard = of_redis(RedisConfig::sentinel(all.addresses(), all.master_name()).unwrap()).await;
+    let old = all.master().await;
+    all.servers[old].stop();
+    is_left_alone(&guard).await;
+    all.switched(old).await;
+    serves_again(&guard).await;
+
+    // All of them, and those who would know of another.
+    all.servers[old].run().await;
+    let servers = || all.servers.iter().chain(&all.sentinels);
+    servers().for_each(RedisServer::pause);
+    is_left_alone(&guard).await;
+    servers().for_each(RedisServer::resume);
+    serves_again(&guard).await;
+}
+
+#[tokio::test]
+async fn a_cluster_hung_and_resumed() {
+    let all = Cluster::start().await;
+    let guard = of_redis(RedisConfig::cluster(all.nodes.iter().map(RedisServer::address)).unwrap()).await;
+    all.nodes.iter().for_each(RedisServer::pause);
+    is_left_alone(&guard).await;
+    all.nodes.iter().for_each(RedisServer::resume);
+    serves_again(&guard).await;
 }
 
 #[tokio::test]
