@@ -113,8 +113,8 @@
 //! | `limit_refused` | INFO | `user`, `client_ip`, `left_out` | a login or a session was refused, for there are too many |
 //!
 //! `session` is a [`SessionId`], which opens nothing; no field holds a token, or a value of a session. `user` and `client_ip` are there when they
-//! are known: the address with [`SessionLayer::client_info`], of what a request has caused, and where [`Sessions::for_client`] was told. Of the last four kinds, which anybody can cause
-//! as often as they like, ten each a second are logged; `left_out` is how many were not, since the last one that was. What is done through
+//! are known: the address with [`SessionLayer::client_info`], of what a request has caused, and where [`Sessions::for_client`] was told. Of
+//! the last four kinds, which anybody can cause as often as they like, ten each a second are logged; `left_out` is how many were not, since the last one that was. What is done through
 //! another instance is logged there.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::await_holding_lock)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

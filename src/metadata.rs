@@ -251,11 +251,12 @@ impl ClientInfo {
     /// assert_eq!(metadata.user_agent(), Some("curl/8"));
     /// ```
     pub fn metadata(&self, headers: &HeaderMap, extensions: &Extensions) -> Metadata {
-        Metadata {
-            ip: if self.ip { self.client_ip(headers, extensions) } else { None },
-            ua: self.user_agent(headers),
-            fields: BTreeMap::new(),
-        }
+        Metadata { ip: self.kept_ip(headers, extensions), ua: self.user_agent(headers), fields: BTreeMap::new() }
+    }
+
+    /// The address, if it is to be kept.
+    pub(crate) fn kept_ip(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
+        if self.ip { self.client_ip(headers, extensions) } else { None }
     }
 
     /// The address of the client of this request; `None` when the peer's is not known.

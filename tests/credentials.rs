@@ -24,7 +24,7 @@ use proptest::{
 use serde_json::{Value, json};
 use spy::Spy;
 use support::{
-    app::App,
+    app::{App, me, who},
     client::{Client, Reply},
 };
 use tokio::{
@@ -34,7 +34,7 @@ use tokio::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
     Bearer, Clock, InvalidCookie, Lifetime, Limits, ManualClock, MemoryStore, OnMissing, Reason, Rejection, SameSite,
-    Session, SessionCookie, SessionCookieBuilder, SessionError, SessionLayer, Token,
+    Session, SessionCookie, SessionCookieBuilder, SessionLayer, Token,
     store::{Entry, Record, SessionStore},
 };
 
@@ -285,26 +285,11 @@ async fn every_login_has_a_token_of_its_own() {
 /// An app, its store, and the token of a session of Ana's.
 async fn app_with_session() -> (App, Spy, String) {
     let store = Spy::new();
-    let app = start(SessionLayer::new(store.clone())).await;
+    let app = App::with_me(SessionLayer::new(store.clone())).await;
     let client = app.client();
     client.one(json!(["login", "ana"])).await;
     store.calls();
     (app, store, client.cookie(NAME).unwrap())
-}
-
-async fn start(layer: SessionLayer) -> App {
-    App::serve(|router| router.route("/me", get(me).post(me)).layer(layer)).await
-}
-
-async fn me(session: Session) -> Result<String, SessionError> {
-    Ok(session.user()?.as_deref().unwrap_or("nobody").to_owned())
-}
-
-/// Who the server takes a request with these headers for.
-async fn who(app: &App, headers: &[(&str, &str)]) -> String {
-    let reply = app.client().request(Method::GET, "/me", headers, Bytes::new()).await;
-    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
-    reply.text()
 }
 
 /// A well-formed token that no store knows.
@@ -464,7 +449,7 @@ async fn a_bearer_token_is_nobody_where_bearer_tokens_are_not_read() {
 
 #[tokio::test]
 async fn a_cookie_is_nobody_where_cookies_are_not_read() {
-    let app = start(SessionLayer::new(MemoryStore::new()).without_cookie().bearer(Bearer::new())).await;
+    let app = App::with_me(SessionLayer::new(MemoryStore::new()).without_cookie().bearer(Bearer::new())).await;
     let token = bearer_token(&app).await;
     assert_eq!(who(&app, &[("cookie", &format!("{NAME}={token}"))]).await, "nobody");
     assert_eq!(who(&app, &[("authorization", &format!("Bearer {token}"))]).await, "ana");
@@ -528,7 +513,7 @@ async fn a_planted_session_is_dead_once_its_victim_logs_in() {
 
 #[tokio::test]
 async fn a_planted_bearer_token_is_never_adopted() {
-    let app = start(both()).await;
+    let app = App::with_me(both()).await;
     let planted = format!("Bearer {}", unknown("p"));
     let reply = bearer_steps(&app, &planted, json!([["login", "ana"], ["save"], ["token"]])).await;
     assert_ne!(reply.json()[2], unknown("p"));
@@ -568,7 +553,7 @@ fn challenges(reply: &Reply) -> Vec<&str> {
 
 #[tokio::test]
 async fn the_scheme_is_bearer_in_any_case() {
-    let app = start(bearer_only(MemoryStore::new())).await;
+    let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let token = bearer_token(&app).await;
     for scheme in ["Bearer", "bearer", "BEARER", "bEaReR", "Bearer  "] {
         assert_eq!(who(&app, &[("authorization", &format!("{scheme} {token}"))]).await, "ana", "{scheme}");
@@ -577,7 +562,7 @@ async fn the_scheme_is_bearer_in_any_case() {
 
 #[tokio::test]
 async fn a_bearer_session_lives_from_request_to_request_until_logout() {
-    let app = start(bearer_only(MemoryStore::new())).await;
+    let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let authorization = format!("Bearer {}", bearer_token(&app).await);
     bearer_steps(&app, &authorization, json!([["insert", "k", 7]])).await;
     assert_eq!(bearer_steps(&app, &authorization, json!([["get", "k"]])).await.json(), json!([7]));
@@ -587,7 +572,7 @@ async fn a_bearer_session_lives_from_request_to_request_until_logout() {
 
 #[tokio::test]
 async fn a_rotated_bearer_token_is_told_by_the_handler_and_the_old_one_is_dead() {
-    let app = start(bearer_only(MemoryStore::new())).await;
+    let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let old = bearer_token(&app).await;
     let reply = bearer_steps(&app, &format!("Bearer {old}"), json!([["rotate"], ["save"], ["token"]])).await;
     let new = reply.json()[2].as_str().unwrap().to_owned();
@@ -597,7 +582,7 @@ async fn a_rotated_bearer_token_is_told_by_the_handler_and_the_old_one_is_dead()
 
 #[tokio::test]
 async fn no_credential_is_challenged_without_an_error_code() {
-    let app = start(bearer_only(MemoryStore::new()).on_missing(OnMissing::Reject)).await;
+    let app = App::with_me(bearer_only(MemoryStore::new()).on_missing(OnMissing::Reject)).await;
     let reply = with_authorization(&app, &[]).await;
     assert_eq!((reply.status, challenges(&reply)), (StatusCode::UNAUTHORIZED, vec!["Bearer"]));
 }
@@ -605,8 +590,8 @@ async fn no_credential_is_challenged_without_an_error_code() {
 #[tokio::test]
 async fn other_schemes_are_no_credential() {
     let store = Spy::new();
-    let strict = start(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
-    let open = start(bearer_only(store.clone())).await;
+    let strict = App::with_me(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
+    let open = App::with_me(bearer_only(store.clone())).await;
     let token = unknown("a");
     for value in ["Basic dXNlcjpwYXNz", &format!("Bearerx {token}"), &format!("Bear {token}"), &token, "Bearer,x", ""] {
         let reply = with_authorization(&strict, &[value]).await;
@@ -618,7 +603,7 @@ async fn other_schemes_are_no_credential() {
 
 #[tokio::test]
 async fn another_scheme_beside_a_bearer_token_is_ignored() {
-    let app = start(bearer_only(MemoryStore::new())).await;
+    let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let bearer = format!("Bearer {}", bearer_token(&app).await);
     assert_eq!(with_authorization(&app, &["Basic dXNlcjpwYXNz", &bearer]).await.text(), "ana");
     assert_eq!(with_authorization(&app, &[&bearer, "Basic dXNlcjpwYXNz"]).await.text(), "ana");
@@ -627,9 +612,9 @@ async fn another_scheme_beside_a_bearer_token_is_ignored() {
 #[tokio::test]
 async fn a_header_that_breaks_the_grammar_is_a_bad_request() {
     let store = Spy::new();
-    let strict = start(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
-    let required = start(bearer_only(store.clone()).require()).await;
-    let open = start(bearer_only(store.clone())).await;
+    let strict = App::with_me(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
+    let required = App::with_me(bearer_only(store.clone()).require()).await;
+    let open = App::with_me(bearer_only(store.clone())).await;
     let (token, other) = (unknown("a"), unknown("b"));
     let one = format!("Bearer {token}");
     let cases: Vec<Vec<String>> = vec![
@@ -661,8 +646,8 @@ async fn a_header_that_breaks_the_grammar_is_a_bad_request() {
 #[tokio::test]
 async fn a_token_that_is_not_ours_is_an_invalid_token() {
     let store = Spy::new();
-    let strict = start(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
-    let open = start(bearer_only(store.clone())).await;
+    let strict = App::with_me(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
+    let open = App::with_me(bearer_only(store.clone())).await;
     let a = "a".repeat(57);
     for token in ["abc", &a, &a[..55], "eyJhbGciOiJIUzI1NiJ9.e30.c2ln", "abc==", &format!("{}+", &a[..55])] {
         let authorization = format!("Bearer {token}");
@@ -678,8 +663,8 @@ async fn a_token_that_is_not_ours_is_an_invalid_token() {
 async fn unknown_expired_and_revoked_tokens_are_invalid_tokens() {
     let clock = ManualClock::new();
     let layer = bearer_only(MemoryStore::new().clock(clock.clone())).clock(clock.clone());
-    let open = start(layer.clone()).await;
-    let strict = start(layer.on_missing(OnMissing::Reject)).await;
+    let open = App::with_me(layer.clone()).await;
+    let strict = App::with_me(layer.on_missing(OnMissing::Reject)).await;
 
     let expired = bearer_token(&open).await;
     clock.advance(DAY);
@@ -699,7 +684,7 @@ async fn unknown_expired_and_revoked_tokens_are_invalid_tokens() {
 #[tokio::test]
 async fn the_realm_is_in_every_challenge() {
     let bearer = Bearer::new().realm("api");
-    let app = start(SessionLayer::new(MemoryStore::new()).bearer(bearer).on_missing(OnMissing::Reject)).await;
+    let app = App::with_me(SessionLayer::new(MemoryStore::new()).bearer(bearer).on_missing(OnMissing::Reject)).await;
     assert_eq!(challenges(&with_authorization(&app, &[]).await), ["Bearer realm=\"api\""]);
     let reply = with_authorization(&app, &["Bearer x"]).await;
     assert_eq!(challenges(&reply), ["Bearer realm=\"api\", error=\"invalid_token\""]);
@@ -710,7 +695,7 @@ async fn the_realm_is_in_every_challenge() {
 #[tokio::test]
 async fn a_realm_cannot_break_out_of_its_quotes() {
     let bearer = Bearer::new().realm("a\", evil=\"b\\c\r\nset-cookie: x=y é");
-    let app = start(SessionLayer::new(MemoryStore::new()).bearer(bearer).on_missing(OnMissing::Reject)).await;
+    let app = App::with_me(SessionLayer::new(MemoryStore::new()).bearer(bearer).on_missing(OnMissing::Reject)).await;
     let reply = with_authorization(&app, &[]).await;
     assert_eq!(challenges(&reply), ["Bearer realm=\"a, evil=bcset-cookie: x=y \""]);
     assert!(reply.set_cookies().is_empty());
@@ -718,7 +703,7 @@ async fn a_realm_cannot_break_out_of_its_quotes() {
 
 #[tokio::test]
 async fn a_bad_cookie_is_no_bearer_error() {
-    let app = start(both().on_missing(OnMissing::Reject)).await;
+    let app = App::with_me(both().on_missing(OnMissing::Reject)).await;
     let cookie = format!("{NAME}={}", unknown("a"));
     let reply = app.client().request(Method::GET, "/me", &[("cookie", &cookie)], Bytes::new()).await;
     assert_eq!((reply.status, challenges(&reply)), (StatusCode::UNAUTHORIZED, vec!["Bearer"]));
@@ -743,7 +728,7 @@ async fn the_challenge_stands_beside_those_of_a_custom_rejection() {
 #[tokio::test]
 async fn a_bearer_token_may_come_in_another_header() {
     let bearer = Bearer::new().header(HeaderName::from_static("x-forwarded-authorization"));
-    let app = start(SessionLayer::new(MemoryStore::new()).without_cookie().bearer(bearer)).await;
+    let app = App::with_me(SessionLayer::new(MemoryStore::new()).without_cookie().bearer(bearer)).await;
     let token = bearer_token(&app).await;
     let value = format!("Bearer {token}");
     assert_eq!(who(&app, &[("x-forwarded-authorization", &value)]).await, "ana");
@@ -757,8 +742,8 @@ async fn a_bearer_token_may_come_in_another_header() {
 async fn a_bearer_token_may_come_bare() {
     let bearer = Bearer::new().header(HeaderName::from_static("x-session-token")).without_scheme();
     let layer = SessionLayer::new(MemoryStore::new()).without_cookie().bearer(bearer);
-    let open = start(layer.clone()).await;
-    let strict = start(layer.on_missing(OnMissing::Reject)).await;
+    let open = App::with_me(layer.clone()).await;
+    let strict = App::with_me(layer.on_missing(OnMissing::Reject)).await;
     let token = bearer_token(&open).await;
     assert_eq!(who(&open, &[("x-session-token", &token)]).await, "ana");
     assert_eq!(who(&open, &[("x-session-token", &format!("Bearer {token}"))]).await, "nobody");
@@ -772,7 +757,7 @@ async fn a_bearer_token_may_come_bare() {
 
 #[tokio::test]
 async fn a_bearer_session_never_sets_a_cookie() {
-    for app in [start(both()).await, start(bearer_only(MemoryStore::new())).await] {
+    for app in [App::with_me(both()).await, App::with_me(bearer_only(MemoryStore::new())).await] {
         let token = app.client().perform(json!([["insert", "k", 1], ["save"], ["token"]])).await[2].clone();
         let mut authorization = format!("Bearer {}", token.as_str().unwrap());
         for step in [
@@ -799,7 +784,7 @@ async fn a_bearer_session_never_sets_a_cookie() {
 
 #[tokio::test]
 async fn without_cookies_a_login_sets_none() {
-    let app = start(bearer_only(MemoryStore::new())).await;
+    let app = App::with_me(bearer_only(MemoryStore::new())).await;
     assert_eq!(steps(&app.client(), json!([["login", "ana"]])).await.set_cookies(), [""; 0]);
 }
 
@@ -813,7 +798,7 @@ async fn with_both(app: &App, path: &str, cookie: &str, authorization: &str) -> 
 
 #[tokio::test]
 async fn cookie_and_bearer_token_that_agree_are_served() {
-    let app = start(both()).await;
+    let app = App::with_me(both()).await;
     let token = bearer_token(&app).await;
     let (cookie, authorization) = (format!("{NAME}={token}"), format!("Bearer {token}"));
     assert_eq!(with_both(&app, "/me", &cookie, &authorization).await.text(), "ana");
@@ -824,7 +809,7 @@ async fn cookie_and_bearer_token_that_agree_are_served() {
 #[tokio::test]
 async fn cookie_and_bearer_token_that_disagree_are_refused_everywhere() {
     let store = Spy::new();
-    let app = start(SessionLayer::new(store.clone()).bearer(Bearer::new())).await;
+    let app = App::with_me(SessionLayer::new(store.clone()).bearer(Bearer::new())).await;
     let (one, other) = (bearer_token(&app).await, bearer_token(&app).await);
     store.calls();
     let cookies =
@@ -843,7 +828,7 @@ async fn cookie_and_bearer_token_that_disagree_are_refused_everywhere() {
 
 #[tokio::test]
 async fn a_broken_bearer_token_beside_a_good_cookie_is_refused() {
-    let app = start(both()).await;
+    let app = App::with_me(both()).await;
     let cookie = format!("{NAME}={}", bearer_token(&app).await);
     for authorization in ["Bearer", "Bearer x", "Bearer a b", "bearer eyJ.e30.c2ln"] {
         for path in ["/me", "/public"] {
@@ -856,7 +841,7 @@ async fn a_broken_bearer_token_beside_a_good_cookie_is_refused() {
 
 #[tokio::test]
 async fn a_cookie_that_is_no_token_claims_nothing_beside_a_bearer_token() {
-    let app = start(both()).await;
+    let app = App::with_me(both()).await;
     let authorization = format!("Bearer {}", bearer_token(&app).await);
     for cookie in [format!("{NAME}=x"), format!("{NAME}="), "theme=dark".into()] {
         assert_eq!(with_both(&app, "/me", &cookie, &authorization).await.text(), "ana", "{cookie}");
@@ -966,7 +951,7 @@ fn contains(value: &HeaderValue, text: &str) -> bool {
 #[tokio::test]
 async fn the_generator_of_strange_headers_knows_the_token() {
     let store = Spy::new();
-    let app = start(layer_with_live_session(&store).await).await;
+    let app = App::with_me(layer_with_live_session(&store).await).await;
     assert_eq!(who(&app, &[("cookie", &format!("{NAME}={LIVE}"))]).await, "ana");
     assert_eq!(who(&app, &[("authorization", &format!("Bearer {LIVE}"))]).await, "ana");
 }

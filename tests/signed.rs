@@ -7,19 +7,21 @@ mod support;
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command, time::Duration};
 
-use axum::routing::get;
-use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use proptest::{
     prelude::*,
     test_runner::{Config, RngSeed},
 };
 use serde_json::json;
 use spy::Spy;
-use support::{app::App, client::Client, example::Server, redis_server::RedisServer};
+use support::{
+    app::{App, who},
+    client::Client,
+    example::Server,
+    redis_server::RedisServer,
+};
 use tower_keep::{
-    Bearer, InvalidSessionSecret, Lifetime, ManualClock, OnMissing, Session, SessionCookie, SessionError, SessionLayer,
-    SessionSecret, Token,
+    Bearer, InvalidSessionSecret, Lifetime, ManualClock, OnMissing, SessionCookie, SessionLayer, SessionSecret, Token,
 };
 
 const NAME: &str = "session";
@@ -34,20 +36,6 @@ fn signed(secret: SessionSecret) -> SessionCookie {
     SessionCookie::development().signed(secret)
 }
 
-async fn start(layer: SessionLayer) -> App {
-    App::serve(|router| router.route("/me", get(me)).layer(layer)).await
-}
-
-async fn me(session: Session) -> Result<String, SessionError> {
-    Ok(session.user()?.as_deref().unwrap_or("nobody").to_owned())
-}
-
-async fn who(app: &App, headers: &[(&str, &str)]) -> String {
-    let reply = app.client().request(Method::GET, "/me", headers, Bytes::new()).await;
-    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
-    reply.text()
-}
-
 async fn who_by_cookie(app: &App, value: &str) -> String {
     who(app, &[("cookie", &format!("{NAME}={value}"))]).await
 }
@@ -55,7 +43,7 @@ async fn who_by_cookie(app: &App, value: &str) -> String {
 /// An app that signs with the key `a`, its store, and the cookie of a session of Ana's.
 async fn app_with_session() -> (App, Spy, String) {
     let store = Spy::new();
-    let app = start(SessionLayer::new(store.clone()).cookie(signed(secret("a")))).await;
+    let app = App::with_me(SessionLayer::new(store.clone()).cookie(signed(secret("a")))).await;
     let client = app.client();
     client.one(json!(["login", "ana"])).await;
     store.calls();
@@ -86,7 +74,7 @@ async fn what_nobody_signed_costs_no_store_call() {
     let (app, store, value) = app_with_session().await;
     let (token, signature) = value.split_once('.').unwrap();
     let other = async |cookie: SessionCookie| {
-        let app = start(SessionLayer::new(store.clone()).cookie(cookie.clone())).await;
+        let app = App::with_me(SessionLayer::new(store.clone()).cookie(cookie.clone())).await;
         let client = app.client();
         client.one(json!(["login", "ana"])).await;
         client.cookie(cookie.name()).unwrap()
@@ -123,7 +111,7 @@ async fn what_nobody_signed_costs_no_store_call() {
 #[tokio::test]
 async fn where_a_session_is_required_it_is_missing() {
     let layer = SessionLayer::new(Spy::new()).cookie(signed(secret("a"))).on_missing(OnMissing::Reject);
-    let app = start(layer).await;
+    let app = App::with_me(layer).await;
     let client = app.client();
     client.set_cookie(NAME, &format!("{}.{}", "a".repeat(56), "b".repeat(32)));
     let reply = client.get("/me").await;
@@ -145,7 +133,7 @@ async fn a_planted_cookie_does_not_hide_the_real_one() {
 async fn bearer_tokens_have_no_signature() {
     let store = Spy::new();
     let layer = SessionLayer::new(store.clone()).cookie(signed(secret("a"))).bearer(Bearer::new());
-    let app = start(layer).await;
+    let app = App::with_me(layer).await;
     let client = app.client();
     client.one(json!(["login", "ana"])).await;
     let value = client.cookie(NAME).unwrap();
@@ -166,12 +154,12 @@ async fn a_key_is_replaced_and_nobody_is_logged_out() {
         let lifetime = Lifetime::new(day, 30 * day).unwrap().persistent(true);
         SessionLayer::new(store.clone()).clock(clock.clone()).lifetime(lifetime).cookie(signed(secret))
     };
-    let before = start(layer(secret("a"))).await;
+    let before = App::with_me(layer(secret("a"))).await;
     let client = before.client();
     client.one(json!(["login", "ana"])).await;
     let value = client.cookie(NAME).unwrap();
 
-    let between = start(layer(secret("b").older("a".repeat(32)).unwrap())).await;
+    let between = App::with_me(layer(secret("b").older("a".repeat(32)).unwrap())).await;
     let client = client.at(&between.url());
     assert_eq!(client.get("/me").await.text(), "ana");
     assert_eq!(client.cookie(NAME).unwrap(), value, "a cookie that is good is not given again");
@@ -180,13 +168,13 @@ async fn a_key_is_replaced_and_nobody_is_logged_out() {
     client.one(json!(["rotate"])).await;
     assert_ne!(client.cookie(NAME).unwrap(), value);
 
-    let after = start(layer(secret("b"))).await;
+    let after = App::with_me(layer(secret("b"))).await;
     assert_eq!(client.at(&after.url()).get("/me").await.text(), "ana");
     assert_eq!(who_by_cookie(&after, &value).await, "nobody");
 
     // Where others have the old key only, they must know the new one before it signs.
     assert_eq!(client.at(&before.url()).get("/me").await.text(), "nobody");
-    let prepared = start(layer(secret("a").older("b".repeat(32)).unwrap())).await;
+    let prepared = App::with_me(layer(secret("a").older("b".repeat(32)).unwrap())).await;
     assert_eq!(client.at(&prepared.url()).get("/me").await.text(), "ana");
 }
 

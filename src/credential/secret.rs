@@ -13,7 +13,7 @@ const MIN_KEY: usize = 32;
 const SIGNATURE: usize = 24;
 pub(super) const SIGNATURE_LEN: usize = SIGNATURE / 3 * 4;
 /// Between the token and its signature.
-pub(super) const DOT: u8 = b'.';
+const DOT: u8 = b'.';
 
 const VARIABLE: &str = "SESSION_SECRET";
 /// What makes of a secret the key of this one purpose.
@@ -55,7 +55,7 @@ impl SessionSecret {
         Ok(Self { newest: Key::new(key.as_ref())?, older: Vec::new() })
     }
 
-    /// A key that signed before, and still verifies.
+    /// A key that verifies as well: one that signed before, or is to sign when all instances have it.
     ///
     /// # Errors
     /// [`InvalidSessionSecret`] when it has less than 32 bytes.
@@ -79,11 +79,9 @@ impl SessionSecret {
     /// ```
     pub fn from_env() -> Result<Option<Self>, InvalidSessionSecret> {
         let wrong = InvalidSessionSecret { variable: Some(VARIABLE) };
-        match env::var(VARIABLE) {
-            Ok(keys) if keys.is_empty() => Ok(None),
-            Ok(keys) => keys.parse().map(Some).map_err(|_| wrong),
-            Err(env::VarError::NotPresent) => Ok(None),
-            Err(env::VarError::NotUnicode(_)) => Err(wrong),
+        match env::var_os(VARIABLE).filter(|keys| !keys.is_empty()) {
+            Some(keys) => keys.to_str().and_then(|keys| keys.parse().ok()).map(Some).ok_or(wrong),
+            None => Ok(None),
         }
     }
 

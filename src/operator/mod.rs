@@ -43,7 +43,8 @@
 //! same-origin`, or, where a browser does not send that (older ones, and all of them without TLS), by an `Origin` that is the `Host` of
 //! the request. A request with neither is refused, so a browser that is too old for both is of no use here, and of no danger. No page can make
 //! a browser lie in these headers, which is why there is no token in the forms; nor would one protect from more. A script that posts
-//! must say `Sec-Fetch-Site: same-origin`. Where browsers do not send it, a link can show the message that something was done, and nothing was. A proxy in front has to pass `Host` on unchanged where there is no TLS.
+//! must say `Sec-Fetch-Site: same-origin`. Where browsers do not send it, a link can show the message that something was done, and nothing
+//! was. A proxy in front has to pass `Host` on unchanged where there is no TLS.
 //!
 //! Nothing is embedded by other pages (`frame-ancestors 'none'`), and what clients say of themselves is only ever text: characters that cannot
 //! be seen, or turn others around, are shown by their numbers.
@@ -205,19 +206,6 @@ impl OperatorPage {
             Err(_) => Ok(Live::Many),
         }
     }
-
-    async fn perform(&self, act: &Act, sessions: &Sessions) -> Result<Done, StoreError> {
-        Ok(match act {
-            Act::Revoke(id) => {
-                if sessions.revoke(id).await? {
-                    Done::Revoked
-                } else {
-                    Done::WasGone
-                }
-            }
-            Act::RevokeUser(user) => Done::UserRevoked(sessions.revoke_user(user).await?),
-        })
-    }
 }
 
 impl fmt::Debug for OperatorPage {
@@ -251,8 +239,21 @@ async fn act(State(page): State<OperatorPage>, request: Request) -> Response {
         return page.page(StatusCode::BAD_REQUEST, Content::NothingToDo).await;
     };
     let from = request.extensions().get().and_then(Session::client_ip);
-    match page.perform(&act, &page.sessions.for_client(from)).await {
+    match perform(&act, &page.sessions.for_client(from)).await {
         Ok(done) => answer::see(&asked.view.after(done)),
         Err(error) => page.failed(asked.view, error).await,
     }
+}
+
+async fn perform(act: &Act, sessions: &Sessions) -> Result<Done, StoreError> {
+    Ok(match act {
+        Act::Revoke(id) => {
+            if sessions.revoke(id).await? {
+                Done::Revoked
+            } else {
+                Done::WasGone
+            }
+        }
+        Act::RevokeUser(user) => Done::UserRevoked(sessions.revoke_user(user).await?),
+    })
 }

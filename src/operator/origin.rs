@@ -6,25 +6,25 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Whether the browser says that a page of the same origin sends this. Without a word of the browser: no.
 pub(super) fn is_same(headers: &HeaderMap, uri: &Uri) -> bool {
-    match only(headers, &SEC_FETCH_SITE) {
-        Said::Once(site) => site == "same-origin",
-        Said::Otherwise => false,
-        // Browsers from before 2023, and all where there is no TLS.
-        Said::Nothing => match (only(headers, &header::ORIGIN), host(headers, uri)) {
-            (Said::Once(origin), Some(host)) => {
-                origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host))
-            }
-            _ => false,
-        },
-    }
+    // Nothing from browsers before 2023, and from all where there is no TLS.
+    says_same(headers).unwrap_or_else(|| match (only(headers, &header::ORIGIN), host(headers, uri)) {
+        (Said::Once(origin), Some(host)) => {
+            origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host))
+        }
+        _ => false,
+    })
 }
 
 /// Whether the browser says that something else than a page of the same origin has led here.
 pub(super) fn is_other(headers: &HeaderMap) -> bool {
+    says_same(headers) == Some(false)
+}
+
+fn says_same(headers: &HeaderMap) -> Option<bool> {
     match only(headers, &SEC_FETCH_SITE) {
-        Said::Once(site) => site != "same-origin",
-        Said::Otherwise => true,
-        Said::Nothing => false,
+        Said::Once(site) => Some(site == "same-origin"),
+        Said::Otherwise => Some(false),
+        Said::Nothing => None,
     }
 }
 

@@ -83,7 +83,7 @@ impl Sessions {
     /// For the client of a request, if the layer is to know who that is.
     pub(crate) fn for_request(&self, headers: &HeaderMap, extensions: &Extensions) -> Self {
         let info = self.shared.client_info.as_ref();
-        self.for_client(info.and_then(|info| info.metadata(headers, extensions).ip()))
+        self.for_client(info.and_then(|info| info.kept_ip(headers, extensions)))
     }
 
     #[cfg(feature = "jwt")]

@@ -37,8 +37,8 @@ pub use guard::Guard;
 pub use health::Health;
 pub use memory::MemoryStore;
 pub use migrating::MigratingStore;
-pub(crate) use values::values_of;
 pub use values::{Added, KeyPage, ValueStats, ValueStore};
+pub(crate) use values::{ask_values, values_of};
 
 /// No command is on its way for longer than this.
 const REMEMBER_AT_LEAST: Duration = Duration::from_secs(60);

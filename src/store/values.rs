@@ -117,6 +117,17 @@ pub(crate) fn values_of<S: SessionStore + ?Sized>(store: &S) -> Result<&dyn Valu
     store.values().ok_or_else(|| StoreError::Configuration(NoValues.into()))
 }
 
+/// What the values of `store` say.
+pub(crate) fn ask_values<'a, S: SessionStore, T: 'a>(
+    store: &'a S,
+    ask: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T>,
+) -> StoreFuture<'a, T> {
+    match values_of(store) {
+        Ok(values) => ask(values),
+        Err(error) => StoreFuture::ready(Err(error)),
+    }
+}
+
 #[derive(Debug)]
 struct NoValues;
 

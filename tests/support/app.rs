@@ -14,10 +14,11 @@ use std::{
 use axum::{
     Json, Router,
     extract::State,
-    http::{HeaderValue, StatusCode},
+    http::{HeaderValue, Method, StatusCode},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tower_keep::{Lifetime, Session, SessionError, SessionLayer};
@@ -51,6 +52,11 @@ impl App {
     /// `layer` around everything.
     pub async fn start(layer: SessionLayer) -> Self {
         Self::serve(|router| router.layer(layer)).await
+    }
+
+    /// And with `/me`, where the session says whose it is: see [`who`].
+    pub async fn with_me(layer: SessionLayer) -> Self {
+        Self::serve(|router| router.route("/me", get(me).post(me)).layer(layer)).await
     }
 
     /// With whatever `wrap` puts around the routes.
@@ -89,6 +95,17 @@ impl App {
     pub fn open(&self, name: &str) {
         self.gates.get(name).opened.notify_one();
     }
+}
+
+pub async fn me(session: Session) -> Result<String, SessionError> {
+    Ok(session.user()?.as_deref().unwrap_or("nobody").to_owned())
+}
+
+/// Who the server takes a request with these headers for.
+pub async fn who(app: &App, headers: &[(&str, &str)]) -> String {
+    let reply = app.client().request(Method::GET, "/me", headers, Bytes::new()).await;
+    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+    reply.text()
 }
 
 impl Drop for App {

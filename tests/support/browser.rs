@@ -193,15 +193,12 @@ impl Tab {
     /// The value of a JavaScript expression in the page; it is evaluated even where the page's own scripts are turned off.
     /// If the tab goes to another page meanwhile, then in that one.
     pub async fn eval(&self, expression: &str) -> Value {
-        let evaluated = async {
-            loop {
-                match self.try_eval(expression).await {
-                    Err(error) if is_gone(&error) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    answer => break answer,
-                }
-            }
-        };
-        let answer = timeout(PATIENCE, evaluated).await.unwrap_or_else(|_| panic!("{expression}: there is no page"));
+        let mut answer = Ok(Value::Null);
+        eventually("a page answers", async || {
+            answer = self.try_eval(expression).await;
+            !answer.as_ref().is_err_and(is_gone)
+        })
+        .await;
         answer.unwrap_or_else(|error| panic!("{expression}: {error}"))
     }
 

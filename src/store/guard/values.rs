@@ -6,17 +6,14 @@ use std::{
 };
 
 use super::Guard;
-use crate::store::{Added, Cursor, KeyPage, SessionStore, StoreError, StoreFuture, ValueStats, ValueStore, values_of};
+use crate::store::{Added, Cursor, KeyPage, SessionStore, StoreError, StoreFuture, ValueStats, ValueStore, ask_values};
 
 impl<S: SessionStore> Guard<S> {
     fn guarded_value<'a, T: Send + 'a>(
         &'a self,
         operation: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T> + Send + 'a,
     ) -> StoreFuture<'a, T> {
-        self.guarded(move |store| match values_of(store) {
-            Ok(values) => operation(values),
-            Err(error) => StoreFuture::ready(Err(error)),
-        })
+        self.guarded(move |store| ask_values(store, operation))
     }
 
     /// What was begun and has no answer may have been done, whether the store says so or the deadline is over.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Answer, Observed, Operation};
-use crate::store::{Added, Cursor, KeyPage, SessionStore, StoreError, StoreFuture, ValueStats, ValueStore, values_of};
+use crate::store::{Added, Cursor, KeyPage, SessionStore, StoreError, StoreFuture, ValueStats, ValueStore, ask_values};
 
 impl<S: SessionStore> Observed<S> {
     fn observe_value<'a, T: Answer + Send + 'a>(
@@ -11,10 +11,7 @@ impl<S: SessionStore> Observed<S> {
         operation: &'static str,
         ask: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T>,
     ) -> StoreFuture<'a, T> {
-        self.observe(Operation::OnValues(operation), |store| match values_of(store) {
-            Ok(values) => ask(values),
-            Err(error) => StoreFuture::ready(Err(error)),
-        })
+        self.observe(Operation::OnValues(operation), |store| ask_values(store, ask))
     }
 }
 

@@ -12,22 +12,11 @@ use super::super::{
     seen::Lesson,
 };
 use crate::{
-    store::{Added, Cursor, KeyPage, SessionStore, StoreError, StoreFuture, ValueStore, values_of},
+    store::{Added, Cursor, KeyPage, SessionStore, StoreError, StoreFuture, ask_values},
     time::Timestamp,
 };
 
 type Learn<'l> = dyn FnMut(Lesson<'_>) + 'l;
-
-/// What the main store's values say.
-fn ask<'a, S: SessionStore, T: 'a>(
-    main: &'a S,
-    ask: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T>,
-) -> StoreFuture<'a, T> {
-    match values_of(main) {
-        Ok(values) => ask(values),
-        Err(error) => StoreFuture::ready(Err(error)),
-    }
-}
 
 pub(super) struct Get<'a> {
     pub(super) keys: &'a [&'a str],
@@ -37,7 +26,7 @@ impl Operation for Get<'_> {
     type Answer = Vec<Option<Vec<u8>>>;
 
     fn ask<'a>(&'a self, main: &'a impl SessionStore) -> StoreFuture<'a, Self::Answer> {
-        ask(main, |values| values.get(self.keys))
+        ask_values(main, |values| values.get(self.keys))
     }
 
     fn lessons(&self, _: &Self::Answer, _: Timestamp, _: &mut Learn<'_>) {}
@@ -57,7 +46,7 @@ impl Operation for Set<'_> {
     type Answer = ();
 
     fn ask<'a>(&'a self, main: &'a impl SessionStore) -> StoreFuture<'a, ()> {
-        ask(main, |values| values.set(self.key, self.value, self.ttl))
+        ask_values(main, |values| values.set(self.key, self.value, self.ttl))
     }
 
     fn lessons(&self, (): &(), _: Timestamp, _: &mut Learn<'_>) {}
@@ -75,7 +64,7 @@ impl Operation for Delete<'_> {
     type Answer = bool;
 
     fn ask<'a>(&'a self, main: &'a impl SessionStore) -> StoreFuture<'a, bool> {
-        ask(main, |values| values.delete(self.key))
+        ask_values(main, |values| values.delete(self.key))
     }
 
     fn lessons(&self, _: &bool, _: Timestamp, _: &mut Learn<'_>) {}
@@ -93,7 +82,7 @@ impl Operation for Exists<'_> {
     type Answer = bool;
 
     fn ask<'a>(&'a self, main: &'a impl SessionStore) -> StoreFuture<'a, bool> {
-        ask(main, |values| values.exists(self.key))
+        ask_values(main, |values| values.exists(self.key))
     }
 
     fn lessons(&self, _: &bool, _: Timestamp, _: &mut Learn<'_>) {}
@@ -112,7 +101,7 @@ impl Operation for Expire<'_> {
     type Answer = bool;
 
     fn ask<'a>(&'a self, main: &'a impl SessionStore) -> StoreFuture<'a, bool> {
-        ask(main, |values| values.expire(self.key, self.ttl))
+        ask_values(main, |values| values.expire(self.key, self.ttl))
     }
 
     fn lessons(&self, _: &bool, _: Timestamp, _: &mut Learn<'_>) {}
@@ -147,7 +136,7 @@ impl Operation for &Add<'_> {
         if self.may_be_done() {
             return StoreFuture::ready(Err(Cause::InDoubt.into()));
         }
-        ask(main, |values| {
+        ask_values(main, |values| {
             StoreFuture::boxed(async move {
                 match values.add(self.key, self.by).await {
                     // An error, so that it shows an outage.
@@ -183,7 +172,7 @@ impl Operation for Scan<'_> {
     fn ask<'a>(&'a self, main: &'a impl SessionStore) -> StoreFuture<'a, KeyPage> {
         const START: &Cursor = &Cursor(String::new());
         let from = if self.from.as_str().starts_with(LOCAL) { START } else { self.from };
-        ask(main, |values| values.scan(self.pattern, from, self.count))
+        ask_values(main, |values| values.scan(self.pattern, from, self.count))
     }
 
     fn lessons(&self, _: &KeyPage, _: Timestamp, _: &mut Learn<'_>) {}
