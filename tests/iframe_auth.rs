@@ -351,6 +351,8 @@ async fn without_redis_it_says_so_and_goes_on_when_it_is_back() {
 
     redis.run().await;
     eventually("it is healthy again", async || client.get("/auth/redis-health").await.status == StatusCode::OK).await;
+    // The frames have a connection of their own, which may be back a moment later; the status asks both.
+    eventually("all of it is", async || client.get("/auth/session-status").await.status == StatusCode::OK).await;
     let session_id = created(&client).await;
     assert_eq!(validate(&client, &session_id).await.status, StatusCode::OK);
 }
