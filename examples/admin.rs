@@ -36,7 +36,7 @@ use axum::{
 use serde_json::json;
 use tokio_stream::StreamExt;
 use tower_keep::{
-    Imported, Rejection, Session, SessionLayer, Sessions, Timestamp, operator::OperatorPage, store::OnReturn,
+    Imported, Rejection, Session, SessionLayer, Sessions, Timestamp, operator::OperatorPage, store::OnRecovery,
 };
 
 #[tokio::main]
@@ -47,7 +47,7 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
-    let store = support::store(OnReturn::Merge).await?;
+    let store = support::store(OnRecovery::Merge).await?;
     let layer = SessionLayer::new(store.clone()).cookie(support::cookie()?);
     let sessions = layer.sessions();
     if let Some(path) = env::var_os("SESSION_IMPORT").filter(|path| !path.is_empty()) {

@@ -22,7 +22,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_keep::{Rejection, Session, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp, store::OnReturn};
+use tower_keep::{Rejection, Session, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp, store::OnRecovery};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
-    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?)
+    let layer = SessionLayer::new(support::store(OnRecovery::Merge).await?)
         .cookie(support::cookie()?)
         .client_info(support::client_info());
     let sessions = layer.sessions();

@@ -52,7 +52,7 @@ use serde_json::{Value, json};
 use support::Credentials;
 use tower_keep::{
     Key, KeyValue, KeyValueError, Lifetime, Session, SessionError, SessionLayer, Sessions,
-    store::{Cursor, OnReturn, StoreError},
+    store::{Cursor, OnRecovery, StoreError},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -70,7 +70,8 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
     let lifetime = lifetime()?;
-    let layer = SessionLayer::new(support::store(OnReturn::Merge).await?).cookie(support::cookie()?).lifetime(lifetime);
+    let layer =
+        SessionLayer::new(support::store(OnRecovery::Merge).await?).cookie(support::cookie()?).lifetime(lifetime);
     let sessions = layer.sessions();
     let state = Erp { values: sessions.key_value()?, sessions: sessions.clone() };
     let store = state.sessions.store_name();

@@ -30,7 +30,7 @@ use axum::{
 use serde_json::{Value, json};
 use support::Credentials;
 use tower_keep::{
-    Jwt, JwtAlgorithm, JwtKey, JwtPair, Lifetime, Reason, Rejection, Session, SessionLayer, Sessions, store::OnReturn,
+    Jwt, JwtAlgorithm, JwtKey, JwtPair, Lifetime, Reason, Rejection, Session, SessionLayer, Sessions, store::OnRecovery,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -50,7 +50,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .build()?;
     let idle = duration("REFRESH_TOKEN_EXPIRY", 7 * DAY)?;
     let lifetime = Lifetime::new(idle, idle.max(90 * DAY)).map_err(|error| format!("REFRESH_TOKEN_EXPIRY: {error}"))?;
-    let layer = SessionLayer::new(support::store(OnReturn::Drop).await?)
+    let layer = SessionLayer::new(support::store(OnRecovery::Drop).await?)
         .without_cookie()
         .jwt(jwt.clone())
         .lifetime(lifetime)

@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     ended::EndReason,
-    observe::Causes,
+    observe::ErrorChain,
     store::{Cursor, SessionStore, StoreError},
     token::SessionId,
 };
@@ -27,7 +27,7 @@ pub struct Event {
     session: SessionId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<Arc<str>>,
-    happened: Happened,
+    kind: EventKind,
     /// Who published it.
     origin: u64,
 }
@@ -36,7 +36,7 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Happened {
+pub enum EventKind {
     /// It was created.
     Created,
     /// Its user logged in.
@@ -48,8 +48,8 @@ pub enum Happened {
 }
 
 impl Event {
-    pub(crate) fn new(session: SessionId, user: Option<Arc<str>>, happened: Happened, origin: u64) -> Self {
-        Self { session, user, happened, origin }
+    pub(crate) fn new(session: SessionId, user: Option<Arc<str>>, kind: EventKind, origin: u64) -> Self {
+        Self { session, user, kind, origin }
     }
 
     /// Which session.
@@ -63,8 +63,8 @@ impl Event {
     }
 
     /// What happened.
-    pub fn happened(&self) -> Happened {
-        self.happened
+    pub fn kind(&self) -> EventKind {
+        self.kind
     }
 }
 
@@ -119,7 +119,7 @@ impl Events {
                 self.place = published.next;
                 self.elsewhere.extend(published.events.into_iter().filter(|event| event.origin != self.origin));
             }
-            Err(error) => tracing::debug!(error = %Causes(&error), "events of other processes not read"),
+            Err(error) => tracing::debug!(error = %ErrorChain(&error), "events of other processes not read"),
         }
         self.poll_at = Instant::now() + POLL_INTERVAL;
     }

@@ -104,7 +104,7 @@
 //!
 //! | `event` | level | fields | when |
 //! |---|---|---|---|
-//! | `created`, `logged_in`, `rotated` | INFO | `session`, `user`, `client_ip` | as [`Happened`] has it |
+//! | `created`, `logged_in`, `rotated` | INFO | `session`, `user`, `client_ip` | as [`EventKind`] has it |
 //! | `ended` | INFO | `session`, `user`, `client_ip`, `reason` | the same; for the [reason](EndReason::as_str) |
 //! | `token_reused` | WARN | `session`, `user`, `client_ip` | an old token came back: somebody has a copy |
 //! | `credentials_disagree` | WARN | `client_ip`, `left_out` | a cookie and another bearer token came together |
@@ -121,6 +121,7 @@
 
 #[cfg(feature = "axum")]
 pub mod axum;
+mod context;
 mod credential;
 mod ended;
 mod event;
@@ -146,17 +147,17 @@ mod record;
 mod security;
 mod session;
 mod sessions;
-mod shared;
 pub mod store;
 mod time;
 mod token;
 
 pub use crate::{
+    context::OnCorrupt,
     credential::{
         Bearer, InvalidCookie, InvalidSessionSecret, SameSite, SessionCookie, SessionCookieBuilder, SessionSecret,
     },
     ended::{EndReason, Ended},
-    event::{Event, Events, Happened, Missed},
+    event::{Event, EventKind, Events, Missed},
     health::{HealthFuture, HealthReport, HealthService},
     key::{AsKey, Key, KeyOf},
     key_value::{KeyValue, KeyValueError},
@@ -170,7 +171,6 @@ pub use crate::{
     observe::Stats,
     session::{Session, SessionError, Typed},
     sessions::{Consumed, Export, ImportError, Imported, NewSession, Scan, SessionInfo, Sessions},
-    shared::OnCorrupt,
     store::{MemoryStore, health::HealthStatus},
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     ended::EndReason,
-    event::Happened,
+    event::EventKind,
     metrics::{self, CONFLICTS, CREATED, DESTROYED, RESURRECTION_PREVENTED, ROTATION, TOKEN_REUSE, UNSAVED},
 };
 
@@ -16,10 +16,10 @@ use crate::{
 pub(crate) struct Counters {
     conflicts: Counter,
     overwrites: Counter,
-    ended_meanwhile: Counter,
+    ended_concurrently: Counter,
     unsaved: Counter,
     pub(crate) outages: Counter,
-    pub(crate) vouched: Counter,
+    pub(crate) signature_only: Counter,
     pub(crate) corrupt: Counter,
     created: Counter,
     logins: Counter,
@@ -47,21 +47,21 @@ impl Counter {
 }
 
 impl Counters {
-    pub(crate) fn happened(&self, what: Happened) {
+    pub(crate) fn happened(&self, what: EventKind) {
         match what {
-            Happened::Created => {
+            EventKind::Created => {
                 self.created.count();
                 metrics::count(&CREATED, []);
             }
-            Happened::LoggedIn => {
+            EventKind::LoggedIn => {
                 self.logins.count();
                 metrics::count(&ROTATION, [("case", "login")]);
             }
-            Happened::Rotated => {
+            EventKind::Rotated => {
                 self.rotations.count();
                 metrics::count(&ROTATION, [("case", "rotated")]);
             }
-            Happened::Ended(reason) => {
+            EventKind::Ended(reason) => {
                 self.ended.count();
                 metrics::count(&DESTROYED, [("reason", reason.as_str())]);
                 match reason {
@@ -89,8 +89,8 @@ impl Counters {
     }
 
     /// A save found its session ended.
-    pub(crate) fn ended_meanwhile(&self) {
-        self.ended_meanwhile.count();
+    pub(crate) fn ended_concurrently(&self) {
+        self.ended_concurrently.count();
         metrics::count(&RESURRECTION_PREVENTED, []);
     }
 
@@ -104,10 +104,10 @@ impl Counters {
         Stats {
             conflicts: self.conflicts.get(),
             overwrites: self.overwrites.get(),
-            ended_meanwhile: self.ended_meanwhile.get(),
+            ended_concurrently: self.ended_concurrently.get(),
             unsaved: self.unsaved.get(),
             outages: self.outages.get(),
-            vouched: self.vouched.get(),
+            signature_only: self.signature_only.get(),
             corrupt: self.corrupt.get(),
             created: self.created.get(),
             logins: self.logins.get(),
@@ -135,14 +135,14 @@ pub struct Stats {
     /// [merge](crate::SessionLayer::merge) was set for them.
     pub overwrites: u64,
     /// Saves that found their session ended by somebody else, and were given up.
-    pub ended_meanwhile: u64,
+    pub ended_concurrently: u64,
     /// Sessions dropped with changes that were never saved: the request was cancelled, or the change came after the
     /// response's head had left and without [`Session::save`](crate::Session::save).
     pub unsaved: u64,
     /// Look-ups and saves that the store did not answer.
     pub outages: u64,
     /// Of these, the look-ups of requests that were served on the signature of their JWT alone: see `JwtBuilder::accept_in_outage`.
-    pub vouched: u64,
+    pub signature_only: u64,
     /// Look-ups that found a record which cannot be read.
     pub corrupt: u64,
     /// Sessions created.
@@ -160,9 +160,9 @@ pub struct Stats {
 }
 
 /// An error with its causes, in one line.
-pub(crate) struct Causes<'a>(pub(crate) &'a (dyn Error + 'static));
+pub(crate) struct ErrorChain<'a>(pub(crate) &'a (dyn Error + 'static));
 
-impl fmt::Display for Causes<'_> {
+impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut said = self.0.to_string();
         f.write_str(&said)?;

@@ -12,7 +12,7 @@ use tracing::{field::display, info, warn};
 
 use crate::{
     ended::EndReason,
-    event::{Event, Happened},
+    event::{Event, EventKind},
     time::Clock,
     token::SessionId,
 };
@@ -24,17 +24,17 @@ const MOST: u32 = 10;
 
 pub(crate) fn happened(event: &Event, from: Option<IpAddr>) {
     let (session, user, client_ip) = (event.session(), event.user(), from.map(display));
-    match event.happened() {
-        Happened::Created => {
+    match event.kind() {
+        EventKind::Created => {
             info!(target: TARGET, event = "created", %session, user, client_ip, "session created");
         }
-        Happened::LoggedIn => {
+        EventKind::LoggedIn => {
             info!(target: TARGET, event = "logged_in", %session, user, client_ip, "user logged in");
         }
-        Happened::Rotated => {
+        EventKind::Rotated => {
             info!(target: TARGET, event = "rotated", %session, user, client_ip, "session token changed");
         }
-        Happened::Ended(reason) => {
+        EventKind::Ended(reason) => {
             info!(target: TARGET, event = "ended", %session, user, client_ip, reason = EndReason::as_str(reason), "session ended");
         }
     }
@@ -48,14 +48,14 @@ pub(crate) fn token_reused(session: &SessionId, user: Option<&str>, from: Option
 
 /// What requests cause that need no session for it.
 #[derive(Default)]
-pub(crate) struct Noise {
+pub(crate) struct EventRateLimit {
     unknown: Throttle,
     malformed: Throttle,
     disagreement: Throttle,
     limit_refused: Throttle,
 }
 
-impl Noise {
+impl EventRateLimit {
     /// A token that the store does not know, by the id it would lead to.
     pub(crate) fn unknown(&self, clock: &dyn Clock, session: &SessionId, from: Option<IpAddr>) {
         if let Some(left_out) = self.unknown.pass(clock) {

@@ -24,7 +24,7 @@ use support::{
 use tower_keep::{
     MemoryStore, SessionLayer,
     store::{
-        Fallback, FallbackMode, Guard, OnReturn,
+        Fallback, FallbackMode, Guard, OnRecovery,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -201,7 +201,7 @@ async fn every_query_finds_what_the_quickstart_exposes() {
     let metrics = Metrics::collect();
     let handle = metrics.handle();
     let guard = Guard::new(RedisStore::new(RedisConfig::from_url(&redis.url()).unwrap()));
-    let store = Fallback::new(guard, FallbackMode::Memory { on_return: OnReturn::Drop });
+    let store = Fallback::new(guard, FallbackMode::Memory { on_recovery: OnRecovery::Drop });
     let layer = SessionLayer::new(store);
     let values = layer.sessions().key_value().unwrap();
     let guarded = App::serve(|router| router.layer(layer).route("/metrics", get(async move || handle.render()))).await;

@@ -23,7 +23,7 @@ use support::{
 use tower_keep::{
     EndReason, Ended, HealthStatus, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, WhenFull,
     store::{
-        Created, Cursor, Fallback, FallbackMode, Found, Guard, Health, OnReturn, Outcome, SessionStore, StoreError,
+        Created, Cursor, Fallback, FallbackMode, Found, Guard, Health, OnRecovery, Outcome, SessionStore, StoreError,
         redis::{RedisConfig, RedisStore},
         testing,
     },
@@ -31,8 +31,8 @@ use tower_keep::{
 
 const REJECT: FallbackMode = FallbackMode::Reject;
 const STALE: FallbackMode = FallbackMode::ReadStale { max_age: MAX_AGE };
-const DROP: FallbackMode = FallbackMode::Memory { on_return: OnReturn::Drop };
-const MERGE: FallbackMode = FallbackMode::Memory { on_return: OnReturn::Merge };
+const DROP: FallbackMode = FallbackMode::Memory { on_recovery: OnRecovery::Drop };
+const MERGE: FallbackMode = FallbackMode::Memory { on_recovery: OnRecovery::Merge };
 const ALL: [FallbackMode; 4] = [REJECT, STALE, DROP, MERGE];
 
 const MAX_AGE: Duration = Duration::from_secs(300);
@@ -53,7 +53,7 @@ impl Test {
     fn with(mode: FallbackMode, change: impl FnOnce(Fallback<Spy>) -> Fallback<Spy>) -> Self {
         let clock = ManualClock::new();
         let main = Spy::with_clock(clock.clone());
-        let store = Fallback::new(main.clone(), mode).look_every(Duration::ZERO).clock(clock.clone());
+        let store = Fallback::new(main.clone(), mode).probe_interval(Duration::ZERO).clock(clock.clone());
         Self { main, store: change(store), clock }
     }
 
@@ -797,7 +797,8 @@ async fn a_touch_in_an_outage_extends_and_shortens_nothing() {
 async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
     let clock = ManualClock::new();
     let main = Spy::with_clock(clock.clone());
-    let store = Fallback::new(main.clone(), MERGE).look_every(Duration::ZERO).clock(clock.clone()).capacity(1_000_000);
+    let store =
+        Fallback::new(main.clone(), MERGE).probe_interval(Duration::ZERO).clock(clock.clone()).capacity(1_000_000);
     main.come_and_go(499);
     let report = testing::run(&store, async |time| clock.advance(time)).await;
     let cost = |failure: &&testing::Failure| {
@@ -993,7 +994,7 @@ async fn service(mode: FallbackMode, server: &RedisServer) -> (App, Arc<Fallback
 }
 
 async fn service_at(mode: FallbackMode, config: RedisConfig) -> (App, Arc<Fallback<RedisStore>>) {
-    let store = Arc::new(Fallback::new(RedisStore::new(config), mode).look_every(Duration::ZERO));
+    let store = Arc::new(Fallback::new(RedisStore::new(config), mode).probe_interval(Duration::ZERO));
     eventually("it is connected", async || store.health().await.unwrap() == Health::Up).await;
     (App::start(SessionLayer::new(store.clone())).await, store)
 }
@@ -1068,7 +1069,7 @@ async fn tokens_are_not_renewed_in_an_outage() {
     for mode in [STALE, DROP, MERGE] {
         let clock = ManualClock::new();
         let spy = Spy::with_clock(clock.clone());
-        let store = Arc::new(Fallback::new(spy.clone(), mode).look_every(Duration::ZERO).clock(clock.clone()));
+        let store = Arc::new(Fallback::new(spy.clone(), mode).probe_interval(Duration::ZERO).clock(clock.clone()));
         let layer = SessionLayer::new(store.clone()).clock(clock.clone()).rotate_every(60 * SECOND);
         let app = App::start(layer).await;
         let ana = logged_in(&app, "ana").await;
@@ -1089,9 +1090,9 @@ async fn tokens_are_not_renewed_in_an_outage() {
 
 #[tokio::test]
 async fn in_memory_users_stay_log_in_and_out() {
-    for (on_return, merges) in [(OnReturn::Drop, false), (OnReturn::Merge, true)] {
+    for (on_recovery, merges) in [(OnRecovery::Drop, false), (OnRecovery::Merge, true)] {
         let mut server = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-        let (app, store) = service(FallbackMode::Memory { on_return }, &server).await;
+        let (app, store) = service(FallbackMode::Memory { on_recovery }, &server).await;
         let (ana, bob, cho) =
             (logged_in(&app, "ana").await, logged_in(&app, "bob").await, logged_in(&app, "cho").await);
         let (thief, phone) = (bob.twin(), app.client());
@@ -1177,7 +1178,7 @@ async fn redis_restarted_empty() {
 async fn redis_away_when_the_program_starts() {
     let mut server = RedisServer::stopped();
     let redis = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
-    let store = Arc::new(Fallback::new(redis, MERGE).look_every(Duration::ZERO));
+    let store = Arc::new(Fallback::new(redis, MERGE).probe_interval(Duration::ZERO));
     let app = App::start(SessionLayer::new(store.clone())).await;
     let ana = logged_in(&app, "ana").await;
     assert_eq!(ana.one(json!(["is_degraded"])).await, true);
@@ -1218,7 +1219,7 @@ async fn acknowledged<F: Future<Output = Result<T, StoreError>>, T>(operation: i
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_threads_through_many_outages_lose_no_end() {
     let main = Spy::new();
-    let store = Fallback::new(main.clone(), MERGE).look_every(Duration::ZERO).capacity(1_000_000);
+    let store = Fallback::new(main.clone(), MERGE).probe_interval(Duration::ZERO).capacity(1_000_000);
     let store = Arc::new(store);
     main.come_and_go(53);
     let users = (0..8).map(|user| {

@@ -736,7 +736,7 @@ mod lost_replies {
             assert_eq!(self.server.sessions().await.len(), 1);
             assert_eq!(self.service.client.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(k)]);
             let stats = self.service.layer.stats();
-            assert_eq!((stats.outages, stats.conflicts, stats.ended_meanwhile, stats.unsaved), (0, 0, 0, 0));
+            assert_eq!((stats.outages, stats.conflicts, stats.ended_concurrently, stats.unsaved), (0, 0, 0, 0));
         }
     }
 

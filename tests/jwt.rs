@@ -1111,7 +1111,7 @@ mod outage {
         // What is no token of ours costs no call of the store.
         assert_eq!(user(&client, &pair.refresh_token).await, None);
         assert_challenged(&client.post("/refresh", &json!(pair.access_token)).await);
-        assert_eq!(world.layers[0].stats().vouched, 0);
+        assert_eq!(world.layers[0].stats().signature_only, 0);
     }
 
     #[tokio::test]
@@ -1124,14 +1124,14 @@ mod outage {
         act(&client, &pair.access_token, json!(["insert", "cart", "tea"])).await;
         act(&client, &ended.access_token, json!(["logout"])).await;
         assert_eq!(user(&client, &ended.access_token).await, None, "the store has answered");
-        assert_eq!(world.layers[0].stats().vouched, 0);
+        assert_eq!(world.layers[0].stats().signature_only, 0);
         redis.stop();
 
         let steps = json!([["user"], ["id"], ["is_degraded"]]);
         let reply = with(&client, &pair.access_token, "/do", steps).await;
         assert_eq!(reply.json(), json!(["ana", world.id(&pair), true]), "{reply:?}");
         assert_eq!(with(&client, &pair.access_token, "/claims", json!(null)).await.json()["role"], "admin");
-        assert_eq!(world.layers[0].stats().vouched, 2);
+        assert_eq!(world.layers[0].stats().signature_only, 2);
         assert_eq!(world.layers[0].stats().outages, 2);
         assert!(log.text().contains("served on the signature alone"), "{}", log.text());
         // What it holds is not known, and nothing can be done to it.
@@ -1191,7 +1191,7 @@ mod outage {
         redis.command(&format!("SET {key} garbage KEEPTTL")).await;
         let reply = with(&world.apps[0].client(), &pair.access_token, "/do", json!([["user"]])).await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(world.layers[0].stats().vouched, 0);
+        assert_eq!(world.layers[0].stats().signature_only, 0);
     }
 
     #[tokio::test]
@@ -1203,7 +1203,7 @@ mod outage {
         redis.command("ACL SETUSER default resetkeys").await;
         let reply = with(&world.apps[0].client(), &pair.access_token, "/do", json!([["user"]])).await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
-        assert_eq!(world.layers[0].stats().vouched, 0);
+        assert_eq!(world.layers[0].stats().signature_only, 0);
     }
 
     /// The record is there, and is not readable: that it cannot be ended either is no reason to do without.
@@ -1220,7 +1220,7 @@ mod outage {
         spy.fail_next("end");
         let reply = with(&world.apps[0].client(), &pair.access_token, "/do", steps.clone()).await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
-        assert_eq!(world.layers[0].stats().vouched, 0);
+        assert_eq!(world.layers[0].stats().signature_only, 0);
         assert_eq!(user(&world.apps[0].client(), &pair.access_token).await, None, "ended now");
         spy.recover();
         world.assert_refuses(&pair).await;

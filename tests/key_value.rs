@@ -16,15 +16,15 @@ use tokio::task::{JoinHandle, JoinSet};
 use tower_keep::{
     KeyValue, KeyValueError, ManualClock, MemoryStore, SessionLayer,
     store::{
-        Cursor, Fallback, FallbackMode, Guard, MigratingStore, OnReturn, SessionStore, StoreError, ValueStats,
+        Cursor, Fallback, FallbackMode, Guard, MigratingStore, OnRecovery, SessionStore, StoreError, ValueStats,
         redis::{RedisConfig, RedisStore},
     },
 };
 
 const REJECT: FallbackMode = FallbackMode::Reject;
 const STALE: FallbackMode = FallbackMode::ReadStale { max_age: Duration::from_secs(300) };
-const DROP: FallbackMode = FallbackMode::Memory { on_return: OnReturn::Drop };
-const MERGE: FallbackMode = FallbackMode::Memory { on_return: OnReturn::Merge };
+const DROP: FallbackMode = FallbackMode::Memory { on_recovery: OnRecovery::Drop };
+const MERGE: FallbackMode = FallbackMode::Memory { on_recovery: OnRecovery::Merge };
 
 const MINUTE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
@@ -513,7 +513,7 @@ mod model {
                         runtime.block_on(async {
                             let mut server = server.lock().await;
                             server.stop();
-                            let store = Arc::new(Fallback::new(redis(&server), MERGE).look_every(Duration::ZERO));
+                            let store = Arc::new(Fallback::new(redis(&server), MERGE).probe_interval(Duration::ZERO));
                             let values = values(store.clone());
                             let mut model = HashMap::new();
                             for step in &steps {
@@ -596,7 +596,7 @@ mod lost_answers {
         for (number, store) in stores.into_iter().enumerate() {
             let key = &format!("n{number}");
             let guard = values(Guard::new(store.clone()).deadline(MINUTE));
-            let fallback = values(Fallback::new(store.clone(), MERGE).look_every(Duration::ZERO));
+            let fallback = values(Fallback::new(store.clone(), MERGE).probe_interval(Duration::ZERO));
             let all = [values(store), guard, fallback];
             for (before, values) in (0..).map(|times| 2 * times).zip(&all) {
                 for bytes in [0, 2] {
@@ -618,7 +618,8 @@ mod lost_answers {
     async fn incr_that_meets_the_outage_is_not_done_in_memory_too() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
-        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let store =
+            Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.incr("n").await.unwrap();
         proxy.refuse().await;
@@ -641,7 +642,8 @@ mod lost_answers {
     async fn a_difference_is_told_once() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
-        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let store =
+            Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.set("n", "1", None).await.unwrap();
         proxy.refuse().await;
@@ -737,7 +739,7 @@ async fn rejected(server: &RedisServer, command: &str) -> u64 {
 
 /// A service whose Redis can be stopped, with `before` in it.
 async fn service(mode: FallbackMode, server: &RedisServer) -> (Arc<Fallback<RedisStore>>, KeyValue) {
-    let store = Arc::new(Fallback::new(redis(server), mode).look_every(Duration::ZERO));
+    let store = Arc::new(Fallback::new(redis(server), mode).probe_interval(Duration::ZERO));
     let values = values(store.clone());
     values.set("before", "1", None).await.unwrap();
     (store, values)
@@ -828,7 +830,7 @@ mod outages {
     async fn merge_tells_what_became_of_each_key_and_touches_no_other() {
         let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
         let clock = ManualClock::new();
-        let store = Arc::new(Fallback::new(redis(&server), MERGE).look_every(Duration::ZERO).clock(clock.clone()));
+        let store = Arc::new(Fallback::new(redis(&server), MERGE).probe_interval(Duration::ZERO).clock(clock.clone()));
         let values = values(store.clone());
         for key in ["untouched", "read", "set", "deleted", "expired", "renewed", "forgotten", "no-number"] {
             values.set(key, "old", None).await.unwrap();
@@ -927,7 +929,8 @@ mod outages {
     async fn a_difference_that_may_have_been_lost_is_counted_whatever_is_added_to_it() {
         let mut server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
-        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let store =
+            Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.get("n").await.unwrap();
         server.stop();
@@ -951,7 +954,8 @@ mod outages {
     async fn if_the_request_that_tells_is_cancelled_the_next_goes_on() {
         let mut server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
-        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let store =
+            Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.get("a").await.unwrap();
         server.stop();
@@ -985,7 +989,8 @@ mod outages {
     async fn a_time_to_live_for_a_counter_that_was_told_leaves_its_number_alone() {
         let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
         let proxy = Proxy::start(server.port()).await;
-        let store = Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).look_every(Duration::ZERO));
+        let store =
+            Arc::new(Fallback::new(RedisStore::new(config(&proxy.url())), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.incr_by("n", 100).await.unwrap();
         server.stop();
@@ -1016,7 +1021,7 @@ mod outages {
         let user = format!("--user app on >app-password {rights}");
         let mut server = RedisServer::stopped_with(&user.split(' ').collect::<Vec<_>>());
         let store = RedisStore::new(config(&server.url_as("app", "app-password")));
-        let store = Arc::new(Fallback::new(store, MERGE).look_every(Duration::ZERO));
+        let store = Arc::new(Fallback::new(store, MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.incr("n").await.unwrap();
         values.set("a", "1", None).await.unwrap();
@@ -1060,7 +1065,7 @@ mod outages {
     #[tokio::test]
     async fn what_redis_has_no_room_for_is_told_again() {
         let mut server = RedisServer::stopped_with(&["--maxmemory-policy", "noeviction", "--maxmemory", "1"]);
-        let store = Arc::new(Fallback::new(redis(&server), MERGE).look_every(Duration::ZERO));
+        let store = Arc::new(Fallback::new(redis(&server), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.set("a", "1", None).await.unwrap();
         assert_eq!(values.incr_by("n", 2).await.unwrap(), 2);
@@ -1081,7 +1086,7 @@ mod outages {
     #[tokio::test]
     async fn what_redis_has_no_room_for_does_not_keep_sessions_from_it() {
         let mut server = RedisServer::stopped_with(&["--maxmemory-policy", "noeviction", "--maxmemory", "1"]);
-        let store = Arc::new(Fallback::new(redis(&server), MERGE).look_every(Duration::ZERO));
+        let store = Arc::new(Fallback::new(redis(&server), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         for i in 0..100 {
             values.set(&format!("k{i}"), "1", None).await.unwrap();
@@ -1101,7 +1106,8 @@ mod outages {
     async fn a_value_that_redis_never_takes_is_given_up_and_costs_no_other() {
         let mut server = RedisServer::stopped_with(&["--client-query-buffer-limit", "1048576"]);
         let store = Arc::new(
-            Fallback::new(RedisStore::new(config(&server.url()).timeout(SECOND / 2)), MERGE).look_every(Duration::ZERO),
+            Fallback::new(RedisStore::new(config(&server.url()).timeout(SECOND / 2)), MERGE)
+                .probe_interval(Duration::ZERO),
         );
         let values = values(store.clone());
         values.set("before", "1", None).await.unwrap();

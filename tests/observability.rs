@@ -28,7 +28,7 @@ use tower_keep::{
     Bearer, ClientInfo, KeyValue, Limits, ManualClock, MemoryStore, PeerAddr, Session, SessionLayer, SingleUse,
     SingleUseLayer, Token, WhenFull,
     store::{
-        Cursor, Fallback, FallbackMode, Guard, OnReturn, SessionStore,
+        Cursor, Fallback, FallbackMode, Guard, OnRecovery, SessionStore,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -319,7 +319,7 @@ async fn fallbacks() -> Scrape {
     let metrics = Metrics::collect();
     let mut server = RedisServer::start().await;
     let guard = Guard::new(redis(&server)).open_after(1).pause(SECOND / 10, SECOND / 10);
-    let store = Fallback::new(guard, FallbackMode::Memory { on_return: OnReturn::Merge }).capacity(4);
+    let store = Fallback::new(guard, FallbackMode::Memory { on_recovery: OnRecovery::Merge }).capacity(4);
     let layer = SessionLayer::new(store);
     let app = App::start(layer.clone()).await;
     let ana = log_in(&app, "ana").await;

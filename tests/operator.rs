@@ -27,7 +27,7 @@ use tower_keep::{
     SessionId, SessionLayer, Sessions, Token,
     operator::{self, OperatorPage},
     store::{
-        Fallback, FallbackMode, OnReturn, SessionStore,
+        Fallback, FallbackMode, OnRecovery, SessionStore,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -485,7 +485,7 @@ async fn without_the_store_its_health_is_shown_all_the_same() {
 async fn a_fallback_is_shown() {
     let mut redis = RedisServer::start().await;
     let main = RedisStore::new(RedisConfig::from_url(&redis.url()).unwrap());
-    let store = Arc::new(Fallback::new(main, FallbackMode::Memory { on_return: OnReturn::Merge }));
+    let store = Arc::new(Fallback::new(main, FallbackMode::Memory { on_recovery: OnRecovery::Merge }));
     let layer = SessionLayer::new(store.clone());
     let sessions = layer.sessions();
     let page = OperatorPage::new(sessions.clone()).fallback(move || store.stats()).router();

@@ -20,7 +20,7 @@ use spy::Spy;
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
-    Consumed, EndReason, Happened, Key, Lifetime, Limits, ManualClock, NewSession, Session, SessionCookie,
+    Consumed, EndReason, EventKind, Key, Lifetime, Limits, ManualClock, NewSession, Session, SessionCookie,
     SessionError, SessionInfo, SessionLayer, Token, WhenFull,
 };
 
@@ -145,7 +145,7 @@ async fn a_login_carries_nothing_on_of_a_session_that_was_consumed_meanwhile() {
     assert_eq!(session.user(), Some("ana"));
     assert_eq!(session.value(VOUCHER).unwrap(), None, "it is used once, and by one");
     assert_eq!(session.value::<bool>("own").unwrap(), Some(true), "what the request did itself is its own");
-    assert_eq!(world.layer.stats().ended_meanwhile, 1);
+    assert_eq!(world.layer.stats().ended_concurrently, 1);
     assert_eq!(world.spy.len(), 1);
 }
 
@@ -297,7 +297,7 @@ async fn a_save_says_that_time_has_ended_the_session() {
             })
             .await;
         assert_eq!(reply.told, None);
-        assert_eq!(world.layer.stats().ended_meanwhile, 1);
+        assert_eq!(world.layer.stats().ended_concurrently, 1);
         assert_eq!(world.layer.stats().unsaved, 0);
     }
 }
@@ -515,7 +515,7 @@ async fn an_end_whose_answer_was_lost_is_told_once() {
         })
         .await;
     let event = events.next().await.unwrap();
-    assert_eq!((event.user(), event.happened()), (Some("ana"), Happened::Ended(EndReason::LoggedOut)));
+    assert_eq!((event.user(), event.kind()), (Some("ana"), EventKind::Ended(EndReason::LoggedOut)));
     // A thief ends a session once, however often he comes back.
     let token = world.create(NewSession::of("ana")).await;
     world.request(&token, async |session: Session| session.rotate()).await;
@@ -526,11 +526,11 @@ async fn an_end_whose_answer_was_lost_is_told_once() {
     let revoked = Token::parse(world.create(NewSession::of("ben")).await).unwrap();
     assert!(world.layer.sessions().revoke(&revoked.id()).await.unwrap());
     let mut happened = Vec::new();
-    while happened.last() != Some(&(Some("ben".to_owned()), Happened::Ended(EndReason::Revoked))) {
+    while happened.last() != Some(&(Some("ben".to_owned()), EventKind::Ended(EndReason::Revoked))) {
         let event = events.next().await.unwrap();
-        happened.push((event.user().map(str::to_owned), event.happened()));
+        happened.push((event.user().map(str::to_owned), event.kind()));
     }
-    let ends = |reason| happened.iter().filter(|(_, happened)| *happened == Happened::Ended(reason)).count();
+    let ends = |reason| happened.iter().filter(|(_, happened)| *happened == EventKind::Ended(reason)).count();
     assert_eq!((ends(EndReason::LoggedOut), ends(EndReason::TokenReused)), (0, 1));
 }
 

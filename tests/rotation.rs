@@ -14,7 +14,7 @@ use support::{
     redis_server::RedisServer,
 };
 use tower_keep::{
-    Bearer, EndReason, Happened, ManualClock, MemoryStore, Policy, SessionCookie, SessionLayer, Token,
+    Bearer, EndReason, EventKind, ManualClock, MemoryStore, Policy, SessionCookie, SessionLayer, Token,
     store::{
         SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -189,13 +189,13 @@ async fn after_the_grace_window_a_copy_ends_the_session_and_is_reported(w: World
     assert_eq!(client.perform(json!([["user"], ["ended"]])).await, [json!(null), json!("token_reused")]);
     assert_eq!((w.sessions().await, w.layer.stats().reused_tokens), (0, 1));
     let mut happened = Vec::new();
-    while happened.last() != Some(&Happened::Ended(EndReason::TokenReused)) {
+    while happened.last() != Some(&EventKind::Ended(EndReason::TokenReused)) {
         let event = events.next().await.unwrap();
         assert_eq!(event.user(), Some("ana"));
-        happened.push(event.happened());
+        happened.push(event.kind());
     }
-    let ended = Happened::Ended(EndReason::TokenReused);
-    assert_eq!(happened, [Happened::Created, Happened::LoggedIn, Happened::Rotated, ended]);
+    let ended = EventKind::Ended(EndReason::TokenReused);
+    assert_eq!(happened, [EventKind::Created, EventKind::LoggedIn, EventKind::Rotated, ended]);
     assert!(log.text().contains("an old token was used again"), "{}", log.text());
 }
 

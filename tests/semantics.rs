@@ -563,13 +563,13 @@ async fn logout_beats_a_slower_write(w: World) {
     assert_untold(&reply);
     assert!(!w.opens(&old).await);
     assert_eq!(w.count().await, 0);
-    assert_eq!(w.layer().stats().ended_meanwhile, 1);
+    assert_eq!(w.layer().stats().ended_concurrently, 1);
 }
 
 async fn logout_beats_20_slower_writes(w: World) {
     during_20_slower_writes(&w, json!(["logout"])).await;
     assert_eq!(w.count().await, 0);
-    let ended: u64 = w.instances.iter().map(|(layer, _)| layer.stats().ended_meanwhile).sum();
+    let ended: u64 = w.instances.iter().map(|(layer, _)| layer.stats().ended_concurrently).sum();
     assert_eq!(ended, 20);
 }
 
@@ -683,7 +683,7 @@ async fn a_slower_write_after_a_rotation_is_kept(w: World) {
     let seen = tab.perform(json!([["user"], ["get", "k"]])).await;
     assert_eq!(json!(seen), json!(["ana", 2]), "the request was good when it came");
     assert_eq!(w.count().await, 1);
-    assert_eq!(w.layer().stats().ended_meanwhile, 0);
+    assert_eq!(w.layer().stats().ended_concurrently, 0);
 }
 
 async fn of_two_rotations_at_once_one_happens_and_both_are_told(w: World) {

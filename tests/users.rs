@@ -11,7 +11,7 @@ use serde_json::json;
 use support::{app::App, client::Client, redis_server::RedisServer};
 use tokio::task::JoinSet;
 use tower_keep::{
-    ClientInfo, Consumed, EndReason, Happened, Key, Lifetime, Limits, MemoryStore, Metadata, NewSession, OnCorrupt,
+    ClientInfo, Consumed, EndReason, EventKind, Key, Lifetime, Limits, MemoryStore, Metadata, NewSession, OnCorrupt,
     PeerAddr, Session, SessionCookie, SessionError, SessionId, SessionLayer, Sessions, Token, WhenFull,
     store::{
         Codec, Cursor, SessionStore,
@@ -518,22 +518,22 @@ async fn what_happens_is_told(w: World) {
     second.one(json!(["logout"])).await;
     let third = w.here().create("ana").await.unwrap().id();
     w.here().revoke(&third).await.unwrap();
-    let ended = Happened::Ended;
+    let ended = EventKind::Ended;
     for (session, happened) in [
-        (visitor, Happened::Created),
-        (member, Happened::Created),
+        (visitor, EventKind::Created),
+        (member, EventKind::Created),
         (visitor, ended(EndReason::Replaced)),
-        (member, Happened::LoggedIn),
-        (member, Happened::Rotated),
+        (member, EventKind::LoggedIn),
+        (member, EventKind::Rotated),
         (member, ended(EndReason::Evicted)),
-        (second_id, Happened::Created),
-        (second_id, Happened::LoggedIn),
+        (second_id, EventKind::Created),
+        (second_id, EventKind::LoggedIn),
         (second_id, ended(EndReason::LoggedOut)),
-        (third, Happened::Created),
+        (third, EventKind::Created),
         (third, ended(EndReason::Revoked)),
     ] {
         let event = events.next().await.unwrap();
-        assert_eq!((event.session(), event.happened()), (session, happened));
+        assert_eq!((event.session(), event.kind()), (session, happened));
     }
 }
 
@@ -545,11 +545,11 @@ async fn what_happens_elsewhere_is_told(w: World) {
         let sessions = if n % 2 == 0 { w.here() } else { w.there() };
         let id = sessions.create("ana").await.unwrap().id();
         sessions.revoke(&id).await.unwrap();
-        expected.extend([(id, Happened::Created), (id, Happened::Ended(EndReason::Revoked))]);
+        expected.extend([(id, EventKind::Created), (id, EventKind::Ended(EndReason::Revoked))]);
     }
     for _ in 0..expected.len() {
         let event = there.next().await.unwrap();
-        seen.push((event.session(), event.happened()));
+        seen.push((event.session(), event.kind()));
     }
     // Each once; those of one instance in their order.
     for (id, happened) in &expected {
@@ -638,7 +638,7 @@ async fn the_sessions_end_even_if_somebody_deleted_the_index(w: World) {
     });
     assert!(reply.set_cookies().is_empty());
     assert_eq!(slow.one(json!(["user"])).await, json!(null));
-    assert_eq!(w.layers[0].stats().ended_meanwhile, 1);
+    assert_eq!(w.layers[0].stats().ended_concurrently, 1);
     assert!(w.here().list("ana").await.unwrap().is_empty());
 }
 

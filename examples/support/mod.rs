@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::{net::TcpListener, signal};
 use tower_keep::{
     ClientInfo, InvalidSessionSecret, Session, SessionCookie, SessionError, SessionSecret,
-    store::{self, Fallback, FallbackMode, OnReturn, SessionStore},
+    store::{self, Fallback, FallbackMode, OnRecovery, SessionStore},
 };
 
 /// Turns the result of a server into an exit code.
@@ -82,8 +82,8 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
 }
 
 /// Redis or memory, as the environment says; and memory in place of Redis while that is away, from the start or later.
-pub async fn store(on_return: OnReturn) -> Result<Arc<Fallback<Arc<dyn SessionStore>>>, Box<dyn Error>> {
-    let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_return });
+pub async fn store(on_recovery: OnRecovery) -> Result<Arc<Fallback<Arc<dyn SessionStore>>>, Box<dyn Error>> {
+    let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_recovery });
     store.start().await;
     let store = Arc::new(store);
     let watched = store.clone();

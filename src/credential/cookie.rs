@@ -6,7 +6,7 @@ use ::cookie::{Cookie, time::OffsetDateTime};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::{
-    Candidates, MAX_CANDIDATES, Presented, Transport,
+    Candidates, MAX_CANDIDATES, PresentedCredentials, Transport,
     secret::{SIGNATURE_LEN, SessionSecret},
 };
 use crate::{
@@ -116,8 +116,8 @@ impl SessionCookie {
     }
 
     /// The cookies of our name, in all `Cookie` header lines: HTTP/2 may send several.
-    pub(super) fn read(&self, headers: &HeaderMap) -> Presented {
-        let mut found = Presented::Nothing;
+    pub(super) fn read(&self, headers: &HeaderMap) -> PresentedCredentials {
+        let mut found = PresentedCredentials::Nothing;
         for value in headers.get_all(header::COOKIE) {
             let mut rest = value.as_bytes();
             while !rest.is_empty() {
@@ -125,16 +125,17 @@ impl SessionCookie {
                 rest = after;
                 let Some(value) = value else { continue };
                 match (self.token(value), &mut found) {
-                    (Ok(token), Presented::Tokens(_, tokens)) => {
+                    (Ok(token), PresentedCredentials::Tokens(_, tokens)) => {
                         if tokens.more.len() + 1 < MAX_CANDIDATES && tokens.iter().all(|other| *other != token) {
                             tokens.more.push(token);
                         }
                     }
                     (Ok(first), found) => {
-                        *found = Presented::Tokens(Transport::Cookie, Candidates { first, more: Vec::new() });
+                        *found =
+                            PresentedCredentials::Tokens(Transport::Cookie, Candidates { first, more: Vec::new() });
                     }
-                    (Err(_), Presented::Tokens(..)) => {}
-                    (Err(_), found) => *found = Presented::Foreign(Transport::Cookie),
+                    (Err(_), PresentedCredentials::Tokens(..)) => {}
+                    (Err(_), found) => *found = PresentedCredentials::Foreign(Transport::Cookie),
                 }
             }
         }

@@ -36,7 +36,7 @@ pub(crate) enum Transport {
 
 /// What a request brought.
 #[derive(Clone)]
-pub(crate) enum Presented {
+pub(crate) enum PresentedCredentials {
     /// No credential.
     Nothing,
     /// A credential that cannot be a token of ours.
@@ -80,7 +80,7 @@ impl Proof<'_> {
     }
 }
 
-impl Presented {
+impl PresentedCredentials {
     /// How the credential came, in a word.
     pub(crate) fn label(&self) -> &'static str {
         match self {
@@ -201,46 +201,46 @@ impl Credentials {
         &self.vary
     }
 
-    pub(crate) fn read(&self, headers: &HeaderMap, clock: &dyn Clock) -> Presented {
+    pub(crate) fn read(&self, headers: &HeaderMap, clock: &dyn Clock) -> PresentedCredentials {
         let cookie = match &self.cookie {
             Some(cookie) => cookie.read(headers),
-            None => Presented::Nothing,
+            None => PresentedCredentials::Nothing,
         };
         let bearer = match self.bearer().map(|bearer| bearer.read(headers)) {
             None | Some(Header::Absent) => return cookie,
-            Some(Header::Malformed) => Presented::Malformed,
+            Some(Header::Malformed) => PresentedCredentials::Malformed,
             Some(Header::Credential(credential)) => self.bearer_credential(credential, clock),
         };
         match (cookie, bearer) {
-            (Presented::Tokens(_, cookies), Presented::Tokens(_, bearer)) => {
+            (PresentedCredentials::Tokens(_, cookies), PresentedCredentials::Tokens(_, bearer)) => {
                 if cookies.iter().all(|cookie| *cookie == bearer.first) {
-                    Presented::Tokens(Transport::Cookie, cookies)
+                    PresentedCredentials::Tokens(Transport::Cookie, cookies)
                 } else {
-                    Presented::Disagreement
+                    PresentedCredentials::Disagreement
                 }
             }
-            (Presented::Tokens(..), _) => Presented::Disagreement,
+            (PresentedCredentials::Tokens(..), _) => PresentedCredentials::Disagreement,
             // A cookie of our name that is not a token was set by somebody else: it claims nothing.
             (_, bearer) => bearer,
         }
     }
 
     /// What follows `Bearer`: a token of ours has no dots, and a JWT has two.
-    fn bearer_credential(&self, credential: &[u8], clock: &dyn Clock) -> Presented {
+    fn bearer_credential(&self, credential: &[u8], clock: &dyn Clock) -> PresentedCredentials {
         #[cfg(feature = "jwt")]
         if let Some(jwt) = self.jwt.as_ref().filter(|_| self.bearer.is_none() || credential.contains(&b'.')) {
             return match jwt.read(credential, clock.now()) {
-                Ok(signed) => Presented::Signed(Arc::new(signed)),
+                Ok(signed) => PresentedCredentials::Signed(Arc::new(signed)),
                 Err(reason) => {
                     tracing::debug!(%reason, "access token refused");
-                    Presented::Foreign(Transport::Bearer)
+                    PresentedCredentials::Foreign(Transport::Bearer)
                 }
             };
         }
         let _ = clock;
         match Token::parse(credential) {
-            Ok(token) => Presented::Tokens(Transport::Bearer, Candidates { first: token, more: Vec::new() }),
-            Err(_) => Presented::Foreign(Transport::Bearer),
+            Ok(token) => PresentedCredentials::Tokens(Transport::Bearer, Candidates { first: token, more: Vec::new() }),
+            Err(_) => PresentedCredentials::Foreign(Transport::Bearer),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     time::Clock,
 };
 
-/// Checks the store, once for all who ask at the same time. Shared by the clones of a layer.
+/// Checks the store, once for all who ask at the same time. LayerContext by the clones of a layer.
 pub(crate) struct Monitor {
     /// Whoever has it checks.
     turn: Semaphore,

@@ -124,7 +124,7 @@ impl JwtBuilder {
     /// Who was logged out a moment before the outage is let in as long as the token lives: keep that
     /// [short](Self::access_lifetime). Such a session [is degraded](crate::Session::is_degraded): it knows its user, its id and its
     /// [claims](crate::Session::claims), and no values; to read or to change any is [`SessionError::Unavailable`](crate::SessionError::Unavailable). Each
-    /// is logged as a warning, and [counted](crate::Stats::vouched). A route that must not do with that asks `is_degraded`.
+    /// is logged as a warning, and [counted](crate::Stats::signature_only). A route that must not do with that asks `is_degraded`.
     ///
     /// It is for an outage only. What the store says, or a [fallback](crate::store::Fallback) in its place, is final: a session that
     /// is unknown or has ended is refused. Refresh tokens always need the store.

@@ -88,7 +88,7 @@ impl Jwt {
         session.check_given_away()?;
         session.save().await?;
         let (id, record) = session.give_away()?;
-        self.pair(&id, &record, session.shared().clock.now(), own)
+        self.pair(&id, &record, session.context().clock.now(), own)
     }
 
     /// Makes a session outside a request, as [`Sessions::create`] does, and a pair of tokens for it.
@@ -110,7 +110,7 @@ impl Jwt {
     ) -> Result<JwtPair, JwtIssueError> {
         let own = own_claims(claims)?;
         let (token, record) = sessions.create_stored(new.into()).await?;
-        self.pair(&token.id(), &record, sessions.shared().clock.now(), own)
+        self.pair(&token.id(), &record, sessions.context().clock.now(), own)
     }
 
     /// A pair for the session `id`, as `record` has it.

@@ -9,10 +9,10 @@ use super::{Jwt, JwtError, JwtIssueError, JwtPair, issue::own_claims};
 use crate::{
     credential::Bearer,
     ended::EndReason,
-    event::Happened,
+    event::EventKind,
     layer::{Reason, Rejection},
     metrics::{self, ROTATION},
-    observe::Causes,
+    observe::ErrorChain,
     record::{Record, Standing},
     security,
     session::SessionError,
@@ -61,26 +61,26 @@ impl Jwt {
         refresh_token: &str,
         claims: impl Fn(&SessionInfo) -> C,
     ) -> Result<JwtPair, JwtRefreshError> {
-        let shared = sessions.shared();
+        let context = sessions.context();
         let (id, generation) =
-            self.read_refresh(refresh_token.as_bytes(), shared.clock.now()).inspect_err(|reason| {
+            self.read_refresh(refresh_token.as_bytes(), context.clock.now()).inspect_err(|reason| {
                 tracing::debug!(%reason, "refresh token refused");
             })?;
         let failed = |error: StoreError| {
-            shared.counters.outages.count();
-            tracing::warn!(session = %id, error = %Causes(&error), "session not refreshed");
+            context.counters.outages.count();
+            tracing::warn!(session = %id, error = %ErrorChain(&error), "session not refreshed");
             JwtRefreshError::Session(error.into())
         };
-        let mut found = shared.store.load(&id).await.map_err(failed)?;
+        let mut found = context.store.load(&id).await.map_err(failed)?;
         for _ in 0..MAX_ATTEMPTS {
             let loaded = match found {
                 Found::Live(loaded) => loaded,
                 Found::Ended(ended) => return Err(JwtRefreshError::Ended(ended.reason)),
                 Found::Unknown => return Err(JwtRefreshError::Unknown),
             };
-            let now = shared.clock.now();
+            let now = context.clock.now();
             let is_of = |of: Option<Generation>| Generation::name(of, &id) == generation;
-            match loaded.record.standing_once(is_of, now, shared.rotation.grace) {
+            match loaded.record.standing_once(is_of, now, context.rotation.grace) {
                 Standing::Current => {}
                 Standing::Graced | Standing::Superseded => {
                     metrics::count(&ROTATION, [("case", "superseded")]);
@@ -88,7 +88,7 @@ impl Jwt {
                 }
                 Standing::Reused => return Err(self.reused(sessions, id, &loaded).await.unwrap_or_else(failed)),
             }
-            if !shared.has_begun(&id, &loaded.record).await.map_err(failed)? {
+            if !context.has_begun(&id, &loaded.record).await.map_err(failed)? {
                 return Err(JwtRefreshError::Unknown);
             }
             let Some(info) = SessionInfo::of(id, &loaded, now) else {
@@ -105,13 +105,13 @@ impl Jwt {
             // Made before it is written: what cannot be issued must not cost the client the token that it has.
             let pair = self.pair(&id, &record, now, own_claims(&claims(&info))?)?;
             let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
-            match shared.store.update(&id, expected, entry).await.map_err(failed)? {
+            match context.store.update(&id, expected, entry).await.map_err(failed)? {
                 Outcome::Done => {
-                    sessions.announce([(id, loaded.record.user.clone(), Happened::Rotated)]).await;
+                    sessions.announce([(id, loaded.record.user.clone(), EventKind::Rotated)]).await;
                     return Ok(pair);
                 }
                 Outcome::Conflict(theirs) => found = Found::Live(theirs),
-                Outcome::Gone => found = shared.store.load(&id).await.map_err(failed)?,
+                Outcome::Gone => found = context.store.load(&id).await.map_err(failed)?,
             }
         }
         Err(JwtRefreshError::Session(SessionError::Conflict))
@@ -119,11 +119,11 @@ impl Jwt {
 
     /// Ends the family of a refresh token that was used before.
     async fn reused(&self, sessions: &Sessions, id: SessionId, loaded: &Loaded) -> Result<JwtRefreshError, StoreError> {
-        let (shared, user) = (sessions.shared(), loaded.record.user.clone());
+        let (context, user) = (sessions.context(), loaded.record.user.clone());
         security::token_reused(&id, user.as_deref(), sessions.client_ip());
-        if let Outcome::Done = shared.store.end(&id, EndReason::TokenReused).await? {
-            shared.lived(&loaded.record);
-            sessions.announce([(id, user, Happened::Ended(EndReason::TokenReused))]).await;
+        if let Outcome::Done = context.store.end(&id, EndReason::TokenReused).await? {
+            context.lived(&loaded.record);
+            sessions.announce([(id, user, EventKind::Ended(EndReason::TokenReused))]).await;
         }
         Ok(JwtRefreshError::Ended(EndReason::TokenReused))
     }

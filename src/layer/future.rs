@@ -134,7 +134,7 @@ impl<R> Exchange<R> {
         R: ResponseForRejection<B>,
     {
         let mut response = rejection.for_grpc(self.grpc).render(&self.reject);
-        respond::vary(response.headers_mut(), self.session.shared().credentials.vary());
+        respond::vary(response.headers_mut(), self.session.context().credentials.vary());
         response
     }
 

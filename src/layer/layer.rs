@@ -5,6 +5,7 @@ use tower_layer::Layer;
 
 use super::{EmptyBody, OnMissing, OnOutage, Policy, SessionService};
 use crate::{
+    context::{Announcer, LayerContext, Merge, OnCorrupt, Rotation},
     credential::{Bearer, Credentials, SessionCookie},
     key::{AsKey, Key},
     lifetime::Lifetime,
@@ -13,7 +14,6 @@ use crate::{
     observe::Stats,
     record::Json,
     sessions::Sessions,
-    shared::{Announcer, Merge, OnCorrupt, Rotation, Shared},
     store::{SessionStore, observed::Observed},
     time::{Clock, SystemClock},
 };
@@ -55,7 +55,7 @@ use crate::{
 /// ```
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct SessionLayer<R = EmptyBody> {
-    shared: Arc<Shared>,
+    context: Arc<LayerContext>,
     policy: Policy,
     reject: R,
 }
@@ -65,7 +65,7 @@ impl SessionLayer {
     ///
     /// An `Arc<dyn SessionStore>` is a store as well: Redis or memory may be decided when the program starts.
     pub fn new(store: impl SessionStore) -> Self {
-        let shared = Shared {
+        let context = LayerContext {
             deadline: store.operation_deadline().map(|deadline| deadline.saturating_mul(2)),
             store: Arc::new(Observed::new(store)),
             credentials: Credentials::new(Some(SessionCookie::default())),
@@ -83,26 +83,26 @@ impl SessionLayer {
             security: Arc::default(),
             monitor: Arc::default(),
         };
-        Self { shared: Arc::new(shared), policy: Policy::new(), reject: EmptyBody }
+        Self { context: Arc::new(context), policy: Policy::new(), reject: EmptyBody }
     }
 }
 
 impl<R> SessionLayer<R> {
     /// How the session cookie looks. Default: [`SessionCookie::default`].
     pub fn cookie(mut self, cookie: SessionCookie) -> Self {
-        self.shared_mut().credentials = self.shared.credentials.with_cookie(Some(cookie));
+        self.context_mut().credentials = self.context.credentials.with_cookie(Some(cookie));
         self
     }
 
     /// Neither read nor set cookies.
     pub fn without_cookie(mut self) -> Self {
-        self.shared_mut().credentials = self.shared.credentials.with_cookie(None);
+        self.context_mut().credentials = self.context.credentials.with_cookie(None);
         self
     }
 
     /// Read bearer tokens, beside cookies or instead of them. Default: no bearer tokens.
     pub fn bearer(mut self, bearer: Bearer) -> Self {
-        self.shared_mut().credentials = self.shared.credentials.with_bearer(bearer);
+        self.context_mut().credentials = self.context.credentials.with_bearer(bearer);
         self
     }
 
@@ -111,13 +111,13 @@ impl<R> SessionLayer<R> {
     /// A JWT that is valid names a session, which is then looked up like any other: see [`Jwt`](crate::Jwt).
     #[cfg(feature = "jwt")]
     pub fn jwt(mut self, jwt: crate::Jwt) -> Self {
-        self.shared_mut().credentials = self.shared.credentials.with_jwt(jwt);
+        self.context_mut().credentials = self.context.credentials.with_jwt(jwt);
         self
     }
 
     /// How long new sessions live. Default: [`Lifetime::default`]. Sessions that exist keep the lifetime they have.
     pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
-        self.shared_mut().lifetime = lifetime;
+        self.context_mut().lifetime = lifetime;
         self
     }
 
@@ -129,7 +129,7 @@ impl<R> SessionLayer<R> {
     /// that comes later is a copy in the wrong hands, for its owner has had another: the session ends
     /// ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and a warning is logged.
     pub fn rotate_every(mut self, age: Duration) -> Self {
-        self.shared_mut().rotation.every = Some(age);
+        self.context_mut().rotation.every = Some(age);
         self
     }
 
@@ -140,7 +140,7 @@ impl<R> SessionLayer<R> {
     /// either: a request that brings it has no session, and ends none. A refresh token that was used is treated the same: with a window of
     /// zero, one that comes again ends its session at once.
     pub fn rotation_grace(mut self, window: Duration) -> Self {
-        self.shared_mut().rotation.grace = window;
+        self.context_mut().rotation.grace = window;
         self
     }
 
@@ -158,7 +158,7 @@ impl<R> SessionLayer<R> {
     /// # let _ = layer;
     /// ```
     pub fn limits_by(mut self, limits: impl Fn(&str) -> Limits + Send + Sync + 'static) -> Self {
-        self.shared_mut().limits = Arc::new(limits);
+        self.context_mut().limits = Arc::new(limits);
         self
     }
 
@@ -194,7 +194,7 @@ impl<R> SessionLayer<R> {
                 Err(_) => mine.cloned(), // no JSON can hold it
             }
         });
-        self.shared_mut().merges.insert(key.name().into(), merge);
+        self.context_mut().merges.insert(key.name().into(), merge);
         self
     }
 
@@ -207,19 +207,19 @@ impl<R> SessionLayer<R> {
     /// # Ok::<(), tower_keep::InvalidProxy>(())
     /// ```
     pub fn client_info(mut self, info: ClientInfo) -> Self {
-        self.shared_mut().client_info = Some(info);
+        self.context_mut().client_info = Some(info);
         self
     }
 
     /// What to do with a session whose record cannot be read. Default: [`OnCorrupt::Outage`].
     pub fn on_corrupt(mut self, on_corrupt: OnCorrupt) -> Self {
-        self.shared_mut().on_corrupt = on_corrupt;
+        self.context_mut().on_corrupt = on_corrupt;
         self
     }
 
     /// The clock that sessions are timed by. Default: the system's.
     pub fn clock(mut self, clock: impl Clock) -> Self {
-        self.shared_mut().clock = Arc::new(clock);
+        self.context_mut().clock = Arc::new(clock);
         self
     }
 
@@ -227,7 +227,7 @@ impl<R> SessionLayer<R> {
     ///
     /// A session that grows beyond is not saved: [`SessionError::TooLarge`](crate::SessionError::TooLarge).
     pub fn max_size(mut self, bytes: usize) -> Self {
-        self.shared_mut().max_size = bytes;
+        self.context_mut().max_size = bytes;
         self
     }
 
@@ -246,7 +246,7 @@ impl<R> SessionLayer<R> {
     /// # let _ = layer;
     /// ```
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.shared_mut().deadline = Some(deadline);
+        self.context_mut().deadline = Some(deadline);
         self
     }
 
@@ -289,21 +289,21 @@ impl<R> SessionLayer<R> {
     /// How rejections look: a closure, or whatever implements
     /// [`ResponseForRejection`](crate::ResponseForRejection). Default: [`EmptyBody`].
     pub fn reject_with<T>(self, reject: T) -> SessionLayer<T> {
-        SessionLayer { shared: self.shared, policy: self.policy, reject }
+        SessionLayer { context: self.context, policy: self.policy, reject }
     }
 
     /// The sessions of this layer, for work outside requests.
     pub fn sessions(&self) -> Sessions {
-        Sessions::new(self.shared.clone())
+        Sessions::new(self.context.clone())
     }
 
     /// What has been counted so far by this layer and its clones.
     pub fn stats(&self) -> Stats {
-        self.shared.counters.stats()
+        self.context.counters.stats()
     }
 
-    fn shared_mut(&mut self) -> &mut Shared {
-        Arc::make_mut(&mut self.shared)
+    fn context_mut(&mut self) -> &mut LayerContext {
+        Arc::make_mut(&mut self.context)
     }
 }
 
@@ -311,20 +311,20 @@ impl<S, R: Clone> Layer<S> for SessionLayer<R> {
     type Service = SessionService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        SessionService::new(inner, self.shared.clone(), self.policy, self.reject.clone())
+        SessionService::new(inner, self.context.clone(), self.policy, self.reject.clone())
     }
 }
 
 impl<R: Clone> Clone for SessionLayer<R> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), policy: self.policy, reject: self.reject.clone() }
+        Self { context: self.context.clone(), policy: self.policy, reject: self.reject.clone() }
     }
 }
 
 impl<R> fmt::Debug for SessionLayer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionLayer")
-            .field("shared", &self.shared)
+            .field("context", &self.context)
             .field("policy", &self.policy)
             .finish_non_exhaustive()
     }

@@ -12,7 +12,7 @@ pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Respons
     let Some(closing) = session.close() else {
         return response; // the session was not read: nothing depends on it
     };
-    let credentials = &session.shared().credentials;
+    let credentials = &session.context().credentials;
     let headers = response.headers_mut();
     if let (Some(set_cookie), Some(cookie)) = (closing.set_cookie, credentials.cookie()) {
         let others: Vec<_> =

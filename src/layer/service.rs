@@ -8,7 +8,7 @@ use http::{Method, Request, Response, header};
 use tower_service::Service;
 
 use super::{Lookup, Policy, ResponseForRejection, ResponseFuture, future::Exchange};
-use crate::{credential::Presented, session::Session, shared::Shared};
+use crate::{context::LayerContext, credential::PresentedCredentials, session::Session};
 
 /// A service wrapped by [`SessionLayer`](crate::SessionLayer).
 ///
@@ -24,14 +24,14 @@ use crate::{credential::Presented, session::Session, shared::Shared};
 #[derive(Clone)]
 pub struct SessionService<S, R> {
     inner: S,
-    shared: Arc<Shared>,
+    context: Arc<LayerContext>,
     policy: Policy,
     reject: R,
 }
 
 impl<S, R> SessionService<S, R> {
-    pub(super) fn new(inner: S, shared: Arc<Shared>, policy: Policy, reject: R) -> Self {
-        Self { inner, shared, policy, reject }
+    pub(super) fn new(inner: S, context: Arc<LayerContext>, policy: Policy, reject: R) -> Self {
+        Self { inner, context, policy, reject }
     }
 }
 
@@ -51,26 +51,26 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         // Inside another layer over the same sessions, this one changes the policy and leaves the rest to that.
-        let outer = request.extensions().get::<Session>().filter(|session| session.belongs_to(&self.shared));
+        let outer = request.extensions().get::<Session>().filter(|session| session.belongs_to(&self.context));
         let (session, policy, nested) = match outer {
             Some(session) => (session.with_policy(self.policy), self.policy, true),
             None => {
                 // The first layer takes the request's own policy: it must not open what a layer further in has closed.
                 let policy = request.extensions_mut().remove::<Policy>().unwrap_or(self.policy);
-                let presented = self.shared.credentials.read(request.headers(), &*self.shared.clock);
-                let client = self.shared.client_info.as_ref();
+                let presented = self.context.credentials.read(request.headers(), &*self.context.clock);
+                let client = self.context.client_info.as_ref();
                 let client = client.map(|info| info.metadata(request.headers(), request.extensions()));
-                (Session::new(self.shared.clone(), presented, client, policy), policy, false)
+                (Session::new(self.context.clone(), presented, client, policy), policy, false)
             }
         };
         let exchange = Exchange { session, nested, grpc: is_grpc(&request), reject: self.reject.clone() };
         let presented = exchange.session.presented();
         let look_up_first = match (policy.lookup, presented) {
-            (_, Presented::Disagreement) => {
+            (_, PresentedCredentials::Disagreement) => {
                 exchange.session.report_disagreement();
                 return ResponseFuture::rejected(exchange.session.unauthenticated(), exchange);
             }
-            (Lookup::Lazy, _) | (Lookup::Eager, Presented::Nothing) => false,
+            (Lookup::Lazy, _) | (Lookup::Eager, PresentedCredentials::Nothing) => false,
             (Lookup::Eager | Lookup::Required, _) => true,
         };
         request.extensions_mut().insert(exchange.session.clone());

@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::{Policy, Reason, Rejection};
 use crate::{
     credential::{InQuery, take_from},
-    observe::Causes,
+    observe::ErrorChain,
     sessions::{Consumed, Sessions},
     store::StoreError,
 };
@@ -196,8 +196,8 @@ impl SingleUse {
             InQuery::Nothing => return Err(SingleUseError::Missing),
         };
         self.sessions.consume(token).await.map_err(|error| {
-            self.sessions.shared().counters.outages.count();
-            tracing::warn!(session = %token.id(), error = %Causes(&error), "session not consumed");
+            self.sessions.context().counters.outages.count();
+            tracing::warn!(session = %token.id(), error = %ErrorChain(&error), "session not consumed");
             SingleUseError::Store(error)
         })
     }

@@ -71,7 +71,7 @@ use self::{
     render::{Content, Live, Page},
 };
 use crate::{
-    observe::Causes,
+    observe::ErrorChain,
     session::Session,
     sessions::{SessionInfo, Sessions},
     store::{Cursor, FallbackStats, StoreError},
@@ -137,19 +137,19 @@ impl OperatorPage {
 
     /// How the store does, and `content`.
     async fn page(&self, status: StatusCode, content: Content) -> Response {
-        let shared = self.sessions.shared();
+        let context = self.sessions.context();
         let page = Page {
             health: self.sessions.health().await,
             stats: self.sessions.stats(),
             fallback: self.fallback.as_ref().map(|stats| stats()),
-            now: shared.clock.now(),
+            now: context.clock.now(),
             content,
         };
         answer::page(status, page.html())
     }
 
     async fn failed(&self, view: View, error: StoreError) -> Response {
-        tracing::warn!(error = %Causes(&error), "operator's page without an answer of the store");
+        tracing::warn!(error = %ErrorChain(&error), "operator's page without an answer of the store");
         self.page(StatusCode::SERVICE_UNAVAILABLE, Content::Failed { view }).await
     }
 

@@ -347,7 +347,7 @@ impl Page {
         let Stats {
             conflicts,
             overwrites,
-            ended_meanwhile,
+            ended_concurrently,
             unsaved,
             outages,
             corrupt,
@@ -357,7 +357,7 @@ impl Page {
             ended,
             evictions,
             reused_tokens,
-            vouched,
+            signature_only,
         } = self.stats;
         html.markup("<h2>Counted by this process since it started</h2>\n<dl class=\"counts\">\n");
         for (name, number) in [
@@ -369,10 +369,10 @@ impl Page {
             ("old tokens used again", reused_tokens),
             ("merged saves", conflicts),
             ("overwritten values", overwrites),
-            ("ended meanwhile", ended_meanwhile),
+            ("ended meanwhile", ended_concurrently),
             ("not saved", unsaved),
             ("outages", outages),
-            ("served on a signature", vouched),
+            ("served on a signature", signature_only),
             ("not readable", corrupt),
         ] {
             html.markup("<div><dt>").markup(name).markup("</dt><dd>").text(number).markup("</dd></div>\n");

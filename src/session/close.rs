@@ -10,9 +10,9 @@ use super::{
     state::{Known, State, Untold},
 };
 use crate::{
-    credential::{Presented, Transport},
+    credential::{PresentedCredentials, Transport},
     metrics::{self, REQUESTS},
-    observe::Causes,
+    observe::ErrorChain,
 };
 
 /// What remains to be said when the head of the response leaves.
@@ -40,14 +40,14 @@ impl Session {
             Err(error) => {
                 let mut state = self.inner.state();
                 if !state.has_unsaved() {
-                    tracing::warn!(error = %Causes(&error), "session token not renewed: the next request will see to it");
+                    tracing::warn!(error = %ErrorChain(&error), "session token not renewed: the next request will see to it");
                     return Ok(());
                 }
                 state.reported = Some(state.generation);
                 let id = state.live().map(|live| live.id);
                 drop(state);
                 let session = id.as_ref().map(tracing::field::display);
-                tracing::error!(session, error = %Causes(&error), "session not saved");
+                tracing::error!(session, error = %ErrorChain(&error), "session not saved");
                 Err(error)
             }
         }
@@ -79,16 +79,16 @@ impl Session {
 impl Inner {
     /// The header that tells the client what it does not know yet; bearer clients are told by handlers.
     fn set_cookie(&self, untold: Untold, state: &State) -> Option<SetCookie> {
-        let credentials = &self.shared.credentials;
+        let credentials = &self.context.credentials;
         let transport = self.presented.transport().unwrap_or(credentials.default_transport());
         let cookie = credentials.cookie().filter(|_| transport == Transport::Cookie)?;
-        let now = self.shared.clock.now();
+        let now = self.context.clock.now();
         match untold {
             Untold::Token(until) => {
                 let header = cookie.give(&self.token_of(state.begun()?)?, now, until)?;
                 Some(SetCookie { header, op: "set" })
             }
-            Untold::End if matches!(self.presented, Presented::Nothing) => None,
+            Untold::End if matches!(self.presented, PresentedCredentials::Nothing) => None,
             Untold::End => cookie.remove().map(|header| SetCookie { header, op: "remove" }),
         }
     }
@@ -98,7 +98,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if state.has_unsaved() && state.reported != Some(state.generation) {
-            self.shared.counters.unsaved();
+            self.context.counters.unsaved();
             let id = state.live().map(|live| live.id);
             let session = id.as_ref().map(tracing::field::display);
             tracing::warn!(session, "session dropped with changes that were not saved");

@@ -10,7 +10,7 @@ use super::{
     state::{Held, Known, Live},
 };
 use crate::{
-    credential::{Presented, Signed},
+    credential::{PresentedCredentials, Signed},
     ended::EndReason,
     metadata::Metadata,
     token::{SessionId, Token},
@@ -33,7 +33,7 @@ impl Session {
     /// # }
     /// ```
     pub fn user(&self) -> Result<Option<Arc<str>>, SessionError> {
-        match self.vouched() {
+        match self.signature_only() {
             Some(signed) => Ok(signed.user.clone()),
             None => Ok(self.readable()?.user().cloned()),
         }
@@ -54,7 +54,7 @@ impl Session {
     /// # }
     /// ```
     pub fn id(&self) -> Result<Option<SessionId>, SessionError> {
-        match self.vouched() {
+        match self.signature_only() {
             Some(signed) => Ok(Some(signed.session)),
             None => Ok(self.readable()?.live().map(|live| live.id)),
         }
@@ -256,7 +256,7 @@ impl Session {
     }
 
     /// What the request brought, if that is all there is to go by.
-    fn vouched(&self) -> Option<&Signed> {
+    fn signature_only(&self) -> Option<&Signed> {
         let signed = self.inner.presented.signed()?;
         matches!(self.inner.state().known, Known::Vouched).then_some(signed)
     }
@@ -271,7 +271,7 @@ impl Inner {
     pub(super) fn held(&self, live: &Live) -> Option<Token> {
         match (&live.token, &self.presented) {
             (Held::Minted(token), _) => Some(Token::clone(token)),
-            (Held::Presented(place), Presented::Tokens(_, candidates)) => candidates.get(*place).cloned(),
+            (Held::Presented(place), PresentedCredentials::Tokens(_, candidates)) => candidates.get(*place).cloned(),
             (Held::Presented(_) | Held::Elsewhere, _) => None,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Inner, Session, SessionError};
-use crate::{ended::EndReason, event::Happened, lifetime::Lifetime, store::Found};
+use crate::{ended::EndReason, event::EventKind, lifetime::Lifetime, store::Found};
 
 /// How it goes on.
 impl Session {
@@ -147,13 +147,13 @@ impl Inner {
             Some(live) => (live.id, live.record.user.clone()),
             None => return Ok(false),
         };
-        let shared = &self.shared;
+        let context = &self.context;
         let claim = self.state().claim()?;
-        let found = self.ask(shared.store.consume(&id, claim)).await;
-        let found = found.inspect_err(|_| shared.counters.outages.count())?;
+        let found = self.ask(context.store.consume(&id, claim)).await;
+        let found = found.inspect_err(|_| context.counters.outages.count())?;
         let mine = matches!(found, Found::Live(_));
         if let Found::Live(loaded) = &found {
-            shared.lived(&loaded.record);
+            context.lived(&loaded.record);
         }
         self.state().consumed(
             mine,
@@ -164,7 +164,7 @@ impl Inner {
             },
         );
         if mine {
-            self.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
+            self.announce([(id, user, EventKind::Ended(EndReason::Used))]).await;
         }
         Ok(mine)
     }

@@ -9,14 +9,14 @@ use super::{
     state::{Fate, Held, Known, Live, Untold},
 };
 use crate::{
-    credential::{Presented, Proof, Signed, Transport},
+    context::OnCorrupt,
+    credential::{PresentedCredentials, Proof, Signed, Transport},
     ended::{EndReason, Ended},
-    event::Happened,
+    event::EventKind,
     metrics::{self, ROTATION, TOUCH_SKIPPED},
-    observe::Causes,
+    observe::ErrorChain,
     record::{Record, Standing},
     security,
-    shared::OnCorrupt,
     store::{Entry, Found, Loaded, Outcome, StoreError},
     time::Timestamp,
     token::SessionId,
@@ -53,12 +53,15 @@ impl Inner {
     pub(super) fn is_to_look_up(&self) -> bool {
         let mut state = self.state();
         match (&state.known, &self.presented) {
-            (Known::Unread | Known::Unavailable, Presented::Tokens(..) | Presented::Signed(_)) => true,
+            (
+                Known::Unread | Known::Unavailable,
+                PresentedCredentials::Tokens(..) | PresentedCredentials::Signed(_),
+            ) => true,
             (Known::Unread, presented) => {
                 state.known = Known::Absent;
-                state.degraded = self.shared.store.is_degraded();
+                state.degraded = self.context.store.is_degraded();
                 if let Met::Malformed = Met::without_looking(presented) {
-                    self.shared.security.malformed(&*self.shared.clock, presented.label(), self.ip());
+                    self.context.security.malformed(&*self.context.clock, presented.label(), self.ip());
                 }
                 false
             }
@@ -67,10 +70,10 @@ impl Inner {
     }
 
     pub(super) async fn look_up(&self) -> Looked {
-        let before = self.shared.store.is_degraded();
+        let before = self.context.store.is_degraded();
         let looked = self.look_through().await;
         // Whichever of the two it was when it answered.
-        let degraded = looked.degraded || before || self.shared.store.is_degraded();
+        let degraded = looked.degraded || before || self.context.store.is_degraded();
         let met = match looked.met {
             Met::Hit | Met::Unknown if degraded => Met::Degraded,
             met => met,
@@ -83,11 +86,11 @@ impl Inner {
         let mut ended = None;
         let mut known = Known::Absent;
         for proof in self.presented.proofs() {
-            let found = self.ask(self.shared.store.load(&proof.session())).await;
+            let found = self.ask(self.context.store.load(&proof.session())).await;
             if let (Proof::Signature(signed), Err(error @ StoreError::Outage(_))) = (proof, &found)
                 && signed.suffices_in_outage
             {
-                return self.vouched(signed, error);
+                return self.signature_only(signed, error);
             }
             match self.try_proof(proof, found).await {
                 Ok(Tried::Live(live, standing)) => return self.found(live, standing),
@@ -95,8 +98,8 @@ impl Inner {
                 Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
                 Ok(Tried::Unknown) => unknown = Some(proof.session()),
                 Err(error) => {
-                    self.shared.counters.outages.count();
-                    tracing::warn!(session = %proof.session(), error = %Causes(&error), "session not loaded");
+                    self.context.counters.outages.count();
+                    tracing::warn!(session = %proof.session(), error = %ErrorChain(&error), "session not loaded");
                     return Looked::without_store(Known::Unavailable, Met::StoreError);
                 }
             }
@@ -107,16 +110,16 @@ impl Inner {
             (_, None) => Met::Unknown,
         };
         if let (Met::Unknown, Some(id)) = (met, unknown) {
-            self.shared.security.unknown(&*self.shared.clock, &id, self.ip());
+            self.context.security.unknown(&*self.context.clock, &id, self.ip());
         }
         Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false, met }
     }
 
     /// The store did not answer, and the signature is to suffice then.
-    fn vouched(&self, signed: &Signed, error: &StoreError) -> Looked {
-        let (session, user, error) = (signed.session, signed.user.as_deref(), Causes(error));
-        self.shared.counters.outages.count();
-        self.shared.counters.vouched.count();
+    fn signature_only(&self, signed: &Signed, error: &StoreError) -> Looked {
+        let (session, user, error) = (signed.session, signed.user.as_deref(), ErrorChain(error));
+        self.context.counters.outages.count();
+        self.context.counters.signature_only.count();
         tracing::warn!(%session, user, %error, "session not loaded: served on the signature alone");
         Looked::without_store(Known::Vouched, Met::Degraded)
     }
@@ -125,8 +128,8 @@ impl Inner {
         let id = proof.session();
         let found = match found {
             Err(StoreError::Corrupt(source)) => {
-                self.shared.counters.corrupt.count();
-                if self.shared.on_corrupt == OnCorrupt::Outage {
+                self.context.counters.corrupt.count();
+                if self.context.on_corrupt == OnCorrupt::Outage {
                     return Err(StoreError::Corrupt(source));
                 }
                 tracing::warn!(session = %id, "session record not readable: ended");
@@ -134,12 +137,12 @@ impl Inner {
             }
             found => found?,
         };
-        let now = self.shared.clock.now();
+        let now = self.context.clock.now();
         let loaded = match found {
             Found::Live(loaded) => loaded,
             // The client that logged in may have sent this before it knew.
             Found::Ended(Ended { reason: EndReason::Replaced, at, .. })
-                if now.since(at) < self.shared.rotation.grace =>
+                if now.since(at) < self.context.rotation.grace =>
             {
                 metrics::count(&ROTATION, [("case", "superseded")]);
                 return Ok(Tried::Superseded);
@@ -148,7 +151,7 @@ impl Inner {
             Found::Unknown => return Ok(Tried::Unknown),
         };
         let standing = match proof {
-            Proof::Token(_, token) => loaded.record.standing(token, now, self.shared.rotation.grace),
+            Proof::Token(_, token) => loaded.record.standing(token, now, self.context.rotation.grace),
             // A session never changes its user.
             Proof::Signature(Signed { user: Some(user), .. }) if loaded.record.user() != Some(user) => {
                 return Ok(Tried::Unknown);
@@ -188,15 +191,15 @@ impl Inner {
         if record.replaces.is_none() {
             return Ok(Some(loaded));
         }
-        if !self.ask(self.shared.has_begun(id, record)).await? {
+        if !self.ask(self.context.has_begun(id, record)).await? {
             return Ok(None);
         }
         // Best effort: if it fails, the next request sees to it.
-        let now = self.shared.clock.now();
+        let now = self.context.clock.now();
         let Ok(version) = record.version.next() else { return Ok(Some(loaded)) };
         let begun = Record { version, replaces: None, ..Record::clone(record) };
         let entry = Entry { record: Arc::new(begun), ttl: record.full_ttl(now) };
-        Ok(Some(match self.ask(self.shared.store.update(id, record.version, entry.clone())).await {
+        Ok(Some(match self.ask(self.context.store.update(id, record.version, entry.clone())).await {
             Ok(Outcome::Done) => Loaded { record: entry.record, ttl: Some(entry.ttl) },
             _ => loaded,
         }))
@@ -204,11 +207,11 @@ impl Inner {
 
     /// Ends a session that must not go on.
     async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
-        let outcome = self.ask(self.shared.store.end(&id, reason)).await?;
+        let outcome = self.ask(self.context.store.end(&id, reason)).await?;
         if matches!(outcome, Outcome::Done) || reason == EndReason::Corrupt {
-            record.into_iter().for_each(|record| self.shared.lived(record));
+            record.into_iter().for_each(|record| self.context.lived(record));
             let user = record.and_then(|record| record.user.clone());
-            self.announce([(id, user, Happened::Ended(reason))]).await;
+            self.announce([(id, user, EventKind::Ended(reason))]).await;
         }
         Ok(Tried::Ended(reason))
     }
@@ -216,10 +219,10 @@ impl Inner {
     fn found(&self, live: Live, standing: Standing) -> Looked {
         let untold = (standing == Standing::Graced).then(|| Untold::Token(cookie_until(&live.record)));
         let by_cookie = self.presented.transport() == Some(Transport::Cookie);
-        let age = self.shared.clock.now().since(live.record.rotated_at());
-        let due = by_cookie && untold.is_none() && self.shared.rotation.every.is_some_and(|every| age >= every);
+        let age = self.context.clock.now().since(live.record.rotated_at());
+        let due = by_cookie && untold.is_none() && self.context.rotation.every.is_some_and(|every| age >= every);
         // What a degraded store confirms may not last, and the client would be left with a token that nobody knows.
-        let due = due && !self.shared.store.is_degraded();
+        let due = due && !self.context.store.is_degraded();
         let fate = if due { Fate::Renew } else { Fate::Keep };
         Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold, degraded: false, met: Met::Hit }
     }
@@ -240,16 +243,16 @@ impl Inner {
     ///
     /// Best effort: a read keeps working where writes fail, and the next request tries again.
     async fn touch(&self, live: &mut Live) {
-        let now = self.shared.clock.now();
+        let now = self.context.clock.now();
         let (left, ttl) = (live.expires_at.since(now), live.record.full_ttl(now));
-        let due = ttl.saturating_sub(left) >= self.shared.lifetime.touch_interval_of(live.record.idle_timeout);
+        let due = ttl.saturating_sub(left) >= self.context.lifetime.touch_interval_of(live.record.idle_timeout);
         if !due || ttl.is_zero() {
             metrics::count(&TOUCH_SKIPPED, []);
             return;
         }
-        match self.ask(self.shared.store.touch(&live.id, Entry { record: live.record.clone(), ttl })).await {
+        match self.ask(self.context.store.touch(&live.id, Entry { record: live.record.clone(), ttl })).await {
             Ok(()) => live.expires_at = now.plus(ttl),
-            Err(error) => tracing::debug!(session = %live.id, error = %Causes(&error), "session not extended"),
+            Err(error) => tracing::debug!(session = %live.id, error = %ErrorChain(&error), "session not extended"),
         }
     }
 }

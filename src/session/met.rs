@@ -1,7 +1,7 @@
 //! What a request met when its session was looked up, for those who watch.
 
 use crate::{
-    credential::{Presented, Transport},
+    credential::{PresentedCredentials, Transport},
     ended::EndReason,
 };
 
@@ -22,13 +22,13 @@ pub(super) enum Met {
 
 impl Met {
     /// What shows without a look-up.
-    pub(super) fn without_looking(presented: &Presented) -> Self {
+    pub(super) fn without_looking(presented: &PresentedCredentials) -> Self {
         match presented {
-            Presented::Nothing => Self::Anonymous,
-            Presented::Foreign(Transport::Cookie) | Presented::Malformed => Self::Malformed,
-            Presented::Foreign(Transport::Bearer) => Self::Foreign,
-            Presented::Disagreement => Self::Disagreement,
-            Presented::Tokens(..) | Presented::Signed(_) => Self::Unused,
+            PresentedCredentials::Nothing => Self::Anonymous,
+            PresentedCredentials::Foreign(Transport::Cookie) | PresentedCredentials::Malformed => Self::Malformed,
+            PresentedCredentials::Foreign(Transport::Bearer) => Self::Foreign,
+            PresentedCredentials::Disagreement => Self::Disagreement,
+            PresentedCredentials::Tokens(..) | PresentedCredentials::Signed(_) => Self::Unused,
         }
     }
 

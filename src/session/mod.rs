@@ -28,10 +28,10 @@ use self::{
     state::{Known, State},
 };
 use crate::{
-    credential::{Presented, Transport},
+    context::LayerContext,
+    credential::{PresentedCredentials, Transport},
     layer::{Policy, Reason, Rejection},
     metadata::Metadata,
-    shared::Shared,
 };
 #[cfg(feature = "jwt")]
 use {
@@ -71,8 +71,8 @@ pub struct Session {
 }
 
 struct Inner {
-    shared: Arc<Shared>,
-    presented: Presented,
+    context: Arc<LayerContext>,
+    presented: PresentedCredentials,
     /// Who the client is, if the layer is to know.
     client: Option<Metadata>,
     state: Mutex<State>,
@@ -82,10 +82,15 @@ struct Inner {
 }
 
 impl Session {
-    pub(crate) fn new(shared: Arc<Shared>, presented: Presented, client: Option<Metadata>, policy: Policy) -> Self {
+    pub(crate) fn new(
+        context: Arc<LayerContext>,
+        presented: PresentedCredentials,
+        client: Option<Metadata>,
+        policy: Policy,
+    ) -> Self {
         let state = Mutex::new(State::new());
         let (turn, patience) = (Semaphore::new(1), Patience::default());
-        Self { inner: Arc::new(Inner { shared, presented, client, state, turn, patience }), policy }
+        Self { inner: Arc::new(Inner { context, presented, client, state, turn, patience }), policy }
     }
 
     pub(crate) fn with_policy(&self, policy: Policy) -> Self {
@@ -196,17 +201,17 @@ impl Session {
     /// The answer to what the request brought, where that is not enough.
     pub(crate) fn unauthenticated(&self) -> Rejection {
         let (reason, error) = match &self.inner.presented {
-            Presented::Nothing => (Reason::NoCredential, None),
-            Presented::Malformed => (Reason::MalformedCredential, Some("invalid_request")),
-            Presented::Disagreement => (Reason::CredentialsDisagree, Some("invalid_token")),
-            Presented::Foreign(Transport::Bearer) | Presented::Tokens(Transport::Bearer, _) | Presented::Signed(_) => {
-                (Reason::InvalidToken, Some("invalid_token"))
-            }
-            Presented::Foreign(Transport::Cookie) | Presented::Tokens(Transport::Cookie, _) => {
+            PresentedCredentials::Nothing => (Reason::NoCredential, None),
+            PresentedCredentials::Malformed => (Reason::MalformedCredential, Some("invalid_request")),
+            PresentedCredentials::Disagreement => (Reason::CredentialsDisagree, Some("invalid_token")),
+            PresentedCredentials::Foreign(Transport::Bearer)
+            | PresentedCredentials::Tokens(Transport::Bearer, _)
+            | PresentedCredentials::Signed(_) => (Reason::InvalidToken, Some("invalid_token")),
+            PresentedCredentials::Foreign(Transport::Cookie) | PresentedCredentials::Tokens(Transport::Cookie, _) => {
                 (Reason::InvalidToken, None)
             }
         };
-        let bearer = self.inner.shared.credentials.bearer();
+        let bearer = self.inner.context.credentials.bearer();
         let ended = self.inner.state().ended;
         Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error))).because(ended)
     }
@@ -219,7 +224,7 @@ impl Session {
     #[cfg(feature = "jwt")]
     pub(crate) fn check_given_away(&self) -> Result<(), JwtIssueError> {
         match self.inner.presented {
-            Presented::Tokens(..) if !self.is_new()? => Err(JwtIssueError::HasToken),
+            PresentedCredentials::Tokens(..) if !self.is_new()? => Err(JwtIssueError::HasToken),
             _ => Ok(()),
         }
     }
@@ -235,22 +240,22 @@ impl Session {
         Ok(stored)
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.inner.shared
+    pub(crate) fn context(&self) -> &LayerContext {
+        &self.inner.context
     }
 
-    pub(crate) fn presented(&self) -> &Presented {
+    pub(crate) fn presented(&self) -> &PresentedCredentials {
         &self.inner.presented
     }
 
     /// A cookie and a bearer token came, and differ.
     pub(crate) fn report_disagreement(&self) {
-        let shared = &self.inner.shared;
-        shared.security.disagreement(&*shared.clock, self.inner.ip());
+        let context = &self.inner.context;
+        context.security.disagreement(&*context.clock, self.inner.ip());
     }
 
-    pub(crate) fn belongs_to(&self, shared: &Arc<Shared>) -> bool {
-        Arc::ptr_eq(&self.inner.shared, shared)
+    pub(crate) fn belongs_to(&self, context: &Arc<LayerContext>) -> bool {
+        Arc::ptr_eq(&self.inner.context, context)
     }
 
     /// What an error does not know of the request it answers.

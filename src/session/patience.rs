@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout};
 
 use super::Inner;
 use crate::{
-    event::{Event, Happened},
-    observe::Causes,
+    event::{Event, EventKind},
+    observe::ErrorChain,
     store::StoreError,
     token::SessionId,
 };
@@ -56,29 +56,29 @@ impl Patience {
 impl Inner {
     /// What the store says to an operation, if the request may wait so long.
     pub(super) async fn ask<T>(&self, operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        self.patience.ask(self.shared.deadline, operation).await?
+        self.patience.ask(self.context.deadline, operation).await?
     }
 
     /// What others leave of the way, if they leave it in the time of a request. Their time is not the store's.
     pub(super) async fn wait_for<T>(&self, turn: impl Future<Output = T>) -> Option<T> {
-        match self.shared.deadline {
+        match self.context.deadline {
             Some(limit) => timeout(limit, turn).await.ok(),
             None => Some(turn.await),
         }
     }
 
-    /// Counts and tells what happened: see [`Shared::announce`](crate::shared::Shared::announce).
-    pub(super) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
-        let events = self.shared.tell(happened, self.ip());
+    /// Counts and tells what happened: see [`LayerContext::announce`](crate::context::LayerContext::announce).
+    pub(super) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>) {
+        let events = self.context.tell(happened, self.ip());
         self.publish(&events).await;
     }
 
     /// Tells the others, as far as there is time.
     pub(super) async fn publish(&self, events: &[Event]) {
         if !events.is_empty()
-            && let Err(error) = self.patience.ask(self.shared.deadline, self.shared.publish(events)).await
+            && let Err(error) = self.patience.ask(self.context.deadline, self.context.publish(events)).await
         {
-            tracing::warn!(error = %Causes(&error), "session events not published");
+            tracing::warn!(error = %ErrorChain(&error), "session events not published");
         }
     }
 }

@@ -20,10 +20,10 @@ use super::{
     state::{Fate, Known, Live, Move, Stage, State},
 };
 use crate::{
+    context::LayerContext,
     ended::EndReason,
     event::Event,
     record::{Record, Version},
-    shared::Shared,
     store::{Created, Entry, Outcome, SessionStore, StoreError},
     time::Timestamp,
     token::{Generation, SessionId, Tag, Token},
@@ -90,11 +90,11 @@ pub(super) enum Answer {
 }
 
 impl Write {
-    async fn run(&self, shared: &Shared) -> Result<Answer, StoreError> {
-        let store: &dyn SessionStore = &*shared.store;
+    async fn run(&self, context: &LayerContext) -> Result<Answer, StoreError> {
+        let store: &dyn SessionStore = &*context.store;
         Ok(match self {
             Self::Create(Minted { id, entry, .. }) => {
-                let limits = shared.limits_of(entry.record.user());
+                let limits = context.limits_of(entry.record.user());
                 Answer::Created(store.create(id, entry.clone(), limits).await?)
             }
             Self::Update { id, expected, entry, .. } => {
@@ -142,7 +142,7 @@ impl Inner {
 
     /// Leaves what the others are to be told in `events`.
     async fn write_all(&self, delivery: Delivery, events: &mut Vec<Event>) -> Result<(), SessionError> {
-        let shared = &*self.shared;
+        let context = &*self.context;
         let mut place = None;
         for _ in 0..MAX_ATTEMPTS {
             let Some((attempt, again)) = self.next_attempt(delivery)? else {
@@ -151,22 +151,22 @@ impl Inner {
             if self.state().closed {
                 self.patience.renew(); // no client waits for it
             }
-            let answer = self.ask(attempt.write.run(shared)).await;
-            let answer = answer.inspect_err(|_| shared.counters.outages.count())?;
+            let answer = self.ask(attempt.write.run(context)).await;
+            let answer = answer.inspect_err(|_| context.counters.outages.count())?;
             let lost_to = attempt.write.lost_to(&answer);
             let happened = {
                 let mut state = self.state();
                 let settled = self.settle(&mut state, &attempt, again, answer);
                 settled.map(|()| mem::take(&mut state.happened))
             }?;
-            events.extend(shared.tell(happened, self.ip()));
+            events.extend(context.tell(happened, self.ip()));
             if let Some(id) = lost_to
                 && place.is_none()
             {
-                place = Some(self.wait_for(shared.queues.wait(&id)).await); // once
+                place = Some(self.wait_for(context.queues.wait(&id)).await); // once
             }
         }
-        shared.counters.gave_up();
+        context.counters.gave_up();
         Err(SessionError::Conflict)
     }
 
@@ -196,7 +196,7 @@ impl Inner {
 
     /// The write that brings the store nearer to where this session is to be.
     fn next_write(&self, state: &State, delivery: Delivery) -> Result<Option<Write>, SessionError> {
-        let now = self.shared.clock.now();
+        let now = self.context.clock.now();
         let live = match &state.known {
             Known::Unread | Known::Unavailable | Known::Vouched | Known::Ended => return Ok(None),
             Known::Absent if state.changes.create() => {
@@ -238,7 +238,7 @@ impl Inner {
         if rotates {
             // Another request has rotated it already: this one gets the same token.
             if !live.disowned {
-                let grace = if let Fate::Renew = state.fate { self.shared.rotation.grace } else { Duration::ZERO };
+                let grace = if let Fate::Renew = state.fate { self.context.rotation.grace } else { Duration::ZERO };
                 record.rotate(now, grace)?;
             }
             token = self.held(live).map(|token| record.current_token(&token));
@@ -283,10 +283,10 @@ impl Inner {
 
     /// What is to be stored: what is carried over, and the changes.
     fn record(&self, state: &State, carried: Option<&Record>, replaces: Option<&Live>) -> Result<Record, SessionError> {
-        let (shared, now) = (&self.shared, self.shared.clock.now());
+        let (context, now) = (&self.context, self.context.clock.now());
         let mut record = match carried {
             Some(carried) => Record { version: carried.version.next()?, ..carried.clone() },
-            None => Record::new(now, &shared.lifetime, Version::first()?),
+            None => Record::new(now, &context.lifetime, Version::first()?),
         };
         record.replaces = replaces.map(|old| old.id);
         if replaces.is_some() {
@@ -302,7 +302,7 @@ impl Inner {
             record.metadata = Arc::new(metadata);
         }
         state.changes.apply(&mut record, now);
-        shared.check_size(&record)?;
+        context.check_size(&record)?;
         Ok(record)
     }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     ended::EndReason,
-    event::Happened,
+    event::EventKind,
     record::{Record, Standing},
     store::{Created, Entry, Loaded, Outcome},
     time::Timestamp,
@@ -30,19 +30,19 @@ impl Inner {
             (Write::Create(new), Answer::Created(Created::Done { evicted })) => {
                 let user = new.entry.record.user.clone();
                 for id in evicted {
-                    state.happened(id, user.clone(), Happened::Ended(EndReason::Evicted));
+                    state.happened(id, user.clone(), EventKind::Ended(EndReason::Evicted));
                 }
-                state.happened(new.id, user, Happened::Created);
+                state.happened(new.id, user, EventKind::Created);
                 state.created(attempt.generation, new);
             }
             // The id is taken, which 264 random bits rule out: the next attempt has another.
             (Write::Create(_), Answer::Created(Created::Taken)) => {}
             (Write::Create(new), Answer::Created(Created::Full)) => {
-                self.shared.refused(new.entry.record.user(), self.ip());
+                self.context.refused(new.entry.record.user(), self.ip());
                 return Err(SessionError::Full);
             }
             (Write::Update { id, entry, .. }, Answer::Written(Outcome::Done)) if entry.ttl.is_zero() => {
-                self.shared.counters.ended_meanwhile();
+                self.context.counters.ended_concurrently();
                 self.lived(state, id);
                 state.ended_by_us(id, EndReason::Expired, true);
             }
@@ -53,7 +53,7 @@ impl Inner {
                 let by_us = matches!(outcome, Outcome::Done);
                 match &attempt.write {
                     Write::Replace { id, .. } if by_us => self.lived(state, id),
-                    _ => self.shared.counters.ended_meanwhile(),
+                    _ => self.context.counters.ended_concurrently(),
                 }
                 state.replaced(by_us);
             }
@@ -69,7 +69,7 @@ impl Inner {
                 self.rebase(state, &attempt.write, loaded);
             }
             (Write::Update { id, .. }, Answer::Written(Outcome::Gone)) => {
-                self.shared.counters.ended_meanwhile();
+                self.context.counters.ended_concurrently();
                 tracing::debug!(session = %id, "session ended meanwhile: changes dropped");
                 state.ended_by_others();
             }
@@ -84,13 +84,13 @@ impl Inner {
         if let Known::Live(live) = &state.known {
             let old = live.moved.as_ref().map(|moved| &moved.old);
             let ended = [Some(&**live), old].into_iter().flatten().find(|live| live.id == *id);
-            ended.into_iter().for_each(|live| self.shared.lived(&live.record));
+            ended.into_iter().for_each(|live| self.context.lived(&live.record));
         }
     }
 
     /// Somebody else saved first: from here on their session is the one to change.
     fn rebase(&self, state: &mut State, write: &Write, loaded: Loaded) {
-        let (now, race) = (self.shared.clock.now(), self.shared.rotation.grace);
+        let (now, race) = (self.context.clock.now(), self.context.rotation.grace);
         let Known::Live(live) = &mut state.known else { return };
         let mut overwrites = 0;
         let moves = live.moved.is_some();
@@ -107,12 +107,12 @@ impl Inner {
             if was == theirs || theirs == mine.as_ref() {
                 continue;
             }
-            match self.shared.merges.get(key) {
+            match self.context.merges.get(key) {
                 Some(merge) => *mine = merge(was, mine.as_ref(), theirs),
                 None => overwrites += 1,
             }
         }
-        self.shared.counters.conflict(overwrites);
+        self.context.counters.conflict(overwrites);
         let generation = loaded.record.generation();
         let rotated = generation != base.record.generation();
         base.record = loaded.record;
@@ -199,7 +199,7 @@ impl State {
         }
         if (rotated || token.is_some()) && self.changes.login().is_none() {
             let (id, user) = (live.id, record.user.clone());
-            self.happened(id, user, Happened::Rotated);
+            self.happened(id, user, EventKind::Rotated);
         }
         self.logged_in();
         self.saved(generation);
@@ -214,7 +214,7 @@ impl State {
         let (id, user) = (moved.old.id, moved.old.record.user.clone());
         if by_us {
             self.untold = Some(Untold::Token(cookie_until(&live.record)));
-            self.happened(id, user, Happened::Ended(EndReason::Replaced));
+            self.happened(id, user, EventKind::Ended(EndReason::Replaced));
         } else {
             Arc::make_mut(&mut live.record).data.clear();
         }
@@ -236,7 +236,7 @@ impl State {
             && live.record.user.as_ref() == Some(&user)
         {
             let id = live.id;
-            self.happened(id, Some(user), Happened::LoggedIn);
+            self.happened(id, Some(user), EventKind::LoggedIn);
         }
     }
 
@@ -250,7 +250,7 @@ impl State {
             moved.stage = Stage::Alone;
             let user = moved.old.record.user.clone();
             if now {
-                self.happened(*id, user, Happened::Ended(reason));
+                self.happened(*id, user, EventKind::Ended(reason));
             }
             return;
         }
@@ -258,7 +258,7 @@ impl State {
             return; // that of an attempt that was given up
         }
         if now {
-            self.happened.push((*id, user, Happened::Ended(reason)));
+            self.happened.push((*id, user, EventKind::Ended(reason)));
         }
         match live.moved.take() {
             // A login that was given up: the old session goes on.
@@ -304,7 +304,7 @@ impl State {
         self.fate = Fate::Keep;
     }
 
-    fn happened(&mut self, id: SessionId, user: Option<Arc<str>>, happened: Happened) {
+    fn happened(&mut self, id: SessionId, user: Option<Arc<str>>, happened: EventKind) {
         self.happened.push((id, user, happened));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{lookup::Looked, met::Met, save::Attempt};
 use crate::{
     ended::EndReason,
-    event::Happened,
+    event::EventKind,
     lifetime::Lifetime,
     record::{Data, Json, Record, Version},
     time::Timestamp,
@@ -34,7 +34,7 @@ pub(super) struct State {
     /// Why the session that the request had, or brought a token of, has ended.
     pub(super) ended: Option<EndReason>,
     /// What the store has confirmed and nobody was told of yet.
-    pub(super) happened: Vec<(SessionId, Option<Arc<str>>, Happened)>,
+    pub(super) happened: Vec<(SessionId, Option<Arc<str>>, EventKind)>,
     /// The store did not answer as it usually does when the session was looked up.
     pub(super) degraded: bool,
     /// What the look-up found, for those who watch.

@@ -16,15 +16,15 @@ pub use self::{
     transfer::{Export, ImportError, Imported},
 };
 use crate::{
+    context::LayerContext,
     ended::{EndReason, Ended},
-    event::{Events, Happened},
+    event::{EventKind, Events},
     health::{HealthReport, HealthService},
     key_value::{KeyValue, KeyValueError},
     metrics::{self, ACTIVE},
     observe::Stats,
     record::{Record, Standing, Version},
     session::SessionError,
-    shared::Shared,
     store::{Created, Cursor, Entry, Found, Loaded, Outcome, StoreError},
     token::{SessionId, Tag, Token},
 };
@@ -52,13 +52,13 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Sessions {
-    shared: Arc<Shared>,
+    context: Arc<LayerContext>,
     client_ip: Option<IpAddr>,
 }
 
 impl Sessions {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, client_ip: None }
+    pub(crate) fn new(context: Arc<LayerContext>) -> Self {
+        Self { context, client_ip: None }
     }
 
     /// The same sessions, for what is done on behalf of a client at this address: security events say so. Default: of nobody. It is not kept
@@ -73,16 +73,16 @@ impl Sessions {
     /// ```
     #[must_use]
     pub fn for_client(&self, ip: impl Into<Option<IpAddr>>) -> Self {
-        Self { shared: self.shared.clone(), client_ip: ip.into() }
+        Self { context: self.context.clone(), client_ip: ip.into() }
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+    pub(crate) fn context(&self) -> &LayerContext {
+        &self.context
     }
 
     /// For the client of a request, if the layer is to know who that is.
     pub(crate) fn for_request(&self, headers: &HeaderMap, extensions: &Extensions) -> Self {
-        let info = self.shared.client_info.as_ref();
+        let info = self.context.client_info.as_ref();
         self.for_client(info.and_then(|info| info.kept_ip(headers, extensions)))
     }
 
@@ -91,9 +91,9 @@ impl Sessions {
         self.client_ip
     }
 
-    /// Counts and tells what happened: see [`Shared::announce`].
-    pub(crate) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>) {
-        self.shared.announce(happened, self.client_ip).await;
+    /// Counts and tells what happened: see [`LayerContext::announce`].
+    pub(crate) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>) {
+        self.context.announce(happened, self.client_ip).await;
     }
 
     /// A new session: of a user, if a name is given, or as a [`NewSession`] says. The token is the only copy.
@@ -108,23 +108,23 @@ impl Sessions {
 
     /// And what is stored.
     pub(crate) async fn create_stored(&self, new: NewSession) -> Result<(Token, Arc<Record>), SessionError> {
-        let shared = &self.shared;
-        let now = shared.clock.now();
-        let record = new.record(now, &shared.lifetime)?;
-        shared.check_size(&record)?;
+        let context = &self.context;
+        let now = context.clock.now();
+        let record = new.record(now, &context.lifetime)?;
+        context.check_size(&record)?;
         let user = record.user.clone();
         let token = Token::mint(user.as_deref().map(Tag::of_user))?;
-        let (id, limits) = (token.id(), shared.limits_of(user.as_deref()));
+        let (id, limits) = (token.id(), context.limits_of(user.as_deref()));
         let (ttl, record) = (record.full_ttl(now), Arc::new(record));
         let entry = Entry { ttl, record: record.clone() };
-        match shared.store.create(&id, entry, limits).await? {
+        match context.store.create(&id, entry, limits).await? {
             Created::Done { evicted } => {
-                let evicted = evicted.into_iter().map(|id| (id, user.clone(), Happened::Ended(EndReason::Evicted)));
-                self.announce(evicted.chain([(id, user.clone(), Happened::Created)])).await;
+                let evicted = evicted.into_iter().map(|id| (id, user.clone(), EventKind::Ended(EndReason::Evicted)));
+                self.announce(evicted.chain([(id, user.clone(), EventKind::Created)])).await;
                 Ok((token, record))
             }
             Created::Full => {
-                shared.refused(user.as_deref(), self.client_ip);
+                context.refused(user.as_deref(), self.client_ip);
                 Err(SessionError::Full)
             }
             Created::Taken => Err(SessionError::Conflict),
@@ -145,7 +145,7 @@ impl Sessions {
     /// # }
     /// ```
     pub async fn get(&self, id: &SessionId) -> Result<Option<SessionInfo>, StoreError> {
-        match self.shared.store.load(id).await? {
+        match self.context.store.load(id).await? {
             Found::Live(loaded) => self.begun(*id, &loaded).await,
             Found::Ended(_) | Found::Unknown => Ok(None),
         }
@@ -166,7 +166,7 @@ impl Sessions {
     /// ```
     pub async fn open(&self, token: &Token) -> Result<Option<SessionInfo>, StoreError> {
         let id = token.id();
-        match self.shared.store.load(&id).await? {
+        match self.context.store.load(&id).await? {
             Found::Live(loaded) if self.is_good(token, &loaded) => self.begun(id, &loaded).await,
             _ => Ok(None),
         }
@@ -194,7 +194,7 @@ impl Sessions {
     /// # }
     /// ```
     pub async fn ended(&self, id: &SessionId) -> Result<Option<Ended>, StoreError> {
-        match self.shared.store.load(id).await? {
+        match self.context.store.load(id).await? {
             Found::Ended(ended) => Ok(Some(ended)),
             Found::Live(_) | Found::Unknown => Ok(None),
         }
@@ -206,7 +206,7 @@ impl Sessions {
     /// [`StoreError`] when the store does not answer.
     pub async fn list(&self, user: &str) -> Result<Vec<SessionInfo>, StoreError> {
         let mut sessions = Vec::new();
-        for (id, loaded) in self.shared.store.list(user).await? {
+        for (id, loaded) in self.context.store.list(user).await? {
             sessions.extend(self.begun(id, &loaded).await?);
         }
         sessions.sort_by_key(|session| std::cmp::Reverse((session.created_at(), session.id())));
@@ -221,16 +221,16 @@ impl Sessions {
     /// [`StoreError`] when the store does not answer: the session may or may not have ended.
     pub async fn revoke(&self, id: &SessionId) -> Result<bool, StoreError> {
         // Whose it was is told to whoever watches, if that can be known.
-        let record = match self.shared.store.load(id).await {
+        let record = match self.context.store.load(id).await {
             Ok(Found::Live(loaded)) => Some(loaded.record),
             _ => None,
         };
-        let outcome = self.shared.store.end(id, EndReason::Revoked).await?;
+        let outcome = self.context.store.end(id, EndReason::Revoked).await?;
         let ended = matches!(outcome, Outcome::Done);
         if ended {
-            record.iter().for_each(|record| self.shared.lived(record));
+            record.iter().for_each(|record| self.context.lived(record));
             let user = record.and_then(|record| record.user.clone());
-            self.announce([(*id, user, Happened::Ended(EndReason::Revoked))]).await;
+            self.announce([(*id, user, EventKind::Ended(EndReason::Revoked))]).await;
         }
         Ok(ended)
     }
@@ -264,9 +264,9 @@ impl Sessions {
     }
 
     async fn end_user(&self, user: &str, except: Option<&SessionId>) -> Result<usize, StoreError> {
-        let ended = self.shared.store.end_user(user, except, EndReason::Revoked).await?;
+        let ended = self.context.store.end_user(user, except, EndReason::Revoked).await?;
         let user: Arc<str> = user.into();
-        let happened = ended.iter().map(|id| (*id, Some(user.clone()), Happened::Ended(EndReason::Revoked)));
+        let happened = ended.iter().map(|id| (*id, Some(user.clone()), EventKind::Ended(EndReason::Revoked)));
         self.announce(happened).await;
         Ok(ended.len())
     }
@@ -290,18 +290,18 @@ impl Sessions {
     /// ```
     pub async fn consume(&self, token: &Token) -> Result<Consumed, StoreError> {
         let id = token.id();
-        match self.shared.store.load(&id).await? {
+        match self.context.store.load(&id).await? {
             Found::Ended(ended) => return Ok(Consumed::Before(ended)),
             // Who brings what is no good uses nothing up.
             Found::Live(loaded) if self.is_good(token, &loaded) && self.begun(id, &loaded).await?.is_some() => {}
             Found::Live(_) | Found::Unknown => return Ok(Consumed::Unknown),
         }
         let claim = Version::first().map_err(|error| StoreError::Outage(error.into()))?;
-        Ok(match self.shared.store.consume(&id, claim).await? {
+        Ok(match self.context.store.consume(&id, claim).await? {
             Found::Live(loaded) => {
-                self.shared.lived(&loaded.record);
+                self.context.lived(&loaded.record);
                 let user = loaded.record.user.clone();
-                self.announce([(id, user, Happened::Ended(EndReason::Used))]).await;
+                self.announce([(id, user, EventKind::Ended(EndReason::Used))]).await;
                 self.alive(id, &loaded).map_or(Consumed::Unknown, Consumed::Now)
             }
             Found::Ended(ended) => Consumed::Before(ended),
@@ -315,7 +315,7 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`] when the store does not answer.
     pub async fn count(&self) -> Result<u64, StoreError> {
-        let count = self.shared.store.count().await?;
+        let count = self.context.store.count().await?;
         metrics::set(&ACTIVE, [], count as f64);
         Ok(count)
     }
@@ -337,7 +337,7 @@ impl Sessions {
     /// # let _ = first_page;
     /// ```
     pub async fn page(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionInfo>, Option<Cursor>), StoreError> {
-        let page = self.shared.store.scan(from, count).await?;
+        let page = self.context.store.scan(from, count).await?;
         let mut sessions = Vec::with_capacity(page.sessions.len());
         for (id, loaded) in page.sessions {
             sessions.extend(self.begun(id, &loaded).await?);
@@ -365,12 +365,12 @@ impl Sessions {
     /// [`StoreError`] when the store does not answer: from when on others' events are new is not known.
     ///
     /// ```
-    /// # use tower_keep::{Happened, Sessions};
+    /// # use tower_keep::{EventKind, Sessions};
     /// async fn watch(sessions: &Sessions) -> Result<(), Box<dyn std::error::Error>> {
     ///     let mut events = sessions.events().await?;
     ///     loop {
     ///         let event = events.next().await?;
-    ///         if let Happened::Ended(reason) = event.happened() {
+    ///         if let EventKind::Ended(reason) = event.kind() {
     ///             println!("{} of {:?}: {reason}", event.session(), event.user());
     ///         }
     ///     }
@@ -378,13 +378,13 @@ impl Sessions {
     /// # let _ = watch;
     /// ```
     pub async fn events(&self) -> Result<Events, StoreError> {
-        let here = self.shared.announcer.subscribe();
-        Events::subscribe(here, self.shared.store.clone(), self.shared.announcer.origin).await
+        let here = self.context.announcer.subscribe();
+        Events::subscribe(here, self.context.store.clone(), self.context.announcer.origin).await
     }
 
     /// What has been counted so far by the layer and its clones.
     pub fn stats(&self) -> Stats {
-        self.shared.counters.stats()
+        self.context.counters.stats()
     }
 
     /// How the store does: up, degraded or down, why, and since when. Asks it; who asks while it is asked already gets the same answer.
@@ -402,7 +402,7 @@ impl Sessions {
     /// # let _ = log_health;
     /// ```
     pub async fn health(&self) -> HealthReport {
-        self.shared.monitor.check(&*self.shared.store, &*self.shared.clock).await
+        self.context.monitor.check(&*self.context.store, &*self.context.clock).await
     }
 
     /// A service that answers liveness and readiness probes, and reports [`health`](Self::health) as JSON.
@@ -436,32 +436,32 @@ impl Sessions {
     /// # Ok::<(), tower_keep::KeyValueError>(())
     /// ```
     pub fn key_value(&self) -> Result<KeyValue, KeyValueError> {
-        KeyValue::of(self.shared.store.clone())
+        KeyValue::of(self.context.store.clone())
     }
 
     /// What operators call the store: `"redis"`, `"memory"`.
     pub fn store_name(&self) -> &'static str {
-        self.shared.store.name()
+        self.context.store.name()
     }
 
     fn is_good(&self, token: &Token, loaded: &Loaded) -> bool {
-        let (now, race) = (self.shared.clock.now(), self.shared.rotation.grace);
+        let (now, race) = (self.context.clock.now(), self.context.rotation.grace);
         matches!(loaded.record.standing(token, now, race), Standing::Current | Standing::Graced)
     }
 
     fn alive(&self, id: SessionId, loaded: &Loaded) -> Option<SessionInfo> {
-        SessionInfo::of(id, loaded, self.shared.clock.now())
+        SessionInfo::of(id, loaded, self.context.clock.now())
     }
 
     /// A session that is alive, and does not wait for another to end.
     async fn begun(&self, id: SessionId, loaded: &Loaded) -> Result<Option<SessionInfo>, StoreError> {
-        let begun = self.shared.has_begun(&id, &loaded.record).await?;
+        let begun = self.context.has_begun(&id, &loaded.record).await?;
         Ok(self.alive(id, loaded).filter(|_| begun))
     }
 }
 
 impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions").field("shared", &self.shared).finish()
+        f.debug_struct("Sessions").field("context", &self.context).finish()
     }
 }

@@ -103,26 +103,26 @@ impl Sessions {
     /// # let _ = import;
     /// ```
     pub async fn import(&self, line: &str) -> Result<Imported, ImportError> {
-        let shared = &self.shared;
-        let limit = shared.max_size.saturating_mul(ESCAPED).saturating_add(FRAME);
+        let context = &self.context;
+        let limit = context.max_size.saturating_mul(ESCAPED).saturating_add(FRAME);
         if line.len() > limit {
             return Err(ImportError::TooLarge { size: line.len(), limit });
         }
         let Some((id, expires_at, record)) = read(line) else { return Err(ImportError::Invalid) };
-        let (size, limit) = (record.weight(), shared.max_size);
+        let (size, limit) = (record.weight(), context.max_size);
         if size > limit {
             return Err(ImportError::TooLarge { size, limit });
         }
-        let now = shared.clock.now();
+        let now = context.clock.now();
         let ttl = record.full_ttl(now).min(expires_at.since(now));
         if ttl.is_zero() {
             return Ok(Imported::Expired);
         }
         let new = Entry { record: Arc::new(record), ttl };
-        match shared.store.create(&id, new.clone(), Limits::none()).await? {
+        match context.store.create(&id, new.clone(), Limits::none()).await? {
             Created::Done { .. } => Ok(Imported::Created),
             Created::Full => Err(ImportError::Full),
-            Created::Taken => match shared.store.load(&id).await? {
+            Created::Taken => match context.store.load(&id).await? {
                 Found::Live(there) => self.catch_up(&id, there, new).await,
                 Found::Ended(_) | Found::Unknown => Ok(Imported::Ended),
             },
@@ -135,7 +135,7 @@ impl Sessions {
         if !new.record.version().is_after(expected) {
             return Ok(Imported::There);
         }
-        Ok(match self.shared.store.update(id, expected, new).await? {
+        Ok(match self.context.store.update(id, expected, new).await? {
             Outcome::Done => Imported::Updated,
             Outcome::Conflict(_) => Imported::There,
             Outcome::Gone => Imported::Ended,

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use crate::observe::Causes;
+use crate::observe::ErrorChain;
 
 /// Whether a store can serve, and if it cannot, why.
 ///
@@ -62,7 +62,7 @@ impl Health {
 }
 
 fn text(error: &(dyn Error + 'static)) -> Arc<str> {
-    Causes(error).to_string().into()
+    ErrorChain(error).to_string().into()
 }
 
 /// A [`Health`](crate::store::Health) without its cause: for logs, metrics and decisions.

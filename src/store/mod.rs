@@ -32,7 +32,7 @@ pub mod redis;
 pub mod testing;
 mod values;
 
-pub use fallback::{Fallback, FallbackMode, FallbackStats, OnReturn};
+pub use fallback::{Fallback, FallbackMode, FallbackStats, OnRecovery};
 pub use guard::Guard;
 pub use health::Health;
 pub use memory::MemoryStore;

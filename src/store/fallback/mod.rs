@@ -37,7 +37,7 @@ use std::{
 };
 
 pub use self::{
-    mode::{FallbackMode, OnReturn},
+    mode::{FallbackMode, OnRecovery},
     stats::FallbackStats,
 };
 use self::{
@@ -65,7 +65,7 @@ use crate::{
 ///   caller's. Nor is one that has lost a single operation, nor a Redis Cluster of which some nodes are there: it serves the sessions that these have, and
 ///   the others are an outage until a replica takes over, in any mode. One that lets nobody in (a wrong password) is away like one that is dead; that is
 ///   logged as an error.
-/// * **Once that is known**, no request waits for it, in any mode. Now and then ([`look_every`](Self::look_every)) one request at a time asks
+/// * **Once that is known**, no request waits for it, in any mode. Now and then ([`probe_interval`](Self::probe_interval)) one request at a time asks
 ///   for its health, which costs nothing with a store that knows that it is down, as
 ///   [`RedisStore`](super::redis::RedisStore) and [`Guard`](super::Guard) do. Wrap any other that has no deadline of its own in a `Guard`.
 /// * **It is back** when its health is better than down and it has taken what it has to be told. One request at a time tells it, a bounded number of
@@ -84,12 +84,12 @@ use crate::{
 ///
 /// ```
 /// use std::sync::Arc;
-/// use tower_keep::{SessionLayer, store::{Fallback, FallbackMode, OnReturn}};
+/// use tower_keep::{SessionLayer, store::{Fallback, FallbackMode, OnRecovery}};
 /// # #[cfg(feature = "redis")] {
 /// use tower_keep::store::redis::{RedisConfig, RedisStore};
 ///
 /// let redis = RedisStore::new(RedisConfig::from_url("redis://127.0.0.1:6379")?);
-/// let store = Arc::new(Fallback::new(redis, FallbackMode::Memory { on_return: OnReturn::Merge }));
+/// let store = Arc::new(Fallback::new(redis, FallbackMode::Memory { on_recovery: OnRecovery::Merge }));
 /// let layer = SessionLayer::new(store.clone());
 /// assert!(!store.stats().using_fallback);
 /// # let _ = layer;
@@ -100,7 +100,7 @@ pub struct Fallback<S> {
     main: S,
     mode: FallbackMode,
     seen_within: Duration,
-    look_every: Duration,
+    probe_interval: Duration,
     start_attempts: u32,
     capacity: usize,
     values_capacity: usize,
@@ -122,7 +122,7 @@ impl<S: SessionStore> Fallback<S> {
             main,
             mode,
             seen_within,
-            look_every: Duration::from_millis(100),
+            probe_interval: Duration::from_millis(100),
             start_attempts: 3,
             capacity: CAPACITY,
             values_capacity: VALUES_CAPACITY,
@@ -180,11 +180,11 @@ impl<S: SessionStore> Fallback<S> {
     /// ```
     /// # use std::time::Duration;
     /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
-    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default()).look_every(Duration::from_secs(1));
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::default()).probe_interval(Duration::from_secs(1));
     /// ```
     #[must_use]
-    pub fn look_every(mut self, pause: Duration) -> Self {
-        self.look_every = pause;
+    pub fn probe_interval(mut self, pause: Duration) -> Self {
+        self.probe_interval = pause;
         self
     }
 

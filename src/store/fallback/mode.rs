@@ -28,7 +28,7 @@ use std::time::Duration;
 /// Values are told after all sessions, and before anybody asks the main store again. One that it refuses for good (a missing permission)
 /// is given up, and [counted](super::FallbackStats::dropped). So is one that it fails to take three times while it is
 /// [there](super::Fallback): it has no room, or the value is too large for it or for its deadline. In between it is told everything else, and
-/// [looked at](super::Fallback::look_every) again. So values do not keep the sessions from their store for long; sessions that it does not
+/// [looked at](super::Fallback::probe_interval) again. So values do not keep the sessions from their store for long; sessions that it does not
 /// take are told again until it does. To add to a number is done once: if the main store was asked as it went away and its answer is lost, it is done
 /// nowhere else, and its caller is told [so](crate::KeyValueError::InDoubt).
 ///
@@ -52,14 +52,14 @@ use std::time::Duration;
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_keep::{MemoryStore, SessionLayer, store::{Fallback, FallbackMode, OnReturn}};
+/// use tower_keep::{MemoryStore, SessionLayer, store::{Fallback, FallbackMode, OnRecovery}};
 ///
 /// // Decided when the program starts:
 /// let mode = match "merge" {
 ///     "reject" => FallbackMode::Reject,
 ///     "stale" => FallbackMode::ReadStale { max_age: Duration::from_secs(300) },
-///     "drop" => FallbackMode::Memory { on_return: OnReturn::Drop },
-///     _ => FallbackMode::Memory { on_return: OnReturn::Merge },
+///     "drop" => FallbackMode::Memory { on_recovery: OnRecovery::Drop },
+///     _ => FallbackMode::Memory { on_recovery: OnRecovery::Merge },
 /// };
 /// let layer = SessionLayer::new(Fallback::new(MemoryStore::new(), mode));
 /// # let _ = layer;
@@ -81,21 +81,21 @@ pub enum FallbackMode {
     /// a user should reach the same instance all the while.
     Memory {
         /// What becomes of it when the main store is back.
-        on_return: OnReturn,
+        on_recovery: OnRecovery,
     },
 }
 
 /// What becomes of what happened in memory when the main store is back. What ended is told to it in any case.
 ///
 /// ```
-/// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnReturn}};
+/// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnRecovery}};
 ///
-/// let store = Fallback::new(MemoryStore::new(), FallbackMode::Memory { on_return: OnReturn::Merge });
+/// let store = Fallback::new(MemoryStore::new(), FallbackMode::Memory { on_recovery: OnRecovery::Merge });
 /// # let _ = store;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum OnReturn {
+pub enum OnRecovery {
     /// New sessions and changes are forgotten; sessions from before go on as the main store has them. The default: nobody meets
     /// what an outage has made.
     #[default]

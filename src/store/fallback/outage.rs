@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{error::Cause, local::Local, replay::TELLING};
 use crate::{
-    observe::Causes,
+    observe::ErrorChain,
     store::{Health, SessionStore, StoreError, StoreFuture},
 };
 
@@ -53,14 +53,14 @@ pub(super) enum Meanwhile {
 }
 
 impl Outage {
-    pub(super) fn new(cause: StoreError, meanwhile: Meanwhile, counts: [u64; 3], look_every: Duration) -> Self {
+    pub(super) fn new(cause: StoreError, meanwhile: Meanwhile, counts: [u64; 3], probe_interval: Duration) -> Self {
         let now = Instant::now();
         Self {
             began: now,
             cause: Arc::new(cause),
             meanwhile,
             turn: Semaphore::new(1),
-            look_at: Mutex::new(now + look_every),
+            look_at: Mutex::new(now + probe_interval),
             refused: AtomicBool::new(false),
             counts,
         }
@@ -96,7 +96,7 @@ impl Outage {
     /// The main store is back, and does not take what it has missed.
     pub(super) fn refused(&self, store: &str, error: &StoreError) {
         if !self.refused.swap(true, Ordering::Relaxed) {
-            tracing::warn!(store, error = %Causes(error), "the session store does not take all that it has missed yet");
+            tracing::warn!(store, error = %ErrorChain(error), "the session store does not take all that it has missed yet");
         }
     }
 }

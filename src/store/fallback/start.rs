@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Fallback, outage::PATIENCE};
 use crate::{
-    observe::Causes,
+    observe::ErrorChain,
     store::{Health, SessionStore, StoreError},
 };
 
@@ -34,11 +34,11 @@ impl<S: SessionStore> Fallback<S> {
     /// Without it, the first request sees.
     ///
     /// ```
-    /// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnReturn}};
+    /// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnRecovery}};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::Memory { on_return: OnReturn::Merge });
+    /// let store = Fallback::new(MemoryStore::new(), FallbackMode::Memory { on_recovery: OnRecovery::Merge });
     /// if !store.start().await {
     ///     println!("serving from memory for now");
     /// }
@@ -52,7 +52,7 @@ impl<S: SessionStore> Fallback<S> {
                 tracing::info!(store, attempt, "the session store is there");
                 return true;
             };
-            let error = Causes(&cause);
+            let error = ErrorChain(&cause);
             tracing::warn!(store, attempt, attempts, %error, "the session store is not there");
             if attempt == attempts {
                 self.goes_away(cause);
@@ -64,7 +64,7 @@ impl<S: SessionStore> Fallback<S> {
     }
 
     /// Brings the return of the main store about where nobody asks for a session: sees in an outage, as often as
-    /// [a request may](Self::look_every), whether it is back, and tells it what it has to be told. Ends never: for a task of its own.
+    /// [a request may](Self::probe_interval), whether it is back, and tells it what it has to be told. Ends never: for a task of its own.
     ///
     /// Without it a request does that, or a question for the health. So with it nothing of an outage is lost because nobody came.
     ///
@@ -83,7 +83,7 @@ impl<S: SessionStore> Fallback<S> {
     /// ```
     pub async fn watch(&self) {
         loop {
-            sleep(self.look_every.max(SHORTEST_LOOK)).await;
+            sleep(self.probe_interval.max(SHORTEST_LOOK)).await;
             self.present_outage().await;
         }
     }

@@ -51,9 +51,9 @@ impl Count {
 /// Where a [`Fallback`](super::Fallback) stands, and what it has counted since it was made.
 ///
 /// ```
-/// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnReturn}};
+/// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnRecovery}};
 ///
-/// let stats = Fallback::new(MemoryStore::new(), FallbackMode::Memory { on_return: OnReturn::Merge }).stats();
+/// let stats = Fallback::new(MemoryStore::new(), FallbackMode::Memory { on_recovery: OnRecovery::Merge }).stats();
 /// assert!(!stats.using_fallback);
 /// assert_eq!((stats.in_memory, stats.journalled, stats.dropped), (0, 0, 0));
 /// ```

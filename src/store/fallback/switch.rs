@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::{
-    Fallback, FallbackMode, OnReturn,
+    Fallback, FallbackMode, OnRecovery,
     local::{Local, Next},
     operations::Operation,
     outage::{Away, Meanwhile, Outage, ask, is_back},
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY, Stopwatch},
-    observe::Causes,
+    observe::ErrorChain,
     store::{SessionStore, StoreError, all::all},
     time::Clock,
 };
@@ -131,7 +131,7 @@ impl<S: SessionStore> Fallback<S> {
         {
             return known.clone();
         }
-        let (store, mode, error) = (self.main.name(), self.mode, Causes(&cause));
+        let (store, mode, error) = (self.main.name(), self.mode, ErrorChain(&cause));
         match cause {
             StoreError::Configuration(_) => {
                 tracing::error!(store, ?mode, %error, "the session store lets nobody in: falling back");
@@ -142,14 +142,14 @@ impl<S: SessionStore> Fallback<S> {
         let meanwhile = match self.mode {
             FallbackMode::Reject => Meanwhile::Nothing,
             FallbackMode::ReadStale { .. } => Meanwhile::Stale,
-            FallbackMode::Memory { on_return } => {
+            FallbackMode::Memory { on_recovery } => {
                 let seen = self.seen.all(self.seen_within, self.clock.now());
-                let merges = on_return == OnReturn::Merge;
+                let merges = on_recovery == OnRecovery::Merge;
                 let local = Local::new(seen, merges, self.capacity, self.values_capacity, self.clock.clone());
                 Meanwhile::Local(Box::new(Mutex::new(local)))
             }
         };
-        let begun = Arc::new(Outage::new(cause, meanwhile, self.counted(), self.look_every));
+        let begun = Arc::new(Outage::new(cause, meanwhile, self.counted(), self.probe_interval));
         metrics::set(&FALLBACK_ACTIVE, [], 1.0);
         *outage = Some(begun.clone());
         begun
@@ -167,7 +167,7 @@ impl<S: SessionStore> Fallback<S> {
             }
             // The next request goes on with it.
             Progress::More => {}
-            Progress::Away => outage.look_in(self.look_every),
+            Progress::Away => outage.look_in(self.probe_interval),
         }
         drop(turn);
         Some(outage)

@@ -23,7 +23,7 @@ use crate::{
     lifetime::LONGEST,
     limits::Limits,
     metrics::{self, BREAKER_STATE},
-    observe::Causes,
+    observe::ErrorChain,
     token::SessionId,
 };
 
@@ -227,7 +227,7 @@ impl<S: SessionStore> Passage<'_, S> {
             metrics::set(&BREAKER_STATE, [], 2.0);
         }
         if opened {
-            tracing::warn!(store = self.guard.store.name(), error = %Causes(&*cause), "the session store does not answer: it is left alone for a while");
+            tracing::warn!(store = self.guard.store.name(), error = %ErrorChain(&*cause), "the session store does not answer: it is left alone for a while");
         }
         Arc::try_unwrap(cause).unwrap_or_else(|cause| outage(Cause::Open(cause)))
     }

@@ -9,7 +9,7 @@ use super::{
     Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
     ValueStore, Version,
 };
-use crate::{ended::EndReason, event::Event, limits::Limits, observe::Causes, token::SessionId};
+use crate::{ended::EndReason, event::Event, limits::Limits, observe::ErrorChain, token::SessionId};
 
 /// How many sessions [`MigratingStore::move_all`] asks for at once, about.
 const PAGE: usize = 100;
@@ -137,7 +137,7 @@ impl MigratingStore {
             Ok(found) => Ok(found),
             // A read keeps working where writes fail.
             Err(Stuck { in_old: Some(loaded), error }) => {
-                tracing::warn!(session = %id, error = %Causes(&error), "session not moved");
+                tracing::warn!(session = %id, error = %ErrorChain(&error), "session not moved");
                 Ok(Found::Live(loaded))
             }
             Err(stuck) => Err(stuck.error),

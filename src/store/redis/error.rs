@@ -266,7 +266,7 @@ impl Error for Known {
     }
 }
 
-/// Causes that are no error of the client.
+/// ErrorChain that are no error of the client.
 #[derive(Debug)]
 enum Cause {
     Timeout,

@@ -38,7 +38,7 @@ use super::{
     request::Request,
 };
 use crate::{
-    observe::Causes,
+    observe::ErrorChain,
     store::{StoreError, observed},
 };
 
@@ -200,7 +200,7 @@ async fn keep(state: Arc<watch::Sender<State>>, target: Target, config: RedisCon
             Err(failure) => {
                 let known = matches!(&*state.borrow(), State::Down(_));
                 if !known {
-                    tracing::warn!(server = %target, error = %Causes(&failure.error), "no connection to Redis");
+                    tracing::warn!(server = %target, error = %ErrorChain(&failure.error), "no connection to Redis");
                 }
                 state.send_replace(State::Down(Arc::new(failure.error)));
                 backoff
@@ -305,7 +305,7 @@ fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
         }
     };
     if ended {
-        tracing::warn!(error = %Causes(&failure.error), "gave up the connection to Redis");
+        tracing::warn!(error = %ErrorChain(&failure.error), "gave up the connection to Redis");
     }
 }
 

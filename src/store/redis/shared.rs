@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    observe::Causes,
+    observe::ErrorChain,
     store::{Cursor, Published},
     time::millis,
     token::SessionId,
@@ -41,7 +41,7 @@ impl Operation<'_> {
             release.arg(id.to_string());
         }
         if let Err(failure) = self.write(&key, &release).await {
-            tracing::debug!(error = %Causes(&failure.error), "places of ended sessions not given back");
+            tracing::debug!(error = %ErrorChain(&failure.error), "places of ended sessions not given back");
         }
     }
 

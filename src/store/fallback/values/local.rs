@@ -10,7 +10,7 @@ use super::{
     task::{Telling, ToldValue, ValueTask},
 };
 use crate::{
-    observe::Causes,
+    observe::ErrorChain,
     store::{
         Added, Cursor, KeyPage, StoreError,
         memory::values::{Values, until, weight},
@@ -253,7 +253,7 @@ impl LocalValues {
         }
         self.size -= weight(&task.key, &[]);
         if !std::mem::replace(&mut self.has_given_up, true) {
-            tracing::warn!(error = %Causes(error), "the session store does not take all values of the outage: giving up");
+            tracing::warn!(error = %ErrorChain(error), "the session store does not take all values of the outage: giving up");
         }
         1
     }

@@ -12,13 +12,13 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
 use crate::{
     credential::Credentials,
-    event::{self, Event, Happened},
+    event::{self, Event, EventKind},
     health::Monitor,
     lifetime::Lifetime,
     limits::Limits,
     metadata::ClientInfo,
     metrics::{self, LIFETIME, PAYLOAD, Stopwatch},
-    observe::{Causes, Counters},
+    observe::{Counters, ErrorChain},
     record::{Json, Record},
     security,
     session::SessionError,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 #[derive(Clone)]
-pub(crate) struct Shared {
+pub(crate) struct LayerContext {
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) credentials: Credentials,
     pub(crate) lifetime: Lifetime,
@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) announcer: Announcer,
-    pub(crate) security: Arc<security::Noise>,
+    pub(crate) security: Arc<security::EventRateLimit>,
     pub(crate) monitor: Arc<Monitor>,
 }
 
@@ -73,7 +73,7 @@ pub enum OnCorrupt {
     Reset,
 }
 
-impl Shared {
+impl LayerContext {
     pub(crate) fn check_size(&self, record: &Record) -> Result<(), SessionError> {
         let (size, limit) = (record.weight(), self.max_size);
         if size > limit {
@@ -113,7 +113,7 @@ impl Shared {
     /// Counts and tells what happened: in this process at once, whatever becomes of the request; to others as far as the store takes it.
     pub(crate) async fn announce(
         &self,
-        all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>,
+        all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>,
         from: Option<IpAddr>,
     ) {
         let events = self.tell(all, from);
@@ -123,7 +123,7 @@ impl Shared {
     /// Counts what happened, and tells this process. The events are for the others.
     pub(crate) fn tell(
         &self,
-        all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, Happened)>,
+        all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>,
         from: Option<IpAddr>,
     ) -> Vec<Event> {
         let Announcer { origin, here } = &self.announcer;
@@ -143,8 +143,8 @@ impl Shared {
     pub(crate) async fn publish(&self, events: &[Event]) {
         for event in events {
             if let Err(error) = self.store.publish(event).await {
-                let (session, happened) = (event.session(), event.happened());
-                tracing::warn!(%session, ?happened, error = %Causes(&error), "session event not published");
+                let (session, happened) = (event.session(), event.kind());
+                tracing::warn!(%session, ?happened, error = %ErrorChain(&error), "session event not published");
             }
         }
     }
@@ -186,9 +186,9 @@ impl Default for Queues {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for LayerContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
+        f.debug_struct("LayerContext")
             .field("store", &self.store.name())
             .field("credentials", &self.credentials)
             .field("lifetime", &self.lifetime)
