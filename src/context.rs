@@ -22,7 +22,7 @@ use crate::{
     record::{Json, Record},
     security,
     session::SessionError,
-    store::{Found, SessionStore, StoreError},
+    store::{Found, SessionStore, StoreError, StoreExt},
     time::Clock,
     token::SessionId,
 };

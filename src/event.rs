@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     ended::EndReason,
     observe::ErrorChain,
-    store::{Cursor, SessionStore, StoreError},
+    store::{Cursor, SessionStore, StoreError, StoreExt},
     token::SessionId,
 };
 

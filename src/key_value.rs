@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use crate::store::{
-    Added, Cursor, KeyPage, SessionStore, StoreError, ValueStats, ValueStore, observed::Observed, values_of,
+    Added, Cursor, KeyPage, SessionStore, StoreError, ValueStats, ValueStore, StoreExt, observed::Observed,
 };
 
 /// A small key-value service beside the sessions: on the same connection, and with the same fallback.
@@ -51,7 +51,7 @@ impl KeyValue {
     /// # let _ = values;
     /// # Ok::<(), tower_keep::KeyValueError>(())
     /// ```
-    pub fn new(store: impl SessionStore) -> Result<Self, KeyValueError> {
+    pub fn new(store: impl SessionStore + 'static) -> Result<Self, KeyValueError> {
         Self::of(Arc::new(Observed::new(store)))
     }
 
@@ -63,7 +63,7 @@ impl KeyValue {
     }
 
     fn values(&self) -> Result<&dyn ValueStore, StoreError> {
-        values_of(&*self.store)
+        self.store.require_values()
     }
 
     /// The value of a key.

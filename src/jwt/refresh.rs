@@ -17,7 +17,7 @@ use crate::{
     security,
     session::SessionError,
     sessions::{SessionInfo, Sessions},
-    store::{Entry, Found, Loaded, Outcome, StoreError},
+    store::{End, EndOutcome, Entry, Found, Loaded, Outcome, StoreError},
     token::{Generation, SessionId},
 };
 
@@ -121,7 +121,7 @@ impl Jwt {
     async fn reused(&self, sessions: &Sessions, id: SessionId, loaded: &Loaded) -> Result<JwtRefreshError, StoreError> {
         let (context, user) = (sessions.context(), loaded.record.user.clone());
         security::token_reused(&id, user.as_deref(), sessions.client_ip());
-        if let Outcome::Done = context.store.end(&id, EndReason::TokenReused).await? {
+        if let EndOutcome::Done = context.store.end(&id, End::For(EndReason::TokenReused)).await? {
             context.lived(&loaded.record);
             sessions.announce([(id, user, EventKind::Ended(EndReason::TokenReused))]).await;
         }

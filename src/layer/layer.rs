@@ -64,7 +64,7 @@ impl SessionLayer {
     /// A layer over `store`, with the default cookie, lifetime and policy.
     ///
     /// An `Arc<dyn SessionStore>` is a store as well: Redis or memory may be decided when the program starts.
-    pub fn new(store: impl SessionStore) -> Self {
+    pub fn new(store: impl SessionStore + 'static) -> Self {
         let context = LayerContext {
             deadline: store.operation_deadline().map(|deadline| deadline.saturating_mul(2)),
             store: Arc::new(Observed::new(store)),

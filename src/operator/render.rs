@@ -129,7 +129,7 @@ impl Page {
                 .markup("</b>, ")
                 .text(Counted(fallback.in_memory as u64, "session", "sessions"))
                 .markup(" in memory, ")
-                .text(fallback.seen)
+                .text(fallback.cached)
                 .markup(" remembered, ")
                 .text(fallback.journalled)
                 .markup(" to be told; since the start ")

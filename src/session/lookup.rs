@@ -17,7 +17,7 @@ use crate::{
     observe::ErrorChain,
     record::{Record, Standing},
     security,
-    store::{Entry, Found, Loaded, Outcome, StoreError},
+    store::{End, EndOutcome, Entry, Found, Loaded, Outcome, StoreError},
     time::Timestamp,
     token::SessionId,
 };
@@ -207,8 +207,8 @@ impl Inner {
 
     /// Ends a session that must not go on.
     async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
-        let outcome = self.ask(self.context.store.end(&id, reason)).await?;
-        if matches!(outcome, Outcome::Done) || reason == EndReason::Corrupt {
+        let outcome = self.ask(self.context.store.end(&id, End::For(reason))).await?;
+        if matches!(outcome, EndOutcome::Done) || reason == EndReason::Corrupt {
             record.into_iter().for_each(|record| self.context.lived(record));
             let user = record.and_then(|record| record.user.clone());
             self.announce([(id, user, EventKind::Ended(reason))]).await;

@@ -24,7 +24,7 @@ use crate::{
     ended::EndReason,
     event::Event,
     record::{Record, Version},
-    store::{Created, Entry, Outcome, SessionStore, StoreError},
+    store::{Created, End, EndOutcome, Entry, Outcome, SessionStore, StoreError, StoreExt},
     time::Timestamp,
     token::{Generation, SessionId, Tag, Token},
 };
@@ -89,6 +89,16 @@ pub(super) enum Answer {
     Written(Outcome),
 }
 
+impl Answer {
+    fn of_end(outcome: EndOutcome) -> Self {
+        Self::Written(match outcome {
+            EndOutcome::Done | EndOutcome::Claimed(_) => Outcome::Done,
+            EndOutcome::Conflict(loaded) => Outcome::Conflict(loaded),
+            EndOutcome::Gone => Outcome::Gone,
+        })
+    }
+}
+
 impl Write {
     async fn run(&self, context: &LayerContext) -> Result<Answer, StoreError> {
         let store: &dyn SessionStore = &*context.store;
@@ -100,9 +110,9 @@ impl Write {
             Self::Update { id, expected, entry, .. } => {
                 Answer::Written(store.update(id, *expected, entry.clone()).await?)
             }
-            Self::End { id, reason } => Answer::Written(store.end(id, *reason).await?),
+            Self::End { id, reason } => Answer::of_end(store.end(id, End::For(*reason)).await?),
             Self::Replace { id, expected, successor } => {
-                Answer::Written(store.replace(id, *expected, successor).await?)
+                Answer::of_end(store.replace(id, *expected, successor).await?)
             }
         })
     }

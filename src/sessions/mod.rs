@@ -25,7 +25,7 @@ use crate::{
     observe::Stats,
     record::{Record, Standing, Version},
     session::SessionError,
-    store::{Created, Cursor, Entry, Found, Loaded, Outcome, StoreError},
+    store::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, StoreError, StoreExt},
     token::{SessionId, Tag, Token},
 };
 
@@ -225,8 +225,8 @@ impl Sessions {
             Ok(Found::Live(loaded)) => Some(loaded.record),
             _ => None,
         };
-        let outcome = self.context.store.end(id, EndReason::Revoked).await?;
-        let ended = matches!(outcome, Outcome::Done);
+        let outcome = self.context.store.end(id, End::For(EndReason::Revoked)).await?;
+        let ended = matches!(outcome, EndOutcome::Done);
         if ended {
             record.iter().for_each(|record| self.context.lived(record));
             let user = record.and_then(|record| record.user.clone());

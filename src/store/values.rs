@@ -1,8 +1,13 @@
 //! Values beside the sessions: what a store can offer besides its sessions, and need not.
 
-use std::{error::Error, fmt, time::Duration};
+use std::time::Duration;
 
-use super::{Cursor, SessionStore, StoreError, StoreFuture};
+use super::{
+    error::{Ability, StoreError},
+    future::StoreFuture,
+    session_store::SessionStore,
+    types::Cursor,
+};
 
 /// What keeps values under keys, beside the sessions: what [`KeyValue`](crate::KeyValue) stands on. A store that can says so in
 /// [`SessionStore::values`].
@@ -112,29 +117,13 @@ pub struct ValueStats {
     pub in_memory_keys: usize,
 }
 
-/// The values of `store`.
-pub(crate) fn values_of<S: SessionStore + ?Sized>(store: &S) -> Result<&dyn ValueStore, StoreError> {
-    store.values().ok_or_else(|| StoreError::Configuration(NoValues.into()))
-}
-
-/// What the values of `store` say.
-pub(crate) fn ask_values<'a, S: SessionStore, T: 'a>(
+/// Runs an operation on the values of `store`.
+pub(super) fn with_values<'a, S: SessionStore + ?Sized, T>(
     store: &'a S,
-    ask: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T>,
+    run: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T>,
 ) -> StoreFuture<'a, T> {
-    match values_of(store) {
-        Ok(values) => ask(values),
-        Err(error) => StoreFuture::ready(Err(error)),
+    match store.values() {
+        Some(values) => run(values),
+        None => StoreFuture::ready(Err(StoreError::Unsupported(Ability::Values))),
     }
 }
-
-#[derive(Debug)]
-struct NoValues;
-
-impl fmt::Display for NoValues {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this store keeps no values")
-    }
-}
-
-impl Error for NoValues {}

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 #[derive(Debug)]
 pub(super) enum Cause {
@@ -10,16 +10,27 @@ pub(super) enum Cause {
     Away(Arc<StoreError>),
     /// So much has begun, changed or ended in the outage as may.
     Full,
-    /// It was told to do what must not be done twice, and its answer was lost.
+    /// It may have applied an operation that must not be repeated: there was no reply.
     InDoubt,
+    /// The outage ended in this moment: the operation goes to the main store again. Never returned to a caller.
+    Recovered,
+}
+
+impl Cause {
+    /// Whether an operation failed only because the outage ended.
+    pub(super) fn is_recovered(error: &StoreError) -> bool {
+        let StoreError::Outage(cause) = error else { return false };
+        matches!(cause.downcast_ref(), Some(Self::Recovered))
+    }
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Away(_) => "the main store is away",
-            Self::Full => "no more can be kept until the main store is back",
-            Self::InDoubt => "the main store was asked, and its answer was lost",
+            Self::Away(_) => "the main store is unavailable",
+            Self::Full => "the memory for changes is full until the main store is back",
+            Self::InDoubt => "the main store did not reply, and may have applied the operation",
+            Self::Recovered => "the main store is back",
         })
     }
 }
@@ -28,7 +39,7 @@ impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Away(cause) => cause.source(),
-            Self::Full | Self::InDoubt => None,
+            Self::Full | Self::InDoubt | Self::Recovered => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::line::Line;
-use crate::{ended::EndReason, limits::Limits, store::Version, token::SessionId};
+use crate::{ended::EndReason, limits::Limits, record::Version, store::types::End, token::SessionId};
 
 /// Ends have a room of their own, as large as that of the writes: however much begins, what has begun can end.
 pub(super) struct Journal {
@@ -18,16 +18,6 @@ pub(super) enum EndOf {
     One(SessionId),
     /// All sessions of a user, but one.
     All(Arc<str>, Option<SessionId>),
-}
-
-/// How it ended.
-#[derive(Clone, Debug)]
-pub(super) enum End {
-    For(EndReason),
-    /// By a login; if it is of this version, where one is named.
-    Replaced(Option<Version>, SessionId),
-    /// By this claim.
-    Used(Version),
 }
 
 /// An end, and how often it was noted: it may come again while it is being told.
@@ -152,7 +142,7 @@ impl Journal {
         let noted = self.ends.get_or_put(of, Noted { end: end.clone(), times: 0 });
         noted.times += 1;
         // It may not have ended by that. Else what ended stays as it ended.
-        if let End::Replaced(Some(_), _) = noted.end {
+        if let End::Replaced { expected: Some(_), .. } = noted.end {
             noted.end = end;
         }
     }

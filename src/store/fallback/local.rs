@@ -5,15 +5,21 @@
 use std::sync::Arc;
 
 use super::{
-    journal::{Base, End, Journal, Pending},
+    journal::{Base, Journal, Pending},
     replay::{Task, Told, Writing},
-    seen::{Lesson, Seen, What},
+    cache::{Cache, State},
     values::LocalValues,
 };
 use crate::{
     ended::{EndReason, Ended},
     limits::Limits,
-    store::{Created, Entry, Found, Loaded, MemoryStore, Outcome, Record, StoreError, Version},
+    record::{Record, Version},
+    store::{
+        error::StoreError,
+        memory::MemoryStore,
+        observation::Observation,
+        types::{Created, End, EndOutcome, Entry, Found, Loaded, Outcome},
+    },
     time::{Clock, Timestamp},
     token::SessionId,
 };
@@ -42,7 +48,7 @@ pub(super) enum Next {
 impl Local {
     /// With what was seen lately; for so many sessions more, and as many ends; and for so many bytes of values.
     pub(super) fn new(
-        seen: Vec<(SessionId, What)>,
+        cached: Vec<(SessionId, State)>,
         merges: bool,
         capacity: usize,
         values_capacity: usize,
@@ -50,25 +56,25 @@ impl Local {
     ) -> Self {
         let now = clock.now();
         // What it is bounded by is the journal.
-        let places = seen.len().saturating_add(capacity).saturating_mul(2);
+        let places = cached.len().saturating_add(capacity).saturating_mul(2);
         let store = MemoryStore::new().capacity(places).reject_when_full().clock(clock);
-        for (id, what) in seen {
-            match what {
-                What::Live { record, until } if until > now => {
+        for (id, state) in cached {
+            match state {
+                State::Live { record, until } if until > now => {
                     store.create_now(&id, Entry { record, ttl: until.since(now) }, Limits::none());
                 }
-                What::Live { until, .. } => {
-                    store.end_now(&id, None, Ended::new(EndReason::Expired, until));
+                State::Live { until, .. } => {
+                    store.bury_now(&id, Ended::new(EndReason::Expired, until));
                 }
-                What::Ended(_, Some(claimed)) => {
+                State::Ended(_, Some(claimed)) => {
                     let (claim, was) = *claimed;
                     store.create_now(&id, entry(was, now), Limits::none());
-                    store.consume_now(&id, claim);
+                    store.end_now(&id, &End::Used { claim }, now);
                 }
-                What::Ended(ended, None) => {
-                    store.end_now(&id, None, ended);
+                State::Ended(ended, None) => {
+                    store.bury_now(&id, ended);
                 }
-                What::InDoubt => {}
+                State::InDoubt => {}
             }
         }
         let (journal, values) = (Journal::new(capacity), LocalValues::new(values_capacity));
@@ -126,7 +132,7 @@ impl Local {
             }
             // The main store may have taken what is refused here.
             (_, Created::Full) if sent => {
-                self.store.end_now(id, None, Ended::new(EndReason::Evicted, now));
+                self.store.end_now(id, &End::For(EndReason::Evicted), now);
                 self.journal.ended(id, End::For(EndReason::Evicted));
             }
             (Found::Live(ours), Created::Taken) if sent => {
@@ -174,53 +180,60 @@ impl Local {
         }
     }
 
-    pub(super) fn end(&mut self, id: &SessionId, ended: Ended) -> Result<Outcome, StoreError> {
-        // Who knows that it ended was told by the main store, or the main store will be told. But for time: elsewhere it may have
-        // been used meanwhile.
+    pub(super) fn end(&mut self, id: &SessionId, end: End, now: Timestamp) -> Result<EndOutcome, StoreError> {
+        match end {
+            End::For(_) => self.end_unconditionally(id, end, now),
+            End::Replaced { expected, successor } => self.replace(id, expected, successor, now),
+            End::Used { .. } => self.claim(id, end, now),
+        }
+    }
+
+    fn end_unconditionally(&mut self, id: &SessionId, end: End, now: Timestamp) -> Result<EndOutcome, StoreError> {
+        // The main store already knows that it ended, or is going to. Except by expiry: another process may have extended it.
         if let Found::Ended(Ended { reason, .. }) = self.store.load_now(id)
             && reason != EndReason::Expired
         {
-            return Ok(Outcome::Gone);
+            return Ok(EndOutcome::Gone);
         }
         self.check_room_for_end()?;
-        let outcome = self.store.end_now(id, None, ended);
-        self.journal.ended(id, End::For(ended.reason));
+        let outcome = self.store.end_now(id, &end, now);
+        self.journal.ended(id, end);
         Ok(outcome)
     }
 
-    pub(super) fn replace(
+    fn replace(
         &mut self,
         id: &SessionId,
         expected: Option<Version>,
-        ended: Ended,
-        successor: &SessionId,
-    ) -> Result<Outcome, StoreError> {
+        successor: SessionId,
+        now: Timestamp,
+    ) -> Result<EndOutcome, StoreError> {
         let expected_there = match self.store.load_now(id) {
-            Found::Ended(ended) if ended.successor == Some(*successor) => return Ok(Outcome::Done),
-            Found::Ended(Ended { reason, .. }) if reason != EndReason::Expired => return Ok(Outcome::Gone),
+            Found::Ended(ended) if ended.successor == Some(successor) => return Ok(EndOutcome::Done),
+            Found::Ended(Ended { reason, .. }) if reason != EndReason::Expired => return Ok(EndOutcome::Gone),
             Found::Live(loaded) if expected.is_some_and(|expected| expected != loaded.record.version()) => {
-                return Ok(Outcome::Conflict(loaded));
+                return Ok(EndOutcome::Conflict(loaded));
             }
-            // It has ended here, whoever writes it elsewhere.
+            // It has ended here, whatever version another process writes.
             Found::Live(_) => None,
             Found::Ended(_) | Found::Unknown => expected,
         };
         self.check_room_for_end()?;
-        let outcome = self.store.end_now(id, expected, ended);
-        self.journal.ended(id, End::Replaced(expected_there, *successor));
+        let outcome = self.store.end_now(id, &End::Replaced { expected, successor }, now);
+        self.journal.ended(id, End::Replaced { expected: expected_there, successor });
         Ok(outcome)
     }
 
-    pub(super) fn consume(&mut self, id: &SessionId, claim: Version) -> Result<Found, StoreError> {
+    fn claim(&mut self, id: &SessionId, end: End, now: Timestamp) -> Result<EndOutcome, StoreError> {
         let is_live = self.version_of(id).is_some();
         if is_live {
             self.check_room_for_end()?;
         }
-        let found = self.store.consume_now(id, claim);
+        let outcome = self.store.end_now(id, &end, now);
         if is_live {
-            self.journal.ended(id, End::Used(claim));
+            self.journal.ended(id, end);
         }
-        Ok(found)
+        Ok(outcome)
     }
 
     pub(super) fn end_user(
@@ -239,29 +252,29 @@ impl Local {
         if self.journal.has_room_for_end() { Ok(()) } else { Err(full()) }
     }
 
-    /// Takes in what the main store answered to somebody who had asked it before it was away.
-    pub(super) fn learn(&mut self, lesson: &Lesson<'_>, now: Timestamp) {
-        match lesson {
-            Lesson::Live(id, loaded) => {
+    /// Applies a reply of the main store to a request that was sent before the outage.
+    pub(super) fn observe(&mut self, observation: &Observation<'_>, now: Timestamp) {
+        match observation {
+            Observation::Live(id, loaded) => {
                 let is_old = |ours: Arc<Record>| ours.version().is_after(loaded.record.version());
                 if !self.journal.is_written(id) && !self.record_of(id).is_some_and(is_old) {
                     self.have(id, loaded, now);
                 }
             }
-            Lesson::Extended(id, entry) => self.store.touch_now(id, entry),
-            Lesson::Ended(id, ended, claim) => {
+            Observation::Extended(id, entry) => self.store.touch_now(id, entry),
+            Observation::Ended(id, ended, claim) => {
                 match claim {
-                    Some((claim, _)) => drop(self.store.consume_now(id, *claim)),
-                    None => drop(self.store.end_now(id, None, *ended)),
+                    Some((claim, _)) => drop(self.store.end_now(id, &End::Used { claim: *claim }, now)),
+                    None => self.store.bury_now(id, *ended),
                 }
                 self.journal.forget(id);
             }
-            Lesson::NotLive(_) => {}
-            Lesson::AllEnded { user, except, reason, .. } => {
+            Observation::UserEnded { user, except, reason, .. } => {
                 for id in self.store.end_user_now(user, *except, *reason) {
                     self.journal.forget(&id);
                 }
             }
+            Observation::NotLive(_) | Observation::MaybeEnded(_) | Observation::UserMaybeEnded { .. } => {}
         }
     }
 
@@ -329,7 +342,7 @@ impl Local {
     }
 
     /// Takes in what the main store said to a task; returns how many changes of the outage that has cost.
-    pub(super) fn settle(&mut self, task: &Task, told: Told, seen: &Seen, now: Timestamp) -> u64 {
+    pub(super) fn settle(&mut self, task: &Task, told: Told, cache: &Cache, now: Timestamp) -> u64 {
         let (id, writing) = match task {
             Task::End(end) => {
                 self.journal.told(end);
@@ -352,7 +365,7 @@ impl Local {
                     let rotated = rotated.map(|ours| ours.generation() != record.generation());
                     // Of a touch it has not said whether it has the session at all.
                     if !matches!(writing, Writing::Touch(_)) {
-                        seen.learn(&Lesson::Live(id, Loaded { record, ttl: Some(ttl) }), seen.asked(), now);
+                        cache.observe(&Observation::Live(id, Loaded { record, ttl: Some(ttl) }), cache.sequence(), now);
                     }
                     match (self.journal.write(id), rotated) {
                         // Written again meanwhile: that comes next.
@@ -362,7 +375,7 @@ impl Local {
                         _ => drop(self.journal.forget(id)),
                     }
                 }
-                let lost = evicted.iter().map(|id| self.ended_there(id, EndReason::Evicted, seen, now));
+                let lost = evicted.iter().map(|id| self.ended_there(id, EndReason::Evicted, cache, now));
                 lost.sum()
             }
             // An attempt of ours from before, whose answer was lost: the next goes on from there.
@@ -378,14 +391,14 @@ impl Local {
                 if lost.rotated {
                     // The old token must not come back, and the new one would be taken for a thief's.
                     self.journal.ended(id, End::For(EndReason::Revoked));
-                    self.ended_there(id, EndReason::Revoked, seen, now);
+                    self.ended_there(id, EndReason::Revoked, cache, now);
                 } else {
                     self.have(id, &theirs, now);
-                    seen.learn(&Lesson::Live(id, theirs), seen.asked(), now);
+                    cache.observe(&Observation::Live(id, theirs), cache.sequence(), now);
                 }
                 1
             }
-            Told::Gone(reason) => self.ended_there(id, reason, seen, now),
+            Told::Gone(reason) => self.ended_there(id, reason, cache, now),
             Told::Value(_) => 0,
         }
     }
@@ -402,10 +415,10 @@ impl Local {
     }
 
     /// A session ended in the main store: here too, with what was changed.
-    fn ended_there(&mut self, id: &SessionId, reason: EndReason, seen: &Seen, now: Timestamp) -> u64 {
+    fn ended_there(&mut self, id: &SessionId, reason: EndReason, cache: &Cache, now: Timestamp) -> u64 {
         let ended = Ended::new(reason, now);
-        self.store.end_now(id, None, ended);
-        seen.learn(&Lesson::Ended(id, ended, None), seen.asked(), now);
+        self.store.bury_now(id, ended);
+        cache.observe(&Observation::Ended(id, ended, None), cache.sequence(), now);
         let lost = self.journal.forget(id).is_some();
         if lost {
             tracing::debug!(session = %id, %reason, "session ended elsewhere in the outage: changes dropped");

@@ -10,21 +10,21 @@
 //! * `start.rs` — whether the main store is there, at the beginning and while nobody asks;
 //! * `switch.rs` — which of the two is asked;
 //! * `outage.rs` — when the store is away, and what is done meanwhile;
-//! * `operations.rs` — each operation: on the main store, and without it;
-//! * `seen.rs` — the sessions that were seen lately;
+//! * `cache.rs` — the recently seen sessions;
+//! * `in_memory.rs` — every operation in an outage;
 //! * `local.rs`, `journal.rs`, `line.rs` — the sessions of an outage, and what the main store has to be told of them;
 //! * `replay.rs` — telling it;
 //! * `values/` — the same for the values beside the sessions.
 
+mod cache;
 mod error;
+mod in_memory;
 mod journal;
 mod line;
 mod local;
 mod mode;
-mod operations;
 mod outage;
 mod replay;
-mod seen;
 mod start;
 mod stats;
 mod switch;
@@ -41,22 +41,20 @@ pub use self::{
     stats::FallbackStats,
 };
 use self::{
-    operations::{Consume, Count, Create, End, EndUser, List, Load, Replace, Scan, Touch, Update},
+    cache::Cache,
     outage::{Outage, SEEING},
-    seen::Seen,
     stats::Counts,
 };
 use super::{
-    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    ValueStore, Version, memory::VALUES_CAPACITY,
+    error::StoreError,
+    future::StoreFuture,
+    health::Health,
+    memory::VALUES_CAPACITY,
+    operation::{Kind, Operation},
+    session_store::SessionStore,
+    wrapper::StoreWrapper,
 };
-use crate::{
-    ended::EndReason,
-    event::Event,
-    limits::Limits,
-    time::{Clock, SystemClock},
-    token::SessionId,
-};
+use crate::time::{Clock, SystemClock};
 
 /// A store, and what to do when it is away: see [`FallbackMode`], which says what each mode promises.
 ///
@@ -105,7 +103,7 @@ pub struct Fallback<S> {
     capacity: usize,
     values_capacity: usize,
     clock: Arc<dyn Clock>,
-    seen: Seen,
+    cache: Cache,
     outage: RwLock<Option<Arc<Outage>>>,
     counts: Counts,
 }
@@ -127,7 +125,7 @@ impl<S: SessionStore> Fallback<S> {
             capacity: CAPACITY,
             values_capacity: VALUES_CAPACITY,
             clock: Arc::new(SystemClock),
-            seen: Seen::new(CAPACITY),
+            cache: Cache::new(CAPACITY),
             outage: RwLock::default(),
             counts: Counts::new(),
         }
@@ -158,7 +156,7 @@ impl<S: SessionStore> Fallback<S> {
     #[must_use]
     pub fn capacity(mut self, sessions: usize) -> Self {
         self.capacity = sessions.max(1);
-        self.seen = Seen::new(self.capacity);
+        self.cache = Cache::new(self.capacity);
         self
     }
 
@@ -230,7 +228,7 @@ impl<S: SessionStore> Fallback<S> {
         });
         FallbackStats {
             using_fallback: outage.is_some(),
-            seen: self.seen.len(),
+            cached: self.cache.len(),
             in_memory,
             values_in_memory,
             journalled,
@@ -254,102 +252,51 @@ impl<S: SessionStore> Fallback<S> {
         }
     }
 
-    async fn publish_unless_away(&self, event: &Event) -> Result<(), StoreError> {
-        match self.outage() {
-            Some(_) => Ok(()), // others cannot be told, and who does not know that was told once
-            None => self.main.publish(event).await,
+    /// No session depends on events: they neither begin an outage nor wait for its end.
+    async fn run_event<O: Operation>(&self, operation: O) -> Result<O::Reply, StoreError> {
+        match (self.outage(), O::skipped()) {
+            (Some(_), Some(reply)) => Ok(reply),
+            _ => operation.run(&self.main).await,
         }
     }
 }
 
-impl<S: SessionStore> SessionStore for Fallback<S> {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        StoreFuture::boxed(self.perform(Load { id }))
+impl<S: SessionStore> StoreWrapper for Fallback<S> {
+    type Inner = S;
+
+    fn inner(&self) -> &S {
+        &self.main
     }
 
-    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        StoreFuture::boxed(self.perform(Create { id, new, limits }))
+    fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
+        StoreFuture::boxed(async move {
+            match O::KIND {
+                Kind::Event => self.run_event(operation).await,
+                _ => self.perform(operation).await,
+            }
+        })
     }
 
-    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(self.perform(Update { id, expected, new }))
-    }
-
-    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        StoreFuture::boxed(self.perform(Touch { id, entry }))
-    }
-
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(self.perform(End { id, reason }))
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(self.perform(Replace { id, expected, successor }))
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        StoreFuture::boxed(self.perform(Consume { id, claim }))
-    }
-
-    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        StoreFuture::boxed(self.perform(List { user }))
-    }
-
-    fn end_user<'a>(
-        &'a self,
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-    ) -> StoreFuture<'a, Vec<SessionId>> {
-        StoreFuture::boxed(self.perform(EndUser { user, except, reason }))
-    }
-
-    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        StoreFuture::boxed(self.perform(Scan { from, count }))
-    }
-
-    fn count(&self) -> StoreFuture<'_, u64> {
-        StoreFuture::boxed(self.perform(Count))
-    }
-
-    /// That of the main store; but while there is something in its place, degraded is the worst. In mode `Reject` there is not.
-    fn health(&self) -> StoreFuture<'_, Health> {
+    /// That of the main store. In an outage: degraded if another mode than `Reject` serves sessions.
+    fn wrapper_health(&self) -> StoreFuture<'_, Health> {
         StoreFuture::boxed(self.health_of_both())
     }
 
-    /// That of the main store, or `"memory"` while everything goes on there.
-    fn name(&self) -> &'static str {
+    /// That of the main store, or `"memory"` while memory serves all sessions.
+    fn wrapper_name(&self) -> &'static str {
         match (self.mode, self.outage()) {
             (FallbackMode::Memory { .. }, Some(_)) => "memory",
             _ => self.main.name(),
         }
     }
 
-    /// Twice that of the main store, for what it is told on its return may take as long; and the time to see whether it is away, or back.
-    fn operation_deadline(&self) -> Option<Duration> {
+    /// Twice that of the main store, because a replay may take as long, and the time to probe it.
+    fn wrapper_deadline(&self) -> Option<Duration> {
         self.main.operation_deadline().map(|deadline| deadline.saturating_mul(2).saturating_add(SEEING))
     }
 
-    fn is_degraded(&self) -> bool {
+    fn wrapper_is_degraded(&self) -> bool {
         self.outage().is_some() || self.main.is_degraded()
-    }
-
-    /// In an outage other processes are told nothing.
-    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
-        StoreFuture::boxed(self.publish_unless_away(event))
-    }
-
-    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
-        self.main.events(from)
-    }
-
-    fn values(&self) -> Option<&dyn ValueStore> {
-        self.main.values().map(|_| self as &dyn ValueStore)
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::{
 use super::{error::Cause, local::Local, replay::TELLING};
 use crate::{
     observe::ErrorChain,
-    store::{Health, SessionStore, StoreError, StoreFuture},
+    store::{error::StoreError, health::Health, operation::Operation, session_store::SessionStore},
 };
 
 /// How long the main store has to say how it is; and how long an operation takes before it is asked.
@@ -33,7 +33,7 @@ pub(super) const SEEING: Duration = PATIENCE.saturating_mul(2).saturating_add(TE
 pub(super) struct Outage {
     pub(super) began: Instant,
     cause: Arc<StoreError>,
-    pub(super) meanwhile: Meanwhile,
+    pub(super) state: OutageState,
     /// Whoever has it sees whether the main store is back.
     turn: Semaphore,
     look_at: Mutex<Instant>,
@@ -43,22 +43,23 @@ pub(super) struct Outage {
     pub(super) counts: [u64; 3],
 }
 
-/// What is done in an outage.
-pub(super) enum Meanwhile {
-    Nothing,
-    /// What was seen lately is read.
-    Stale,
-    /// Everything.
-    Local(Box<Mutex<Local>>),
+/// What serves operations during an outage.
+pub(super) enum OutageState {
+    /// Nothing.
+    Unavailable,
+    /// The cache, for lookups.
+    ReadStale,
+    /// Memory, for everything.
+    InMemory(Box<Mutex<Local>>),
 }
 
 impl Outage {
-    pub(super) fn new(cause: StoreError, meanwhile: Meanwhile, counts: [u64; 3], probe_interval: Duration) -> Self {
+    pub(super) fn new(cause: StoreError, state: OutageState, counts: [u64; 3], probe_interval: Duration) -> Self {
         let now = Instant::now();
         Self {
             began: now,
             cause: Arc::new(cause),
-            meanwhile,
+            state,
             turn: Semaphore::new(1),
             look_at: Mutex::new(now + probe_interval),
             refused: AtomicBool::new(false),
@@ -68,9 +69,9 @@ impl Outage {
 
     /// The sessions in memory, if there are any and the main store has not been told all of them.
     pub(super) fn local(&self) -> Option<MutexGuard<'_, Local>> {
-        match &self.meanwhile {
-            Meanwhile::Nothing | Meanwhile::Stale => None,
-            Meanwhile::Local(local) => Some(lock(local)).filter(|local| !local.is_over()),
+        match &self.state {
+            OutageState::Unavailable | OutageState::ReadStale => None,
+            OutageState::InMemory(local) => Some(lock(local)).filter(|local| !local.is_over()),
         }
     }
 
@@ -105,49 +106,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The main store is away, for this reason.
-pub(super) struct Away(pub(super) StoreError);
+/// The result of running an operation on the main store.
+pub(super) enum Asked<T> {
+    Replied(Result<T, StoreError>),
+    /// The main store is unavailable. `in_doubt`: it may have applied an operation that must not be repeated.
+    Unavailable {
+        cause: StoreError,
+        in_doubt: bool,
+    },
+}
 
-/// What the main store says, unless it is away. How it is shows while a slow operation goes on: that takes no time of its own.
-pub(super) async fn ask<T>(
-    main: &impl SessionStore,
-    mut operation: StoreFuture<'_, T>,
-) -> Result<Result<T, StoreError>, Away> {
-    let mut watch = pin!(async {
+/// Runs an operation on the main store. While a slow operation runs, the health of the store is probed, so that takes no extra time.
+pub(super) async fn ask<O: Operation>(main: &impl SessionStore, operation: O) -> Asked<O::Reply> {
+    let mut probe = pin!(async {
         sleep(MOMENT).await;
-        is_away(main, MOMENT).await
+        is_down(main, MOMENT).await
     });
-    let mut watched = None;
-    let answer = poll_fn(|cx| {
-        let answer = Pin::new(&mut operation).poll(cx);
-        if answer.is_pending()
-            && watched.is_none()
-            && let Poll::Ready(away) = watch.as_mut().poll(cx)
+    let mut probed = None;
+    let mut running = operation.run(main);
+    let reply = poll_fn(|cx| {
+        let reply = Pin::new(&mut running).poll(cx);
+        if reply.is_pending()
+            && probed.is_none()
+            && let Poll::Ready(down) = probe.as_mut().poll(cx)
         {
-            watched = Some(away);
+            probed = Some(down);
         }
-        answer
+        reply
     })
     .await;
-    match answer {
-        // Who may not log in can do nothing either.
-        Err(error @ (StoreError::Outage(_) | StoreError::Configuration(_))) => {
-            let away = match watched {
-                Some(away) => away,
-                None => is_away(main, MOMENT).await,
-            };
-            if away { Err(Away(error)) } else { Ok(Err(error)) }
-        }
-        answer => Ok(answer),
+    let failure = reply.as_ref().map_or_else(Some, O::doubt_in);
+    // A client that may not log in can do nothing either.
+    if !matches!(failure, Some(StoreError::Outage(_) | StoreError::Configuration(_))) {
+        return Asked::Replied(reply);
+    }
+    let down = match probed {
+        Some(down) => down,
+        None => is_down(main, MOMENT).await,
+    };
+    match reply {
+        reply if !down => Asked::Replied(reply),
+        Err(cause) => Asked::Unavailable { cause, in_doubt: false },
+        Ok(reply) => match O::confirmed(reply) {
+            Ok(reply) => Asked::Replied(Ok(reply)),
+            Err(cause) => Asked::Unavailable { cause, in_doubt: true },
+        },
     }
 }
 
 /// Whether the store is back.
 pub(super) async fn is_back(store: &impl SessionStore) -> bool {
-    !is_away(store, PATIENCE).await
+    !is_down(store, PATIENCE).await
 }
 
 /// Whether nothing can be had from the store.
-async fn is_away(store: &impl SessionStore, patience: Duration) -> bool {
+async fn is_down(store: &impl SessionStore, patience: Duration) -> bool {
     !matches!(timeout(patience, store.health()).await, Ok(Ok(Health::Up | Health::Degraded(_))))
 }

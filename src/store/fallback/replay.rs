@@ -12,13 +12,19 @@
 use std::time::Duration;
 
 use super::{
-    journal::{End, EndOf, Untold},
+    journal::{EndOf, Untold},
     values::{ToldValue, ValueTask},
 };
 use crate::{
     ended::EndReason,
     limits::Limits,
-    store::{Created, Entry, Found, Loaded, Outcome, SessionStore, StoreError, Version},
+    record::Version,
+    store::{
+        error::StoreError,
+        ext::StoreExt,
+        session_store::SessionStore,
+        types::{Created, End, EndOutcome, Entry, Found, Loaded, Outcome},
+    },
     token::SessionId,
 };
 
@@ -67,8 +73,7 @@ pub(super) enum Told {
 pub(super) async fn tell<S: SessionStore>(main: &S, task: &Task) -> Result<Told, StoreError> {
     let told = match task {
         Task::End(Untold { of: EndOf::All(user, except), end, .. }) => {
-            let reason = if let End::For(reason) = end { *reason } else { EndReason::Revoked };
-            main.end_user(user, except.as_ref(), reason).await.map(|_| Told::Done(Vec::new()))
+            main.end_user(user, except.as_ref(), end.reason()).await.map(|_| Told::Done(Vec::new()))
         }
         Task::End(Untold { of: EndOf::One(id), end, .. }) => tell_end(main, id, end).await,
         Task::Write(id, writing) => tell_write(main, id, writing).await,
@@ -86,15 +91,10 @@ pub(super) async fn tell<S: SessionStore>(main: &S, task: &Task) -> Result<Told,
 }
 
 async fn tell_end<S: SessionStore>(main: &S, id: &SessionId, end: &End) -> Result<Told, StoreError> {
-    match end {
-        End::For(reason) => drop(main.end(id, *reason).await?),
-        End::Replaced(expected, successor) => drop(main.replace(id, *expected, successor).await?),
-        End::Used(claim) => {
-            // If its creation is on its way still, it must not come.
-            if let Found::Unknown = main.consume(id, *claim).await? {
-                main.end(id, EndReason::Used).await?;
-            }
-        }
+    let outcome = main.end(id, *end).await?;
+    // If the creation of a used session is still on its way, it must not succeed.
+    if let (End::Used { .. }, EndOutcome::Gone) = (end, outcome) {
+        main.end(id, End::For(EndReason::Used)).await?;
     }
     Ok(Told::Done(Vec::new()))
 }

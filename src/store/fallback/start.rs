@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 use super::{Fallback, outage::PATIENCE};
 use crate::{
     observe::ErrorChain,
-    store::{Health, SessionStore, StoreError},
+    store::{error::StoreError, health::Health, session_store::SessionStore},
 };
 
 /// Between two attempts.
@@ -55,7 +55,7 @@ impl<S: SessionStore> Fallback<S> {
             let error = ErrorChain(&cause);
             tracing::warn!(store, attempt, attempts, %error, "the session store is not there");
             if attempt == attempts {
-                self.goes_away(cause);
+                self.begin_outage(cause);
                 return false;
             }
             attempt += 1;

@@ -63,7 +63,7 @@ pub struct FallbackStats {
     /// The main store is away, or has not been told everything yet.
     pub using_fallback: bool,
     /// Sessions that are remembered as they were last seen.
-    pub seen: usize,
+    pub cached: usize,
     /// Sessions that go on in memory.
     pub in_memory: usize,
     /// Values that are kept in memory.

@@ -6,16 +6,19 @@ use tokio::time::Instant;
 
 use super::{
     Fallback, FallbackMode, OnRecovery,
+    cache::Sequence,
+    error::Cause,
+    in_memory::InMemory,
     local::{Local, Next},
-    operations::Operation,
-    outage::{Away, Meanwhile, Outage, ask, is_back},
+    outage::{Asked, Outage, OutageState, ask, is_back},
     replay::{AT_ONCE, ROUNDS, TELLING, Task, Told, tell},
-    seen::{Asked, Lesson},
 };
 use crate::{
-    metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY, Stopwatch},
+    metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY},
     observe::ErrorChain,
-    store::{SessionStore, StoreError, all::all},
+    store::{
+        all::all, error::StoreError, observation::Observation, operation::Operation, session_store::SessionStore,
+    },
     time::Clock,
 };
 
@@ -37,97 +40,84 @@ impl<S: SessionStore> Fallback<S> {
         self.outage.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks the main store if it is there, else does what can be done.
-    pub(super) async fn perform<O: Operation>(&self, operation: O) -> Result<O::Answer, StoreError> {
+    /// Runs an operation on the main store, or during an outage on what the mode provides instead.
+    pub(super) async fn perform<O: Operation>(&self, operation: O) -> Result<O::Reply, StoreError> {
         let mut sent = false;
         loop {
             let outage = match self.present_outage().await {
                 Some(outage) => outage,
                 None => {
-                    let asked = self.seen.asked();
-                    match ask(&self.main, operation.ask(&self.main)).await {
-                        Ok(answer) => {
-                            self.learn_from(&operation, &answer, asked);
-                            return answer;
+                    let sequence = self.cache.sequence();
+                    match ask(&self.main, operation.clone()).await {
+                        Asked::Replied(reply) => {
+                            self.observe(&operation, &reply, sequence);
+                            return reply;
                         }
-                        Err(Away(cause)) => {
+                        Asked::Unavailable { cause, in_doubt } => {
+                            let outage = self.begin_outage(cause);
+                            // It may have been applied, and must not be applied twice.
+                            if in_doubt {
+                                return O::unconfirmed(Cause::InDoubt.into());
+                            }
                             sent = true;
-                            self.goes_away(cause)
+                            outage
                         }
                     }
                 }
             };
-            let answer = match &outage.meanwhile {
-                Meanwhile::Nothing => Err(outage.error()),
-                Meanwhile::Stale => self.read_stale(&outage, &operation),
-                Meanwhile::Local(_) => match self.perform_here(&outage, &operation, sent) {
-                    Some(answer) => answer,
-                    None => continue, // it was over in this very moment
-                },
+            let reply = match &outage.state {
+                OutageState::Unavailable => Err(outage.error()),
+                OutageState::ReadStale => self.read_stale(&outage, &operation),
+                OutageState::InMemory(_) => {
+                    let in_memory = InMemory { fallback: self, outage: &outage, sent };
+                    match operation.clone().run(&in_memory).await {
+                        Err(error) if Cause::is_recovered(&error) => continue,
+                        reply => reply,
+                    }
+                }
             };
-            return answer;
+            return reply;
         }
     }
 
-    fn learn_from<O: Operation>(&self, operation: &O, answer: &Result<O::Answer, StoreError>, asked: Asked) {
-        match answer {
-            _ if self.mode == FallbackMode::Reject => {}
-            Ok(answer) => operation.lessons(answer, self.clock.now(), &mut |lesson| self.learn(&lesson, asked)),
-            Err(_) => operation.in_doubt(&self.seen),
+    fn observe<O: Operation>(&self, operation: &O, reply: &Result<O::Reply, StoreError>, sequence: Sequence) {
+        if self.mode != FallbackMode::Reject {
+            operation.observe(reply.as_ref(), self.clock.now(), &mut |observation| self.apply(&observation, sequence));
         }
     }
 
-    fn learn(&self, lesson: &Lesson<'_>, asked: Asked) {
+    fn apply(&self, observation: &Observation<'_>, sequence: Sequence) {
         let now = self.clock.now();
-        if !self.seen.learn(lesson, asked, now) {
+        if !self.cache.observe(observation, sequence, now) {
             return;
         }
-        // Asked before the outage, and answered in it.
+        // A reply from before the outage that arrived during the outage.
         if let Some(outage) = self.outage()
             && let Some(mut local) = outage.local()
-            && lesson.alive().is_none_or(|id| self.seen.counts(id, asked))
+            && observation.alive().is_none_or(|id| self.cache.counts(id, sequence))
         {
-            local.learn(lesson, now);
+            local.observe(observation, now);
         }
     }
 
-    fn read_stale<O: Operation>(&self, outage: &Outage, operation: &O) -> Result<O::Answer, StoreError> {
-        operation.stale(&self.seen, self.seen_within, self.clock.now()).ok_or_else(|| {
-            operation.in_doubt(&self.seen);
-            outage.error()
+    fn read_stale<O: Operation>(&self, outage: &Outage, operation: &O) -> Result<O::Reply, StoreError> {
+        let now = self.clock.now();
+        let cached = O::skipped().or_else(|| operation.read_cached(|id| self.cache.stale(id, self.seen_within, now)));
+        cached.ok_or_else(|| {
+            let error = outage.error();
+            // The caller gets an error, but a failed end may have reached the main store before.
+            operation.observe(Err(&error), now, &mut |observation| {
+                self.cache.observe(&observation, self.cache.sequence(), now);
+            });
+            error
         })
     }
 
-    /// Does it in memory; `None` if the outage is over. `sent`: the main store was asked as well, and has not answered.
-    fn perform_here<O: Operation>(
-        &self,
-        outage: &Outage,
-        operation: &O,
-        sent: bool,
-    ) -> Option<Result<O::Answer, StoreError>> {
-        let mut local = outage.local()?;
-        let now = self.clock.now();
-        let answer = operation.perform(&mut local, now, sent);
-        if Stopwatch::RUNS {
-            metrics::set(&FALLBACK_IN_MEMORY, [], local.store().len() as f64);
-        }
-        match &answer {
-            // What ended here must not come back with the next outage.
-            Ok(answer) => operation.lessons(answer, now, &mut |lesson| {
-                if lesson.is_end() {
-                    self.seen.learn(&lesson, self.seen.asked(), now);
-                }
-            }),
-            Err(_) => self.counts.refused.add(1),
-        }
-        Some(answer)
-    }
-
     /// The main store is away, since now or before.
-    pub(super) fn goes_away(&self, cause: StoreError) -> Arc<Outage> {
+    pub(super) fn begin_outage(&self, cause: StoreError) -> Arc<Outage> {
         let mut outage = self.outage.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*outage
-            && (known.local().is_some() || !matches!(known.meanwhile, Meanwhile::Local(_)))
+            && (known.local().is_some() || !matches!(known.state, OutageState::InMemory(_)))
         {
             return known.clone();
         }
@@ -139,17 +129,17 @@ impl<S: SessionStore> Fallback<S> {
             _ => tracing::warn!(store, ?mode, %error, "the session store is away: falling back"),
         }
         self.counts.outages.add(1);
-        let meanwhile = match self.mode {
-            FallbackMode::Reject => Meanwhile::Nothing,
-            FallbackMode::ReadStale { .. } => Meanwhile::Stale,
+        let state = match self.mode {
+            FallbackMode::Reject => OutageState::Unavailable,
+            FallbackMode::ReadStale { .. } => OutageState::ReadStale,
             FallbackMode::Memory { on_recovery } => {
-                let seen = self.seen.all(self.seen_within, self.clock.now());
+                let cached = self.cache.all(self.seen_within, self.clock.now());
                 let merges = on_recovery == OnRecovery::Merge;
-                let local = Local::new(seen, merges, self.capacity, self.values_capacity, self.clock.clone());
-                Meanwhile::Local(Box::new(Mutex::new(local)))
+                let local = Local::new(cached, merges, self.capacity, self.values_capacity, self.clock.clone());
+                OutageState::InMemory(Box::new(Mutex::new(local)))
             }
         };
-        let begun = Arc::new(Outage::new(cause, meanwhile, self.counted(), self.probe_interval));
+        let begun = Arc::new(Outage::new(cause, state, self.counted(), self.probe_interval));
         metrics::set(&FALLBACK_ACTIVE, [], 1.0);
         *outage = Some(begun.clone());
         begun
@@ -197,7 +187,7 @@ impl<S: SessionStore> Fallback<S> {
             for (task, answer) in tasks.iter().zip(answers) {
                 match answer {
                     Ok(told) => {
-                        self.counts.dropped.add(local.settle(task, told, &self.seen, self.clock.now()));
+                        self.counts.dropped.add(local.settle(task, told, &self.cache, self.clock.now()));
                         self.counts.replayed.add(1);
                     }
                     Err(error) => {

@@ -1,7 +1,6 @@
 //! A deadline and a circuit breaker around a store that has none.
 
 mod breaker;
-mod values;
 
 use std::{
     error::Error,
@@ -14,21 +13,18 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use self::breaker::{Breaker, Pass, Settings};
 use super::{
-    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    ValueStore, Version,
+    error::StoreError, future::StoreFuture, health::Health, operation::Operation, session_store::SessionStore,
+    wrapper::StoreWrapper,
 };
 use crate::{
-    ended::EndReason,
-    event::Event,
     lifetime::LONGEST,
-    limits::Limits,
     metrics::{self, BREAKER_STATE},
     observe::ErrorChain,
-    token::SessionId,
 };
 
-/// How much longer counting may take: it looks at every session.
-const COUNT: u32 = 20;
+/// The name of the operation that looks at every session, and how much more time it has.
+const COUNT: &str = "count";
+const COUNT_FACTOR: u32 = 20;
 
 /// Makes a store answer in time: a deadline for every operation, a circuit breaker, and no more operations at once than it can
 /// bear.
@@ -136,37 +132,9 @@ impl<S: SessionStore> Guard<S> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn guarded<'a, T: Send + 'a>(
-        &'a self,
-        operation: impl FnOnce(&'a S) -> StoreFuture<'a, T> + Send + 'a,
-    ) -> StoreFuture<'a, T> {
-        self.guarded_for(self.deadline, operation)
-    }
-
-    fn guarded_for<'a, T: Send + 'a>(
-        &'a self,
-        deadline: Duration,
-        operation: impl FnOnce(&'a S) -> StoreFuture<'a, T> + Send + 'a,
-    ) -> StoreFuture<'a, T> {
-        StoreFuture::boxed(async move {
-            let Ok(_place) = self.places.try_acquire() else {
-                return Err(outage(Cause::Full(self.max_waiting)));
-            };
-            let passage = self.enter()?;
-            let asked = async {
-                let answer = operation(&self.store).await;
-                let is_outage = matches!(answer, Err(StoreError::Outage(_))) && self.is_down().await;
-                (answer, is_outage)
-            };
-            match timeout(deadline, asked).await {
-                Ok((Err(error), true)) => Err(passage.outage(error)),
-                Ok((answer, _)) => {
-                    passage.answered();
-                    answer
-                }
-                Err(_) => Err(passage.outage(outage(Cause::Timeout(deadline)))),
-            }
-        })
+    /// Counting looks at every session, so it has more time.
+    fn deadline_of(&self, operation: &impl Operation) -> Duration {
+        if operation.name() == COUNT { self.deadline.saturating_mul(COUNT_FACTOR) } else { self.deadline }
     }
 
     /// A store that refuses writes may serve reads: that is no reason to leave it alone.
@@ -244,89 +212,54 @@ impl<S: SessionStore> Drop for Passage<'_, S> {
     }
 }
 
-impl<S: SessionStore> SessionStore for Guard<S> {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        self.guarded(move |store| store.load(id))
+impl<S: SessionStore> StoreWrapper for Guard<S> {
+    type Inner = S;
+
+    fn inner(&self) -> &S {
+        &self.store
     }
 
-    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        self.guarded(move |store| store.create(id, new, limits))
+    fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
+        StoreFuture::boxed(async move {
+            let Ok(_permit) = self.places.try_acquire() else {
+                return Err(outage(Cause::Full(self.max_waiting)));
+            };
+            let passage = self.enter()?;
+            let deadline = self.deadline_of(&operation);
+            let reply = async {
+                let reply = operation.run(&self.store).await;
+                let is_outage = matches!(failure::<O>(&reply), Some(StoreError::Outage(_))) && self.is_down().await;
+                (reply, is_outage)
+            };
+            let error = match timeout(deadline, reply).await {
+                Ok((reply, false)) => {
+                    passage.answered();
+                    return reply;
+                }
+                Ok((Err(error), true)) => return Err(passage.outage(error)),
+                Ok((Ok(reply), true)) => match O::confirmed(reply) {
+                    Ok(reply) => return Ok(reply),
+                    Err(error) => error,
+                },
+                Err(_) => outage(Cause::Timeout(deadline)),
+            };
+            O::unconfirmed(passage.outage(error))
+        })
     }
 
-    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        self.guarded(move |store| store.update(id, expected, new))
-    }
-
-    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        self.guarded(move |store| store.touch(id, entry))
-    }
-
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.guarded(move |store| store.end(id, reason))
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        self.guarded(move |store| store.replace(id, expected, successor))
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        self.guarded(move |store| store.consume(id, claim))
-    }
-
-    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        self.guarded(move |store| store.list(user))
-    }
-
-    fn end_user<'a>(
-        &'a self,
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-    ) -> StoreFuture<'a, Vec<SessionId>> {
-        self.guarded(move |store| store.end_user(user, except, reason))
-    }
-
-    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        self.guarded(move |store| store.scan(from, count))
-    }
-
-    fn count(&self) -> StoreFuture<'_, u64> {
-        self.guarded_for(self.deadline.saturating_mul(COUNT), |store| store.count())
-    }
-
-    /// While it is open: down, without asking.
-    fn health(&self) -> StoreFuture<'_, Health> {
+    /// While the breaker is open: down, without asking.
+    fn wrapper_health(&self) -> StoreFuture<'_, Health> {
         StoreFuture::boxed(self.ask_health())
     }
 
-    fn name(&self) -> &'static str {
-        self.store.name()
-    }
-
-    fn operation_deadline(&self) -> Option<Duration> {
+    fn wrapper_deadline(&self) -> Option<Duration> {
         Some(self.deadline)
     }
+}
 
-    fn is_degraded(&self) -> bool {
-        self.store.is_degraded()
-    }
-
-    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
-        self.guarded(move |store| store.publish(event))
-    }
-
-    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
-        self.guarded(move |store| store.events(from))
-    }
-
-    fn values(&self) -> Option<&dyn ValueStore> {
-        self.store.values().map(|_| self as &dyn ValueStore)
-    }
+/// Why an operation failed, or may have failed.
+fn failure<O: Operation>(reply: &Result<O::Reply, StoreError>) -> Option<&StoreError> {
+    reply.as_ref().map_or_else(Some, O::doubt_in)
 }
 
 impl<S: SessionStore> fmt::Debug for Guard<S> {

@@ -17,7 +17,12 @@ use self::{
     values::Values,
 };
 use super::{
-    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreFuture, ValueStore, Version,
+    MIN_TOMBSTONE_TTL, Version,
+    future::StoreFuture,
+    health::Health,
+    session_store::{ScanStore, SessionStore, UserStore},
+    types::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, Outcome, Page},
+    values::ValueStore,
 };
 use crate::{
     ended::{EndReason, Ended},
@@ -115,7 +120,7 @@ impl MemoryStore {
     /// ```
     #[must_use]
     pub fn remember_ended(mut self, time: Duration) -> Self {
-        self.remember_ended = time.max(super::REMEMBER_AT_LEAST);
+        self.remember_ended = time.max(MIN_TOMBSTONE_TTL);
         self
     }
 
@@ -272,37 +277,41 @@ impl MemoryStore {
         }
     }
 
-    pub(super) fn end_now(&self, id: &SessionId, expected: Option<Version>, ended: Ended) -> Outcome {
-        let now = ended.at;
+    pub(super) fn end_now(&self, id: &SessionId, end: &End, now: Timestamp) -> EndOutcome {
         let mut shard = self.shard_of(id, now);
-        if ended.successor.is_some() && shard.ended(id).is_some_and(|before| before.successor == ended.successor) {
-            return Outcome::Done; // by this very call, whose answer was lost
+        if let End::Used { claim } = end {
+            return self.claim(&mut shard, id, *claim, now);
         }
-        let alive = match (expected, shard.live(id, now)) {
+        let tombstone = end.tombstone(now);
+        if tombstone.successor.is_some() && shard.ended(id).is_some_and(|before| before.successor == tombstone.successor) {
+            return EndOutcome::Done; // by an earlier identical call, whose reply was lost
+        }
+        let alive = match (end.expected(), shard.live(id, now)) {
             (Some(expected), Some(kept)) if kept.record.version() != expected => {
-                return Outcome::Conflict(kept.loaded(now));
+                return EndOutcome::Conflict(kept.loaded(now));
             }
-            (Some(_), None) => return Outcome::Gone,
+            (Some(_), None) => return EndOutcome::Gone,
             (_, kept) => kept.is_some(),
         };
-        self.give_back(shard.end(id, ended, None, now).into());
-        if alive { Outcome::Done } else { Outcome::Gone }
+        self.give_back(shard.end(id, tombstone, None, now).into());
+        if alive { EndOutcome::Done } else { EndOutcome::Gone }
     }
 
-    pub(super) fn consume_now(&self, id: &SessionId, claim: Version) -> Found {
-        let now = self.clock.now();
-        let mut shard = self.shard_of(id, now);
+    /// Ends a session with the given tombstone, whatever its version.
+    pub(super) fn bury_now(&self, id: &SessionId, tombstone: Ended) {
+        let now = tombstone.at;
+        let freed = self.shard_of(id, now).end(id, tombstone, None, now);
+        self.give_back(freed.into());
+    }
+
+    fn claim(&self, shard: &mut Shard, id: &SessionId, claim: Version, now: Timestamp) -> EndOutcome {
         match shard.live(id, now).map(|kept| kept.loaded(now)) {
             Some(loaded) => {
-                self.give_back(
-                    shard.end(id, Ended::new(EndReason::Used, now), Some((claim, loaded.clone())), now).into(),
-                );
-                Found::Live(loaded)
+                let claimed = Some((claim, loaded.clone()));
+                self.give_back(shard.end(id, Ended::new(EndReason::Used, now), claimed, now).into());
+                EndOutcome::Claimed(loaded)
             }
-            None => match shard.claimed(id, claim) {
-                Some(loaded) => Found::Live(loaded),
-                None => shard.ending(id).map_or(Found::Unknown, Found::Ended),
-            },
+            None => shard.claimed(id, claim).map_or(EndOutcome::Gone, EndOutcome::Claimed),
         }
     }
 
@@ -362,23 +371,32 @@ impl SessionStore for MemoryStore {
         ready(())
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        ready(self.end_now(id, None, Ended::new(reason, self.clock.now())))
+    fn end<'a>(&'a self, id: &'a SessionId, end: End) -> StoreFuture<'a, EndOutcome> {
+        ready(self.end_now(id, &end, self.clock.now()))
     }
 
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        ready(self.end_now(id, expected, Ended::replaced(*successor, self.clock.now())))
+    fn health(&self) -> StoreFuture<'_, Health> {
+        ready(Health::Up)
     }
 
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        ready(self.consume_now(id, claim))
+    fn name(&self) -> &'static str {
+        "memory"
     }
 
+    fn users(&self) -> Option<&dyn UserStore> {
+        Some(self)
+    }
+
+    fn scans(&self) -> Option<&dyn ScanStore> {
+        Some(self)
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        Some(self)
+    }
+}
+
+impl UserStore for MemoryStore {
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
         ready(self.list_now(user))
     }
@@ -391,25 +409,15 @@ impl SessionStore for MemoryStore {
     ) -> StoreFuture<'a, Vec<SessionId>> {
         ready(self.end_user_now(user, except, reason))
     }
+}
 
+impl ScanStore for MemoryStore {
     fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
         ready(self.scan_now(from, count))
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
         ready(self.count_now())
-    }
-
-    fn health(&self) -> StoreFuture<'_, Health> {
-        ready(Health::Up)
-    }
-
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
-    fn values(&self) -> Option<&dyn ValueStore> {
-        Some(self)
     }
 }
 

@@ -8,11 +8,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Created, Entry, Loaded, Version};
 use crate::{
     ended::{EndReason, Ended},
     limits::{Limits, WhenFull},
-    store::{REMEMBER_AT_LEAST, Record},
+    record::{Record, Version},
+    store::{
+        MIN_TOMBSTONE_TTL,
+        types::{Created, Entry, Loaded},
+    },
     time::Timestamp,
     token::{SessionId, Tag},
 };
@@ -30,7 +33,7 @@ pub(super) struct Shard {
 }
 
 type Sessions = HashMap<SessionId, Kept, BuildHasherDefault<IdHasher>>;
-type Ends = HashMap<SessionId, End, BuildHasherDefault<IdHasher>>;
+type Ends = HashMap<SessionId, Tombstone, BuildHasherDefault<IdHasher>>;
 
 /// A session that is kept.
 pub(super) struct Kept {
@@ -40,7 +43,7 @@ pub(super) struct Kept {
 }
 
 /// What is remembered of a session that ended.
-struct End {
+struct Tombstone {
     ended: Ended,
     /// Who consumed it, and what it was.
     claim: Option<Box<(Version, Loaded)>>,
@@ -185,7 +188,7 @@ impl Shard {
         // Time has ended it before.
         let expired = removed.as_ref().is_some_and(|kept| !kept.is_live(now));
         let ended = if expired { Ended::new(EndReason::Expired, now) } else { ended };
-        self.remember(*id, End { ended, claim: claim.map(Box::new) });
+        self.remember(*id, Tombstone { ended, claim: claim.map(Box::new) });
         removed.is_some()
     }
 
@@ -202,7 +205,7 @@ impl Shard {
         Some(removed)
     }
 
-    fn remember(&mut self, id: SessionId, end: End) {
+    fn remember(&mut self, id: SessionId, end: Tombstone) {
         self.ended_at.push_back((end.ended.at, id));
         self.ended.insert(id, end);
     }
@@ -211,7 +214,7 @@ impl Shard {
     /// that ended longer than `memory` ago, or are more than `remembered` and did not end just now.
     pub(super) fn free_expired(&mut self, now: Timestamp, memory: Duration, remembered: usize) -> usize {
         for _ in 0..16 {
-            let memory = if self.ended_at.len() > remembered { REMEMBER_AT_LEAST } else { memory };
+            let memory = if self.ended_at.len() > remembered { MIN_TOMBSTONE_TTL } else { memory };
             if self.ended_at.front().is_none_or(|(at, _)| at.plus(memory) > now) {
                 break;
             }
@@ -232,7 +235,7 @@ impl Shard {
             && time <= now
         {
             self.remove(&id);
-            self.remember(id, End { ended: Ended::new(EndReason::Expired, now), claim: None });
+            self.remember(id, Tombstone { ended: Ended::new(EndReason::Expired, now), claim: None });
             return true;
         }
         false

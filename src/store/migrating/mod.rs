@@ -6,10 +6,14 @@ use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use self::moving::{MAX_ATTEMPTS, Stuck, contended};
 use super::{
-    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreError, StoreFuture,
-    ValueStore, Version,
+    error::StoreError,
+    future::StoreFuture,
+    health::Health,
+    session_store::{EventStore, ScanStore, SessionStore, UserStore},
+    types::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, Outcome, Page},
+    values::ValueStore,
 };
-use crate::{ended::EndReason, event::Event, limits::Limits, observe::ErrorChain, token::SessionId};
+use crate::{ended::EndReason, limits::Limits, observe::ErrorChain, record::Version, token::SessionId};
 
 /// How many sessions [`MigratingStore::move_all`] asks for at once, about.
 const PAGE: usize = 100;
@@ -90,7 +94,7 @@ pub struct MigratingStore {
 
 impl MigratingStore {
     /// The sessions of `old` on their way to `new`.
-    pub fn new(old: impl SessionStore, new: impl SessionStore) -> Self {
+    pub fn new(old: impl SessionStore + 'static, new: impl SessionStore + 'static) -> Self {
         Self { old: Arc::new(old), new: Arc::new(new) }
     }
 
@@ -115,7 +119,7 @@ impl MigratingStore {
         for (store, copies) in [(&self.old, false), (&self.new, true)] {
             let mut place = Some(Cursor::start());
             while let Some(from) = place {
-                let page = store.scan(&from, PAGE).await?;
+                let page = ScanStore::scan(store, &from, PAGE).await?;
                 for (id, loaded) in page.sessions {
                     if (!copies || loaded.record.version().is_copy()) && self.take(&id).await?.is_some() {
                         moved += 1;
@@ -194,14 +198,22 @@ impl MigratingStore {
         }
     }
 
-    async fn end(&self, id: &SessionId, reason: EndReason) -> Result<Outcome, StoreError> {
+    async fn end(&self, id: &SessionId, end: End) -> Result<EndOutcome, StoreError> {
+        match end {
+            End::For(_) => self.end_anywhere(id, end).await,
+            End::Replaced { expected, successor } => self.replace(id, expected, successor).await,
+            End::Used { .. } => self.claim(id, end).await,
+        }
+    }
+
+    async fn end_anywhere(&self, id: &SessionId, end: End) -> Result<EndOutcome, StoreError> {
         match self.moved(id).await {
-            Ok(Found::Live(_)) => self.new.end(id, reason).await,
-            Ok(Found::Ended(_)) => Ok(Outcome::Gone),
-            // Wherever it may be, or come to be.
+            Ok(Found::Live(_)) => self.new.end(id, end).await,
+            Ok(Found::Ended(_)) => Ok(EndOutcome::Gone),
+            // Wherever it is, or will be created.
             Ok(Found::Unknown) | Err(Stuck { in_old: Some(_), .. } | Stuck { error: StoreError::Corrupt(_), .. }) => {
-                let in_old = self.old.end(id, reason).await?;
-                Ok(either(in_old, self.new.end(id, reason).await?))
+                let in_old = self.old.end(id, end).await?;
+                Ok(either(in_old, self.new.end(id, end).await?))
             }
             Err(stuck) => Err(stuck.error),
         }
@@ -211,29 +223,30 @@ impl MigratingStore {
         &self,
         id: &SessionId,
         expected: Option<Version>,
-        successor: &SessionId,
-    ) -> Result<Outcome, StoreError> {
+        successor: SessionId,
+    ) -> Result<EndOutcome, StoreError> {
+        let end = End::Replaced { expected, successor };
         match self.moved(id).await.map_err(|stuck| stuck.error)? {
-            Found::Live(_) => self.new.replace(id, expected, successor).await,
-            Found::Ended(ended) if ended.successor.as_ref() == Some(successor) => Ok(Outcome::Done), // by this, before
-            Found::Ended(_) => Ok(Outcome::Gone),
-            Found::Unknown if expected.is_some() => Ok(Outcome::Gone),
+            Found::Live(_) => self.new.end(id, end).await,
+            Found::Ended(ended) if ended.successor == Some(successor) => Ok(EndOutcome::Done), // by an earlier identical call
+            Found::Ended(_) => Ok(EndOutcome::Gone),
+            Found::Unknown if expected.is_some() => Ok(EndOutcome::Gone),
             Found::Unknown => {
-                let in_old = self.old.replace(id, None, successor).await?;
-                Ok(either(in_old, self.new.replace(id, None, successor).await?))
+                let in_old = self.old.end(id, end).await?;
+                Ok(either(in_old, self.new.end(id, end).await?))
             }
         }
     }
 
-    async fn consume(&self, id: &SessionId, claim: Version) -> Result<Found, StoreError> {
+    async fn claim(&self, id: &SessionId, end: End) -> Result<EndOutcome, StoreError> {
         match self.moved(id).await.map_err(|stuck| stuck.error)? {
-            Found::Live(_) => self.new.consume(id, claim).await,
-            // By this very claim, perhaps. A copy of what ended in the old store must not be consumed.
-            Found::Ended(ended) => match self.new.load(id).await? {
-                Found::Ended(_) => self.new.consume(id, claim).await,
-                Found::Live(_) | Found::Unknown => Ok(Found::Ended(ended)),
+            Found::Live(_) => self.new.end(id, end).await,
+            // Perhaps by this claim. A copy of a session that ended in the old store must not be claimed.
+            Found::Ended(_) => match self.new.load(id).await? {
+                Found::Ended(_) => self.new.end(id, end).await,
+                Found::Live(_) | Found::Unknown => Ok(EndOutcome::Gone),
             },
-            Found::Unknown => Ok(Found::Unknown),
+            Found::Unknown => Ok(EndOutcome::Gone),
         }
     }
 
@@ -290,12 +303,12 @@ impl MigratingStore {
     /// The old store comes first: what moves meanwhile is found in the new one.
     async fn scan(&self, from: &Cursor, count: usize) -> Result<Page, StoreError> {
         if let Some(place) = from.as_str().strip_prefix(IN_NEW) {
-            let page = self.new.scan(&place.to_owned().into(), count).await?;
+            let page = ScanStore::scan(&self.new, &place.to_owned().into(), count).await?;
             let next = page.next.map(|place| format!("{IN_NEW}{}", place.as_str()).into());
             return Ok(Page { sessions: self.begun(page.sessions).await?, next });
         }
         let place = from.as_str().strip_prefix(IN_OLD).unwrap_or_default();
-        let page = self.old.scan(&place.to_owned().into(), count).await?;
+        let page = ScanStore::scan(&self.old, &place.to_owned().into(), count).await?;
         let next = page.next.map_or(IN_NEW.to_owned(), |place| format!("{IN_OLD}{}", place.as_str()));
         Ok(Page { sessions: page.sessions, next: Some(next.into()) })
     }
@@ -310,9 +323,9 @@ fn ids(sessions: &[(SessionId, Loaded)]) -> HashSet<SessionId> {
 }
 
 /// Of two stores that were told to end a session, one had it, or none.
-fn either(in_old: Outcome, in_new: Outcome) -> Outcome {
+fn either(in_old: EndOutcome, in_new: EndOutcome) -> EndOutcome {
     match (in_old, in_new) {
-        (Outcome::Done, _) | (_, Outcome::Done) => Outcome::Done,
+        (EndOutcome::Done, _) | (_, EndOutcome::Done) => EndOutcome::Done,
         (_, in_new) => in_new,
     }
 }
@@ -346,42 +359,8 @@ impl SessionStore for MigratingStore {
         StoreFuture::boxed(self.touch(id, entry))
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(self.end(id, reason))
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(self.replace(id, expected, successor))
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        StoreFuture::boxed(self.consume(id, claim))
-    }
-
-    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        StoreFuture::boxed(self.list(user))
-    }
-
-    fn end_user<'a>(
-        &'a self,
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-    ) -> StoreFuture<'a, Vec<SessionId>> {
-        StoreFuture::boxed(self.end_user(user, except, reason))
-    }
-
-    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        StoreFuture::boxed(self.scan(from, count))
-    }
-
-    fn count(&self) -> StoreFuture<'_, u64> {
-        StoreFuture::boxed(async { Ok(self.old.count().await? + self.new.count().await?) })
+    fn end<'a>(&'a self, id: &'a SessionId, end: End) -> StoreFuture<'a, EndOutcome> {
+        StoreFuture::boxed(self.end(id, end))
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
@@ -406,16 +385,45 @@ impl SessionStore for MigratingStore {
         self.old.is_degraded() || self.new.is_degraded()
     }
 
-    fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
-        self.new.publish(event)
+    fn users(&self) -> Option<&dyn UserStore> {
+        self.old.users().and(self.new.users()).map(|_| self as &dyn UserStore)
     }
 
-    fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
-        self.new.events(from)
+    fn scans(&self) -> Option<&dyn ScanStore> {
+        self.old.scans().and(self.new.scans()).map(|_| self as &dyn ScanStore)
+    }
+
+    fn event_log(&self) -> Option<&dyn EventStore> {
+        self.new.event_log()
     }
 
     fn values(&self) -> Option<&dyn ValueStore> {
         self.new.values()
+    }
+}
+
+impl UserStore for MigratingStore {
+    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
+        StoreFuture::boxed(self.list(user))
+    }
+
+    fn end_user<'a>(
+        &'a self,
+        user: &'a str,
+        except: Option<&'a SessionId>,
+        reason: EndReason,
+    ) -> StoreFuture<'a, Vec<SessionId>> {
+        StoreFuture::boxed(self.end_user(user, except, reason))
+    }
+}
+
+impl ScanStore for MigratingStore {
+    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
+        StoreFuture::boxed(self.scan(from, count))
+    }
+
+    fn count(&self) -> StoreFuture<'_, u64> {
+        StoreFuture::boxed(async { Ok(self.old.count().await? + self.new.count().await?) })
     }
 }
 

@@ -20,7 +20,12 @@ use crate::{
     ended::{EndReason, Ended},
     limits::Limits,
     record::{Record, Version},
-    store::{Created, Entry, Found, Loaded, Outcome, SessionStore, StoreError},
+    store::{
+        error::StoreError,
+        ext::StoreExt,
+        session_store::SessionStore,
+        types::{Created, End, EndOutcome, Entry, Found, Loaded, Outcome},
+    },
     token::SessionId,
 };
 
@@ -88,12 +93,12 @@ impl MigratingStore {
     async fn take_from_old(&self, id: &SessionId, copy: Loaded) -> Result<Option<Found>, Stuck> {
         let version = copy.record.version();
         match self.old.replace(id, Some(version.of_original()), id).await? {
-            Outcome::Done => return self.begin(id, copy).await,
+            EndOutcome::Done | EndOutcome::Claimed(_) => return self.begin(id, copy).await,
             // Somebody who does not know of the move wrote it.
-            Outcome::Conflict(newer) => {
+            EndOutcome::Conflict(newer) => {
                 self.new.update(id, version, with_version(&newer, Version::of_copy)).await?;
             }
-            Outcome::Gone => match self.old.load(id).await? {
+            EndOutcome::Gone => match self.old.load(id).await? {
                 Found::Live(_) => {}
                 Found::Ended(ended) if is_moved(&ended, id) => return self.begin(id, copy).await,
                 Found::Ended(Ended { successor: Some(successor), .. }) => {
@@ -101,10 +106,10 @@ impl MigratingStore {
                 }
                 // Only what old has moved can begin: it is a copy for good.
                 Found::Ended(ended) => {
-                    self.new.end(id, ended.reason).await?;
+                    self.new.end(id, End::For(ended.reason)).await?;
                 }
                 Found::Unknown => {
-                    self.new.end(id, EndReason::Expired).await?;
+                    self.new.end(id, End::For(EndReason::Expired)).await?;
                 }
             },
         }

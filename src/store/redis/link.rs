@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     observe::ErrorChain,
-    store::{StoreError, observed},
+    store::{StoreError, span},
 };
 
 /// How long the task waits after a failed attempt: from the first to the second, doubling.
@@ -99,7 +99,7 @@ impl Link {
     /// Makes `request` by `deadline`. One whose connection was lost is repeated on the next, unless it must not be.
     pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         self.keep_task()?;
-        if let Some(span) = observed::span() {
+        if let Some(span) = span::current() {
             self.target.describe(&span);
         }
         let mut used = None;

@@ -129,8 +129,12 @@ pub use self::config::{InvalidRedisConfig, RedisConfig};
 pub(crate) use self::error::status_code;
 use self::{ended_here::EndedHere, keys::Prefix, operation::Operation, route::Route, script::Scripts};
 use super::{
-    Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Published, SessionStore, StoreFuture, ValueStore,
     Version,
+    future::StoreFuture,
+    health::Health,
+    session_store::{EventStore, ScanStore, SessionStore, UserStore},
+    types::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, Outcome, Page, Published},
+    values::ValueStore,
 };
 use crate::{ended::EndReason, event::Event, limits::Limits, time::millis, token::SessionId};
 
@@ -252,25 +256,40 @@ impl SessionStore for RedisStore {
         StoreFuture::boxed(async move { Ok(self.inner.operation().touch(id, entry).await?) })
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move { Ok(self.inner.operation().end(id, None, reason, None).await?) })
+    fn end<'a>(&'a self, id: &'a SessionId, end: End) -> StoreFuture<'a, EndOutcome> {
+        StoreFuture::boxed(async move { Ok(self.inner.operation().end(id, end).await?) })
     }
 
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move {
-            Ok(self.inner.operation().end(id, expected, EndReason::Replaced, Some(successor)).await?)
-        })
+    fn health(&self) -> StoreFuture<'_, Health> {
+        StoreFuture::boxed(async move { Ok(self.inner.operation().health().await) })
     }
 
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        StoreFuture::boxed(async move { Ok(self.inner.operation().consume(id, claim).await?) })
+    fn name(&self) -> &'static str {
+        "redis"
     }
 
+    fn operation_deadline(&self) -> Option<Duration> {
+        Some(self.inner.config.timeout)
+    }
+
+    fn users(&self) -> Option<&dyn UserStore> {
+        Some(self)
+    }
+
+    fn scans(&self) -> Option<&dyn ScanStore> {
+        Some(self)
+    }
+
+    fn event_log(&self) -> Option<&dyn EventStore> {
+        self.inner.config.shared_events.map(|_| self as &dyn EventStore)
+    }
+
+    fn values(&self) -> Option<&dyn ValueStore> {
+        Some(self)
+    }
+}
+
+impl UserStore for RedisStore {
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
         StoreFuture::boxed(async move { Ok(self.inner.operation().list(user).await?) })
     }
@@ -283,7 +302,9 @@ impl SessionStore for RedisStore {
     ) -> StoreFuture<'a, Vec<SessionId>> {
         StoreFuture::boxed(async move { Ok(self.inner.operation().end_user(user, except, reason).await?) })
     }
+}
 
+impl ScanStore for RedisStore {
     fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
         StoreFuture::boxed(async move { Ok(self.inner.operation().scan(from, count).await?) })
     }
@@ -299,29 +320,15 @@ impl SessionStore for RedisStore {
             Ok(count)
         })
     }
+}
 
-    fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(async move { Ok(self.inner.operation().health().await) })
-    }
-
-    fn name(&self) -> &'static str {
-        "redis"
-    }
-
-    fn operation_deadline(&self) -> Option<Duration> {
-        Some(self.inner.config.timeout)
-    }
-
+impl EventStore for RedisStore {
     fn publish<'a>(&'a self, event: &'a Event) -> StoreFuture<'a, ()> {
         StoreFuture::boxed(async move { Ok(self.inner.operation().publish(event).await?) })
     }
 
     fn events<'a>(&'a self, from: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
         StoreFuture::boxed(async move { Ok(self.inner.operation().events(from).await?) })
-    }
-
-    fn values(&self) -> Option<&dyn ValueStore> {
-        Some(self)
     }
 }
 

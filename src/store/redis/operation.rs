@@ -20,7 +20,7 @@ use crate::{
     lifetime::LONGEST,
     limits::{Limits, WhenFull},
     record::HEAD_LEN,
-    store::{Created, Entry, Found, Health, Loaded, Outcome, Record, Version},
+    store::{Created, End, EndOutcome, Entry, Found, Health, Loaded, Outcome, Record, Version},
     time::{Clock, SystemClock, Timestamp, millis},
     token::SessionId,
 };
@@ -97,7 +97,11 @@ impl Operation<'_> {
             (Found::Live(_), Some(ended)) => {
                 tracing::warn!(session = %id, "a session that has ended is back: Redis has lost its end");
                 // Best effort: the next request sees to it.
-                let _ = self.end(id, None, ended.reason, ended.successor.as_ref()).await;
+                let end = match ended.successor {
+                    Some(successor) => End::Replaced { expected: None, successor },
+                    None => End::For(ended.reason),
+                };
+                let _ = self.end(id, end).await;
                 Ok(Found::Ended(ended))
             }
             (found, _) => Ok(found),
@@ -225,53 +229,52 @@ impl Operation<'_> {
         Ok(())
     }
 
-    pub(super) async fn end(
-        &self,
-        id: &SessionId,
-        expected: Option<Version>,
-        reason: EndReason,
-        successor: Option<&SessionId>,
-    ) -> Result<Outcome, Failure> {
+    pub(super) async fn end(&self, id: &SessionId, end: End) -> Result<EndOutcome, Failure> {
+        let (expected, successor) = match end {
+            End::Used { claim } => return self.claim(id, claim).await,
+            End::Replaced { expected, successor } => (expected, Some(successor)),
+            End::For(_) => (None, None),
+        };
         let keys = self.prefix().keys(id);
         let args = vec![
             expected.map(text).unwrap_or_default(),
-            reason.as_str().into(),
+            end.reason().as_str().into(),
             keys.member.clone().into(),
             text(self.memory()),
             successor.map(text).unwrap_or_default(),
             text(format_args!("{:x}", getrandom::u64().unwrap_or_default())),
         ];
-        let outcome = outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)?;
+        let outcome = match outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)? {
+            Outcome::Done => EndOutcome::Done,
+            Outcome::Conflict(loaded) => EndOutcome::Conflict(loaded),
+            Outcome::Gone => EndOutcome::Gone,
+        };
         let by = match outcome {
-            Outcome::Done => Some(By::ThisProcess),
-            Outcome::Gone if expected.is_none() => Some(By::Somebody),
-            Outcome::Gone | Outcome::Conflict(_) => None,
+            EndOutcome::Done => Some(By::ThisProcess),
+            EndOutcome::Gone if expected.is_none() => Some(By::Somebody),
+            EndOutcome::Gone | EndOutcome::Claimed(_) | EndOutcome::Conflict(_) => None,
         };
         if let Some(by) = by {
-            let ended = Ended { successor: successor.copied(), ..Ended::new(reason, SystemClock.now()) };
-            self.ended_here.add_one(id, ended, by);
+            self.ended_here.add_one(id, end.tombstone(SystemClock.now()), by);
             self.release(&[*id]).await;
         }
         Ok(outcome)
     }
 
-    pub(super) async fn consume(&self, id: &SessionId, claim: Version) -> Result<Found, Failure> {
+    async fn claim(&self, id: &SessionId, claim: Version) -> Result<EndOutcome, Failure> {
         let keys = self.prefix().keys(id);
         let args = vec![text(claim), keys.member.clone().into(), text(self.memory())];
-        match self.run_safely(&self.scripts.consume, &keys.all, args).await? {
-            Value::Array(was) => {
-                if let Some(ended) = self.ended_here.get_unless(id, claim) {
-                    return Ok(Found::Ended(ended)); // Redis had lost that
-                }
-                self.ended_here.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), By::Claim(claim));
-                self.release(&[*id]).await;
-                match &*was {
-                    [Value::BulkString(stored), Value::Int(ttl)] => Ok(Found::Live(loaded(stored, *ttl)?)),
-                    _ => Err(Failure::unexpected_reply()),
-                }
-            }
-            // Who comes too late is in no hurry.
-            _ => self.load(id).await,
+        let Value::Array(was) = self.run_safely(&self.scripts.consume, &keys.all, args).await? else {
+            return Ok(EndOutcome::Gone);
+        };
+        if self.ended_here.get_unless(id, claim).is_some() {
+            return Ok(EndOutcome::Gone); // a failover had brought it back
+        }
+        self.ended_here.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), By::Claim(claim));
+        self.release(&[*id]).await;
+        match &*was {
+            [Value::BulkString(stored), Value::Int(ttl)] => Ok(EndOutcome::Claimed(loaded(stored, *ttl)?)),
+            _ => Err(Failure::unexpected_reply()),
         }
     }
 

@@ -16,7 +16,7 @@ use super::sentinel::Sentinels;
 use super::{
     RedisConfig, config::Servers, connect::Target, error::Failure, health::Check, link::Link, request::Request,
 };
-use crate::store::{Health, observed};
+use crate::store::{Health, span};
 
 /// Where the requests of a store go.
 pub(super) enum Route {
@@ -56,7 +56,7 @@ impl Route {
     /// Makes `request`, which concerns the slot of `key`, by `deadline`.
     #[cfg_attr(not(feature = "redis-cluster"), allow(unused_variables))]
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
-        if let Some(span) = observed::span() {
+        if let Some(span) = span::current() {
             request.describe(&span);
         }
         match self {

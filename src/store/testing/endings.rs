@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{HOUR, Report, all, answered, check, new_entry, new_id, new_user, new_version};
+use super::{ended, HOUR, Report, all, answered, check, new_entry, new_id, new_user, new_version};
 use crate::{
     ended::EndReason,
     limits::{Limits, WhenFull},
-    store::{Created, Entry, Found, Outcome, Record, SessionStore},
+    store::{Created, End, Entry, Found, Outcome, Record, SessionStore, StoreExt},
     token::SessionId,
 };
 
@@ -106,22 +106,22 @@ impl Dead<'_> {
             }
             Attempt::Update => {
                 let new = new_entry(self.entry.record.user())?;
-                self.gone(store.update(id, self.entry.record.version(), new).await, attempt)?;
+                self.gone(answered(store.update(id, self.entry.record.version(), new).await), attempt)?;
             }
             Attempt::Touch => answered(store.touch(id, self.entry.clone()).await)?,
             Attempt::End => {
                 let other =
                     if self.reason == Some(EndReason::Revoked) { EndReason::LoggedOut } else { EndReason::Revoked };
-                self.gone(store.end(id, other).await, attempt)?;
+                self.gone(ended(store.end(id, End::For(other)).await), attempt)?;
             }
-            Attempt::Replace => self.gone(store.replace(id, None, &new_id(None)?).await, attempt)?,
+            Attempt::Replace => self.gone(ended(store.replace(id, None, &new_id(None)?).await), attempt)?,
             Attempt::Consume => self.check(&answered(store.consume(id, new_version()?).await)?)?,
         }
         Ok(())
     }
 
-    fn gone(&self, outcome: Result<Outcome, crate::store::StoreError>, attempt: Attempt) -> Result<(), String> {
-        let outcome = answered(outcome)?;
+    fn gone(&self, outcome: Result<Outcome, String>, attempt: Attempt) -> Result<(), String> {
+        let outcome = outcome?;
         check!(matches!(outcome, Outcome::Gone), "{attempt:?}: {outcome:?}");
         Ok(())
     }
@@ -165,11 +165,11 @@ async fn attempted(
     }
     let reason = match ending {
         Ending::Whatever | Ending::BeforeItBegan => {
-            answered(store.end(&id, reason).await)?;
+            ended(store.end(&id, End::For(reason)).await)?;
             reason
         }
         Ending::Replaced => {
-            answered(store.replace(&id, Some(entry.record.version()), &new_id(user)?).await)?;
+            ended(store.replace(&id, Some(entry.record.version()), &new_id(user)?).await)?;
             EndReason::Replaced
         }
         Ending::Consumed => {

@@ -2,11 +2,11 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use super::{HOUR, Report, all, answered, check, new_entry, new_id, new_user, new_version};
+use super::{ended, HOUR, Report, all, answered, check, new_entry, new_id, new_user, new_version};
 use crate::{
     ended::EndReason,
     limits::{Limits, WhenFull},
-    store::{Created, Cursor, Entry, Found, Outcome, SessionStore},
+    store::{Created, Cursor, End, Entry, Found, Outcome, SessionStore, StoreExt},
     token::SessionId,
 };
 
@@ -229,7 +229,7 @@ async fn ended_makes_room(store: &dyn SessionStore, limit: usize) -> Result<(), 
     for (n, id) in ids.iter().enumerate() {
         check!(create(store, &user, limits).await?.1 == Created::Full, "there is room before");
         if n % 2 == 0 {
-            answered(store.end(id, EndReason::LoggedOut).await)?;
+            ended(store.end(id, End::For(EndReason::LoggedOut)).await)?;
         } else {
             answered(store.consume(id, new_version()?).await)?;
         }
@@ -308,7 +308,7 @@ async fn one_replaces(store: &dyn SessionStore, callers: usize) -> Result<(), St
     for (successor, outcome) in
         successors.iter().zip(all(successors.iter().map(|successor| store.replace(&id, version, successor))).await)
     {
-        match answered(outcome)? {
+        match ended(outcome)? {
             Outcome::Done => {
                 check!(winner.is_none(), "two have replaced it");
                 winner = Some(*successor);
@@ -352,7 +352,7 @@ async fn none_brings_back(store: &dyn SessionStore, callers: usize) -> Result<()
         let (id, first, user) = (&id, first.clone(), &user);
         async move {
             if n == callers / 2 {
-                return answered(store.end(id, EndReason::LoggedOut).await).map(|_| ());
+                return ended(store.end(id, End::For(EndReason::LoggedOut)).await).map(|_| ());
             }
             match n % 3 {
                 0 => answered(store.update(id, version, new_entry(Some(user))?).await).map(|_| ()),
@@ -437,7 +437,7 @@ async fn scanned(store: &dyn SessionStore, size: usize) -> Result<(), String> {
     }
     let dead: HashSet<_> = live.iter().copied().take(20).collect();
     for id in &dead {
-        answered(store.end(id, EndReason::LoggedOut).await)?;
+        ended(store.end(id, End::For(EndReason::LoggedOut)).await)?;
         live.remove(id);
     }
     let mut from = Cursor::start();
@@ -469,7 +469,7 @@ async fn scanned_amid_writes(store: &dyn SessionStore, size: usize) -> Result<()
         if page < 60 {
             created(store, &user, 5).await?;
             if let Some(id) = ending.pop() {
-                answered(store.end(&id, EndReason::LoggedOut).await)?;
+                ended(store.end(&id, End::For(EndReason::LoggedOut)).await)?;
             }
             let id = &written[page % written.len()];
             let loaded = answered(store.load(id).await)?.live().ok_or("it is gone")?;
@@ -517,7 +517,7 @@ async fn counted(store: &dyn SessionStore) -> Result<(), String> {
     let ids = created(store, &user, 30).await?;
     let count = answered(store.count().await)?;
     check!(count == before + 30, "{count}, and not {before} + 30");
-    answered(store.end(&ids[0], EndReason::LoggedOut).await)?;
+    ended(store.end(&ids[0], End::For(EndReason::LoggedOut)).await)?;
     answered(store.consume(&ids[1], new_version()?).await)?;
     let count = answered(store.count().await)?;
     check!(count == before + 28, "{count}, and not {before} + 28");
@@ -558,7 +558,7 @@ async fn expired(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> 
         check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
         let consumed = answered(store.consume(id, new_version()?).await)?;
         check!(consumed.live().is_none(), "consumed when its time was over");
-        let outcome = answered(store.end(id, EndReason::LoggedOut).await)?;
+        let outcome = ended(store.end(id, End::For(EndReason::LoggedOut)).await)?;
         check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
     }
     alive(store, &user, &[], &of_user).await?;

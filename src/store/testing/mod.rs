@@ -46,7 +46,7 @@ use std::{
 };
 
 pub use self::parallel::{Task, run_parallel};
-use super::{Entry, SessionStore, StoreError};
+use super::{EndOutcome, Entry, Outcome, SessionStore, StoreError};
 use crate::{
     lifetime::Lifetime,
     record::{Json, Record, Version},
@@ -143,6 +143,16 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Answers are asked for where the store answers: an outage fails the case.
 fn answered<T>(answer: Result<T, StoreError>) -> Result<T, String> {
     answer.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string)))
+}
+
+/// The outcome of an end that is not a claim, in the terms of an update: the model treats both alike.
+fn ended(reply: Result<EndOutcome, StoreError>) -> Result<Outcome, String> {
+    match answered(reply)? {
+        EndOutcome::Done => Ok(Outcome::Done),
+        EndOutcome::Conflict(loaded) => Ok(Outcome::Conflict(loaded)),
+        EndOutcome::Gone => Ok(Outcome::Gone),
+        EndOutcome::Claimed(_) => Err("the reply to a claim, without a claim".into()),
+    }
 }
 
 /// The id of a session that never was.

@@ -9,11 +9,11 @@ use std::{
 
 use tokio::sync::{Barrier, oneshot};
 
-use super::{Report, answered, check, new_entry, new_id, new_user, new_version};
+use super::{ended, Report, answered, check, new_entry, new_id, new_user, new_version};
 use crate::{
     ended::EndReason,
     limits::{Limits, WhenFull},
-    store::{Created, Found, Outcome, SessionStore, Version},
+    store::{Created, End, Found, Outcome, SessionStore, StoreExt, Version},
     token::SessionId,
 };
 
@@ -223,7 +223,7 @@ impl<S: Fn(Task)> Ring<'_, S> {
         let (id, version) = self.session(&user).await?;
         let replaces = self.each(|_, store| async move {
             let successor = new_id(None)?;
-            match answered(store.replace(&id, Some(version), &successor).await)? {
+            match ended(store.replace(&id, Some(version), &successor).await)? {
                 Outcome::Done => Ok(Some(successor)),
                 Outcome::Gone => Ok(None),
                 Outcome::Conflict(_) => Err("a conflict, and nobody wrote".into()),
@@ -287,7 +287,7 @@ impl<S: Fn(Task)> Ring<'_, S> {
                     1 => answered(store.update(&id, version, new_entry(Some(&user))?).await).map(drop),
                     2 => answered(store.touch(&id, first).await),
                     3 => answered(store.create(&id, first, Limits::none()).await).map(drop),
-                    _ => answered(store.end(&id, EndReason::LoggedOut).await).map(drop),
+                    _ => ended(store.end(&id, End::For(EndReason::LoggedOut)).await).map(drop),
                 }
             }
         })

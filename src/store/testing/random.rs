@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{
+use super::{ended, 
     HOUR, Report, all, answered, check,
     model::{Op, Session},
     new_entry, new_id, new_user, new_version,
@@ -11,7 +11,7 @@ use crate::{
     ended::EndReason,
     limits::{Limits, WhenFull},
     record::{Record, Version},
-    store::{Created, Entry, Found, SessionStore},
+    store::{Created, End, Entry, Found, SessionStore, StoreExt},
     token::SessionId,
 };
 
@@ -205,9 +205,9 @@ impl World<'_> {
                 expected.is_outcome(&answered(store.update(&id, *version, new.clone()).await)?)
             }
             Op::Touch(entry) => answered(store.touch(&id, entry.clone()).await),
-            Op::End(reason) => expected.is_outcome(&answered(store.end(&id, *reason).await)?),
+            Op::End(reason) => expected.is_outcome(&ended(store.end(&id, End::For(*reason)).await)?),
             Op::Replace { expected: version, successor } => {
-                expected.is_outcome(&answered(store.replace(&id, *version, successor).await)?)
+                expected.is_outcome(&ended(store.replace(&id, *version, successor).await)?)
             }
             Op::Consume(claim) => {
                 let mut found = answered(store.consume(&id, *claim).await)?;

@@ -7,7 +7,7 @@ use crate::{
     limits::Limits,
     metadata::Metadata,
     record::{Json, Record},
-    store::{Created, Entry, Found, Outcome, SessionStore},
+    store::{Created, Entry, Found, Outcome, SessionStore, StoreExt},
     time::Timestamp,
 };
 

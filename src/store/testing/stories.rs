@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::{
+use super::{ended, 
     HOUR, Report, all, answered, check,
     model::{Op, Session},
     new_entry, new_id, new_record, new_user, new_version,
 };
 use crate::{
     ended::EndReason,
-    store::{Entry, SessionStore, Version},
+    store::{End, Entry, SessionStore, StoreExt, Version},
     token::SessionId,
 };
 
@@ -145,9 +145,9 @@ impl Story<'_> {
                 expected.is_outcome(&answered(store.update(id, *version, new.clone()).await)?)?;
             }
             Op::Touch(entry) => answered(store.touch(id, entry.clone()).await)?,
-            Op::End(reason) => expected.is_outcome(&answered(store.end(id, *reason).await)?)?,
+            Op::End(reason) => expected.is_outcome(&ended(store.end(id, End::For(*reason)).await)?)?,
             Op::Replace { expected: version, successor } => {
-                expected.is_outcome(&answered(store.replace(id, *version, successor).await)?)?;
+                expected.is_outcome(&ended(store.replace(id, *version, successor).await)?)?;
             }
             Op::Consume(claim) => {
                 let mut found = answered(store.consume(id, *claim).await)?;

@@ -66,19 +66,19 @@ impl LocalValues {
         self.changes.len()
     }
 
-    pub(super) fn get(&mut self, key: &str, now: Timestamp) -> Option<Vec<u8>> {
+    pub(in super::super) fn get(&mut self, key: &str, now: Timestamp) -> Option<Vec<u8>> {
         self.values.get(key, now)
     }
 
-    pub(super) fn exists(&mut self, key: &str, now: Timestamp) -> bool {
+    pub(in super::super) fn exists(&mut self, key: &str, now: Timestamp) -> bool {
         self.values.exists(key, now)
     }
 
-    pub(super) fn scan(&mut self, pattern: &str, from: &Cursor, count: usize, now: Timestamp) -> KeyPage {
+    pub(in super::super) fn scan(&mut self, pattern: &str, from: &Cursor, count: usize, now: Timestamp) -> KeyPage {
         self.values.scan(pattern, from, count, now)
     }
 
-    pub(super) fn set(
+    pub(in super::super) fn set(
         &mut self,
         key: &str,
         value: &[u8],
@@ -92,13 +92,13 @@ impl LocalValues {
         Ok(())
     }
 
-    pub(super) fn delete(&mut self, key: &str, now: Timestamp) -> Result<bool, StoreError> {
+    pub(in super::super) fn delete(&mut self, key: &str, now: Timestamp) -> Result<bool, StoreError> {
         self.check_room(key)?;
         self.change(key).how = How::Wholly;
         Ok(self.values.remove(key, now))
     }
 
-    pub(super) fn expire(&mut self, key: &str, ttl: Duration, now: Timestamp) -> bool {
+    pub(in super::super) fn expire(&mut self, key: &str, ttl: Duration, now: Timestamp) -> bool {
         let is_there = self.values.expire(key, until(ttl, now), now);
         if is_there {
             let is_new = !self.changes.contains(&key.into());
@@ -113,7 +113,7 @@ impl LocalValues {
         is_there
     }
 
-    pub(super) fn add(&mut self, key: &str, by: i64, now: Timestamp) -> Result<Added, StoreError> {
+    pub(in super::super) fn add(&mut self, key: &str, by: i64, now: Timestamp) -> Result<Added, StoreError> {
         self.check_room(key)?;
         let key: Arc<str> = key.into();
         let is_there = self.values.exists(&key, now);

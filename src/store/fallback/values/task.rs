@@ -2,7 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::store::{Added, Health, SessionStore, StoreError, ValueStore, values_of};
+use crate::store::{
+    error::StoreError,
+    ext::StoreExt,
+    health::Health,
+    session_store::SessionStore,
+    values::{Added, ValueStore},
+};
 
 /// What the main store has to be told of a key, as it was when it was taken out.
 pub(in super::super) struct ValueTask {
@@ -31,7 +37,7 @@ impl ValueTask {
     /// # Errors
     /// When the main store is away again, or has no room now: it must be told again.
     pub(in super::super) async fn tell<S: SessionStore>(&self, main: &S) -> Result<ToldValue, StoreError> {
-        match self.say(values_of(main)?).await {
+        match self.say(main.require_values()?).await {
             // It will not take it tomorrow either: that must not keep the sessions from their store. Unless it lets nobody in.
             Err(StoreError::Configuration(source) | StoreError::Corrupt(source))
                 if !matches!(main.health().await, Ok(Health::Down(_)) | Err(_)) =>

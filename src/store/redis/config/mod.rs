@@ -24,7 +24,7 @@ pub(super) use self::tls::Tls;
 pub(super) use self::tls::provider;
 use crate::{
     lifetime::LONGEST,
-    store::{Codec, REMEMBER_AT_LEAST},
+    store::{Codec, MIN_TOMBSTONE_TTL},
 };
 
 /// Where Redis is, how to log in to it, and how long to wait for it.
@@ -422,7 +422,7 @@ impl RedisConfig {
     /// ```
     #[must_use]
     pub fn remember_ended(mut self, time: Duration) -> Self {
-        self.remember_ended = time.clamp(REMEMBER_AT_LEAST, LONGEST);
+        self.remember_ended = time.clamp(MIN_TOMBSTONE_TTL, LONGEST);
         self
     }
 

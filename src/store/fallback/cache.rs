@@ -13,8 +13,12 @@ use std::{
 };
 
 use crate::{
-    ended::{EndReason, Ended},
-    store::{Entry, Found, Loaded, Record, Version},
+    ended::Ended,
+    record::{Record, Version},
+    store::{
+        observation::Observation,
+        types::{Entry, Found, Loaded},
+    },
     time::Timestamp,
     token::{SessionId, Tag},
 };
@@ -23,9 +27,9 @@ use crate::{
 const SHARDS: usize = 16;
 
 /// How many ends without a slot a shard remembers: more than happen while an answer is on its way.
-const BARRED: usize = 32;
+const MAX_BARRIERS: usize = 32;
 
-pub(super) struct Seen {
+pub(super) struct Cache {
     shards: [Mutex<Shard>; SHARDS],
     capacity: usize,
     /// The number of what was learnt last.
@@ -39,29 +43,29 @@ struct Shard {
     /// Each id once, about in the order of use.
     queue: VecDeque<SessionId>,
     /// What was asked for before the number, of sessions with that tag, counts no more: some may have ended that have no slot.
-    barred: VecDeque<(Tag, u64)>,
+    barriers: VecDeque<(Tag, u64)>,
     /// The same for all sessions.
     floor: u64,
 }
 
 impl Shard {
-    fn bar(&mut self, tag: Tag, number: u64) {
-        self.barred.push_back((tag, number));
-        if self.barred.len() > BARRED
-            && let Some((_, number)) = self.barred.pop_front()
+    fn add_barrier(&mut self, tag: Tag, number: u64) {
+        self.barriers.push_back((tag, number));
+        if self.barriers.len() > MAX_BARRIERS
+            && let Some((_, number)) = self.barriers.pop_front()
         {
             self.floor = number;
         }
     }
 
-    fn counts(&self, tag: Tag, asked: Asked) -> bool {
-        asked.0 >= self.floor && !self.barred.iter().any(|(of, number)| *of == tag && *number > asked.0)
+    fn counts(&self, tag: Tag, sent: Sequence) -> bool {
+        sent.0 >= self.floor && !self.barriers.iter().any(|(of, number)| *of == tag && *number > sent.0)
     }
 }
 
 struct Slot {
-    what: What,
-    learnt: u64,
+    state: State,
+    observed_at: u64,
     seen_at: Timestamp,
     /// Used since it was queued: it is queued again when its turn comes.
     used: bool,
@@ -69,7 +73,7 @@ struct Slot {
 
 /// What is known of a session.
 #[derive(Clone)]
-pub(super) enum What {
+pub(super) enum State {
     Live {
         record: Arc<Record>,
         until: Timestamp,
@@ -80,43 +84,11 @@ pub(super) enum What {
     InDoubt,
 }
 
-/// What an answer of the main store tells of a session.
-pub(super) enum Lesson<'a> {
-    Live(&'a SessionId, Loaded),
-    /// This version of it lives for the entry's time to live from now.
-    Extended(&'a SessionId, &'a Entry),
-    /// And who consumed it, and what it was.
-    Ended(&'a SessionId, Ended, Option<(Version, Loaded)>),
-    /// It is not alive; what has become of it is not said.
-    NotLive(&'a SessionId),
-    /// Of a user, but one; these at least.
-    AllEnded {
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-        ids: &'a [SessionId],
-    },
-}
-
-impl Lesson<'_> {
-    pub(super) fn is_end(&self) -> bool {
-        matches!(self, Self::Ended(..) | Self::AllEnded { .. })
-    }
-
-    /// The session that it says is alive.
-    pub(super) fn alive(&self) -> Option<&SessionId> {
-        match self {
-            Self::Live(id, _) | Self::Extended(id, _) => Some(id),
-            Self::Ended(..) | Self::NotLive(_) | Self::AllEnded { .. } => None,
-        }
-    }
-}
-
 /// When something was asked for.
 #[derive(Clone, Copy)]
-pub(super) struct Asked(u64);
+pub(super) struct Sequence(u64);
 
-impl Seen {
+impl Cache {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
@@ -130,55 +102,59 @@ impl Seen {
         self.len.load(Ordering::Relaxed)
     }
 
-    pub(super) fn asked(&self) -> Asked {
-        Asked(self.last.load(Ordering::SeqCst))
+    pub(super) fn sequence(&self) -> Sequence {
+        Sequence(self.last.load(Ordering::SeqCst))
     }
 
     /// Whether what was asked of this session then counts still.
-    pub(super) fn counts(&self, id: &SessionId, asked: Asked) -> bool {
-        self.shard(id.tag()).counts(id.tag(), asked)
+    pub(super) fn counts(&self, id: &SessionId, sent: Sequence) -> bool {
+        self.shard(id.tag()).counts(id.tag(), sent)
     }
 
-    /// Takes in what the main store said, unless something was learnt since it was asked; `false` then.
-    pub(super) fn learn(&self, lesson: &Lesson<'_>, asked: Asked, now: Timestamp) -> bool {
-        match lesson {
-            Lesson::Live(id, loaded) => return self.live(id, loaded, asked, now),
-            Lesson::Extended(id, entry) => self.extended(id, entry, asked, now),
-            Lesson::Ended(id, ended, claim) => self.ended(id, What::Ended(*ended, claim.clone().map(Box::new)), now),
-            Lesson::NotLive(id) => self.not_live(id, asked),
-            Lesson::AllEnded { user, except, reason, ids } => {
-                let what = What::Ended(Ended::new(*reason, now), None);
-                for id in *ids {
-                    self.ended(id, what.clone(), now);
-                }
-                self.all_ended(user, *except, &what);
+    /// Applies what a reply of the main store says, unless something newer was observed since the request was `sent`; then it returns `false`.
+    pub(super) fn observe(&self, observation: &Observation<'_>, sent: Sequence, now: Timestamp) -> bool {
+        match observation {
+            Observation::Live(id, loaded) => return self.live(id, loaded, sent, now),
+            Observation::Extended(id, entry) => self.extended(id, entry, sent, now),
+            Observation::Ended(id, ended, claim) => {
+                self.ended(id, State::Ended(*ended, claim.clone().map(Box::new)), now);
             }
+            Observation::NotLive(id) => self.not_live(id, sent),
+            Observation::MaybeEnded(id) => self.in_doubt(id),
+            Observation::UserEnded { user, except, reason, ids } => {
+                let state = State::Ended(Ended::new(*reason, now), None);
+                for id in *ids {
+                    self.ended(id, state.clone(), now);
+                }
+                self.all_ended(user, *except, &state);
+            }
+            Observation::UserMaybeEnded { user, except } => self.all_ended(user, *except, &State::InDoubt),
         }
         true
     }
 
-    fn live(&self, id: &SessionId, loaded: &Loaded, asked: Asked, now: Timestamp) -> bool {
+    fn live(&self, id: &SessionId, loaded: &Loaded, sent: Sequence, now: Timestamp) -> bool {
         let until = now.plus(loaded.ttl.unwrap_or_else(|| loaded.record.ttl_left(now, None)));
         let mut shard = self.shard(id.tag());
-        let counts = shard.counts(id.tag(), asked)
+        let counts = shard.counts(id.tag(), sent)
             && match shard.slots.get(id) {
-                Some(Slot { what: What::Live { record, .. }, .. }) => {
+                Some(Slot { state: State::Live { record, .. }, .. }) => {
                     !record.version().is_after(loaded.record.version())
                 }
-                Some(slot) => slot.learnt <= asked.0,
+                Some(slot) => slot.observed_at <= sent.0,
                 None => true,
             };
         if counts {
-            self.put(&mut shard, id, What::Live { record: loaded.record.clone(), until }, now);
+            self.put(&mut shard, id, State::Live { record: loaded.record.clone(), until }, now);
         }
         counts
     }
 
     /// The life of this version of a session was extended.
-    fn extended(&self, id: &SessionId, extended: &Entry, asked: Asked, now: Timestamp) {
+    fn extended(&self, id: &SessionId, extended: &Entry, sent: Sequence, now: Timestamp) {
         if let Some(slot) = self.shard(id.tag()).slots.get_mut(id)
-            && slot.learnt <= asked.0
-            && let What::Live { record, until } = &mut slot.what
+            && slot.observed_at <= sent.0
+            && let State::Live { record, until } = &mut slot.state
             && record.version() == extended.record.version()
         {
             *until = now.plus(extended.ttl);
@@ -186,55 +162,50 @@ impl Seen {
     }
 
     /// Nothing that was asked for before makes this session alive again.
-    fn ended(&self, id: &SessionId, what: What, now: Timestamp) {
+    fn ended(&self, id: &SessionId, state: State, now: Timestamp) {
         let mut shard = self.shard(id.tag());
-        let known = shard.slots.get(id).is_some_and(|slot| matches!(slot.what, What::Ended(..)));
+        let known = shard.slots.get(id).is_some_and(|slot| matches!(slot.state, State::Ended(..)));
         if !known {
-            self.put(&mut shard, id, what, now);
+            self.put(&mut shard, id, state, now);
         }
     }
 
     /// Whoever asks for ids that nobody has does not fill the memory.
-    fn not_live(&self, id: &SessionId, asked: Asked) {
+    fn not_live(&self, id: &SessionId, sent: Sequence) {
         if let Some(slot) = self.shard(id.tag()).slots.get_mut(id)
-            && let What::Live { .. } = slot.what
-            && slot.learnt <= asked.0
+            && let State::Live { .. } = slot.state
+            && slot.observed_at <= sent.0
         {
-            slot.what = What::InDoubt;
-            slot.learnt = self.next();
+            slot.state = State::InDoubt;
+            slot.observed_at = self.next();
         }
     }
 
     /// A session that may have ended is not served from here any more.
-    pub(super) fn in_doubt(&self, id: &SessionId) {
+    fn in_doubt(&self, id: &SessionId) {
         let mut shard = self.shard(id.tag());
         // That it is alive may be on its way.
-        shard.bar(id.tag(), self.next());
+        shard.add_barrier(id.tag(), self.next());
         if let Some(slot) = shard.slots.get_mut(id)
-            && let What::Live { .. } = slot.what
+            && let State::Live { .. } = slot.state
         {
-            slot.what = What::InDoubt;
-            slot.learnt = self.next();
+            slot.state = State::InDoubt;
+            slot.observed_at = self.next();
         }
     }
 
-    /// All sessions of `user` but one may have ended.
-    pub(super) fn all_in_doubt(&self, user: &str, except: Option<&SessionId>) {
-        self.all_ended(user, except, &What::InDoubt);
-    }
-
     /// All sessions of `user` but one have ended, or may have: those that are known, and those that are on their way.
-    fn all_ended(&self, user: &str, except: Option<&SessionId>, what: &What) {
+    fn all_ended(&self, user: &str, except: Option<&SessionId>, state: &State) {
         let tag = Tag::of_user(user);
         let mut shard = self.shard(tag);
-        shard.bar(tag, self.next());
+        shard.add_barrier(tag, self.next());
         for (id, slot) in &mut shard.slots {
-            if let What::Live { record, .. } = &slot.what
+            if let State::Live { record, .. } = &slot.state
                 && record.user() == Some(user)
                 && Some(id) != except
             {
-                slot.what = what.clone();
-                slot.learnt = self.next();
+                slot.state = state.clone();
+                slot.observed_at = self.next();
             }
         }
     }
@@ -244,33 +215,33 @@ impl Seen {
         let mut shard = self.shard(id.tag());
         let slot = shard.slots.get_mut(id)?;
         slot.used = true;
-        match &slot.what {
-            What::Live { record, until } if *until > now && slot.seen_at.plus(max_age) > now => {
+        match &slot.state {
+            State::Live { record, until } if *until > now && slot.seen_at.plus(max_age) > now => {
                 Some(Found::Live(Loaded { record: record.clone(), ttl: Some(until.since(now)) }))
             }
-            What::Ended(ended, _) => Some(Found::Ended(*ended)),
-            What::Live { .. } | What::InDoubt => None,
+            State::Ended(ended, _) => Some(Found::Ended(*ended)),
+            State::Live { .. } | State::InDoubt => None,
         }
     }
 
     /// Everything that was seen not longer than `max_age` ago, and all that is known to have ended.
-    pub(super) fn all(&self, max_age: Duration, now: Timestamp) -> Vec<(SessionId, What)> {
+    pub(super) fn all(&self, max_age: Duration, now: Timestamp) -> Vec<(SessionId, State)> {
         let mut all = Vec::with_capacity(self.len());
         for shard in &self.shards {
             let shard = lock(shard);
-            let is_known = |slot: &Slot| match slot.what {
-                What::Live { .. } => slot.seen_at.plus(max_age) > now,
-                What::Ended(..) => true,
-                What::InDoubt => false,
+            let is_known = |slot: &Slot| match slot.state {
+                State::Live { .. } => slot.seen_at.plus(max_age) > now,
+                State::Ended(..) => true,
+                State::InDoubt => false,
             };
             let known = shard.slots.iter().filter(|(_, slot)| is_known(slot));
-            all.extend(known.map(|(id, slot)| (*id, slot.what.clone())));
+            all.extend(known.map(|(id, slot)| (*id, slot.state.clone())));
         }
         all
     }
 
-    fn put(&self, shard: &mut Shard, id: &SessionId, what: What, now: Timestamp) {
-        let slot = Slot { what, learnt: self.next(), seen_at: now, used: false };
+    fn put(&self, shard: &mut Shard, id: &SessionId, state: State, now: Timestamp) {
+        let slot = Slot { state, observed_at: self.next(), seen_at: now, used: false };
         match shard.slots.entry(*id) {
             Place::Occupied(mut known) => {
                 known.insert(Slot { used: true, ..slot });
@@ -291,8 +262,8 @@ impl Seen {
                 Place::Occupied(slot) => {
                     self.len.fetch_sub(1, Ordering::Relaxed);
                     // With it goes the number that kept back what was asked for before.
-                    if !matches!(slot.remove().what, What::Live { .. }) {
-                        shard.bar(id.tag(), self.next());
+                    if !matches!(slot.remove().state, State::Live { .. }) {
+                        shard.add_barrier(id.tag(), self.next());
                     }
                 }
                 Place::Vacant(_) => {}
