@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use crate::store::{
-    Added, Cursor, KeyPage, SessionStore, StoreError, ValueStats, ValueStore, StoreExt, observed::Observed,
+    Added, Cursor, KeyPage, SessionStore, StoreError, StoreExt, ValueStats, ValueStore, observed::Observed,
 };
 
 /// A small key-value service beside the sessions: on the same connection, and with the same fallback.

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use super::{Inner, Session, SessionError};
-use crate::{ended::EndReason, event::EventKind, lifetime::Lifetime, store::{Found, StoreExt}};
+use crate::{
+    ended::EndReason,
+    event::EventKind,
+    lifetime::Lifetime,
+    store::{Found, StoreExt},
+};
 
 /// How it goes on.
 impl Session {

@@ -111,9 +111,7 @@ impl Write {
                 Answer::Written(store.update(id, *expected, entry.clone()).await?)
             }
             Self::End { id, reason } => Answer::of_end(store.end(id, End::For(*reason)).await?),
-            Self::Replace { id, expected, successor } => {
-                Answer::of_end(store.replace(id, *expected, successor).await?)
-            }
+            Self::Replace { id, expected, successor } => Answer::of_end(store.replace(id, *expected, successor).await?),
         })
     }
 

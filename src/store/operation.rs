@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+#[cfg(doc)]
+use super::{EventStore, ScanStore, UserStore, ValueStore};
 use super::{
     error::StoreError,
     ext::StoreExt,
@@ -15,8 +17,6 @@ use super::{
     types::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, Outcome, Page, Published},
     values::{Added, KeyPage, ValueStats, with_values},
 };
-#[cfg(doc)]
-use super::{EventStore, ScanStore, UserStore, ValueStore};
 use crate::{
     ended::{EndReason, Ended},
     event::Event,
@@ -762,4 +762,3 @@ impl Operation for GetValueStats {
         with_values(store, |values| values.stats())
     }
 }
-

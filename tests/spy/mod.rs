@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use std::{
+    any::Any,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -10,16 +11,17 @@ use std::{
 
 use tokio::sync::Notify;
 use tower_keep::{
-    Clock, EndReason, Event, Limits, MemoryStore, SessionId,
+    Clock, Event, Limits, MemoryStore, SessionId,
     store::{
-        Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreError, StoreFuture, Version,
+        Created, Cursor, End, EndOutcome, Entry, EventStore, Found, Health, Operation, Outcome, Published, ScanStore,
+        SessionStore, StoreError, StoreFuture, StoreWrapper, UserStore, Version,
     },
 };
 
 /// Clones share sessions, faults and the list of calls.
 #[derive(Clone, Default)]
 pub struct Spy {
-    memory: MemoryStore,
+    base: Base,
     state: Arc<Mutex<State>>,
 }
 
@@ -77,7 +79,7 @@ impl Spy {
     }
 
     pub fn with_clock(clock: impl Clock) -> Self {
-        Self { memory: MemoryStore::new().clock(clock), state: Arc::default() }
+        Self { base: Base(MemoryStore::new().clock(clock)), state: Arc::default() }
     }
 
     /// The operations it was asked for since the last time somebody looked.
@@ -86,12 +88,12 @@ impl Spy {
     }
 
     pub fn len(&self) -> usize {
-        self.memory.len()
+        self.base.0.len()
     }
 
     /// The sessions themselves, as another instance of the service sees them.
     pub fn memory(&self) -> &MemoryStore {
-        &self.memory
+        &self.base.0
     }
 
     /// From now on nothing is answered.
@@ -225,82 +227,87 @@ fn outage() -> StoreError {
     StoreError::Outage("the test says so".into())
 }
 
-impl SessionStore for Spy {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        let no_ttl = self.state().no_ttl;
-        self.ask("load", move || {
+impl StoreWrapper for Spy {
+    type Inner = Base;
+
+    fn inner(&self) -> &Base {
+        &self.base
+    }
+
+    fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
+        let (name, no_ttl) = (operation.name(), self.state().no_ttl);
+        if name == "publish" || name == "events" {
+            // Not among the calls: no session depends on events.
+            return if self.state().hangs_on_events {
+                StoreFuture::boxed(std::future::pending())
+            } else {
+                operation.run(&self.base)
+            };
+        }
+        self.ask(name, move || {
             StoreFuture::boxed(async move {
-                Ok(match self.memory.load(id).await? {
-                    Found::Live(loaded) => Found::Live(Loaded { ttl: loaded.ttl.filter(|_| !no_ttl), ..loaded }),
-                    other => other,
-                })
+                let mut reply = operation.run(&self.base).await?;
+                if no_ttl && let Some(Found::Live(loaded)) = (&mut reply as &mut dyn Any).downcast_mut() {
+                    loaded.ttl = None;
+                }
+                Ok(reply)
             })
         })
     }
 
+    fn wrapper_name(&self) -> &'static str {
+        "spy"
+    }
+}
+
+/// A store in memory that takes events, and has no values.
+#[derive(Clone, Default)]
+pub struct Base(MemoryStore);
+
+impl SessionStore for Base {
+    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
+        self.0.load(id)
+    }
+
     fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        self.ask("create", move || self.memory.create(id, new, limits))
+        self.0.create(id, new, limits)
     }
 
     fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        self.ask("update", move || self.memory.update(id, expected, new))
+        self.0.update(id, expected, new)
     }
 
     fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        self.ask("touch", move || self.memory.touch(id, entry))
+        self.0.touch(id, entry)
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.ask("end", move || self.memory.end(id, reason))
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        self.ask("replace", move || self.memory.replace(id, expected, successor))
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        self.ask("consume", move || self.memory.consume(id, claim))
-    }
-
-    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        self.ask("list", move || self.memory.list(user))
-    }
-
-    fn end_user<'a>(
-        &'a self,
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-    ) -> StoreFuture<'a, Vec<SessionId>> {
-        self.ask("end_user", move || self.memory.end_user(user, except, reason))
-    }
-
-    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        self.ask("scan", move || self.memory.scan(from, count))
-    }
-
-    fn count(&self) -> StoreFuture<'_, u64> {
-        self.ask("count", || self.memory.count())
+    fn end<'a>(&'a self, id: &'a SessionId, end: End) -> StoreFuture<'a, EndOutcome> {
+        self.0.end(id, end)
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        self.ask("health", || self.memory.health())
+        self.0.health()
     }
 
-    /// Not among the calls: it is no operation on a session.
+    fn users(&self) -> Option<&dyn UserStore> {
+        self.0.users()
+    }
+
+    fn scans(&self) -> Option<&dyn ScanStore> {
+        self.0.scans()
+    }
+
+    fn event_log(&self) -> Option<&dyn EventStore> {
+        Some(self)
+    }
+}
+
+impl EventStore for Base {
     fn publish<'a>(&'a self, _: &'a Event) -> StoreFuture<'a, ()> {
-        if self.state().hangs_on_events {
-            return StoreFuture::boxed(std::future::pending());
-        }
         StoreFuture::ready(Ok(()))
     }
 
-    fn name(&self) -> &'static str {
-        "spy"
+    fn events<'a>(&'a self, _: Option<&'a Cursor>) -> StoreFuture<'a, Published> {
+        StoreFuture::ready(Ok(Published::default()))
     }
 }

@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use super::{
-    Fallback,
-    error::Cause,
-    local::Local,
-    outage::Outage,
-};
+use super::{Fallback, error::Cause, local::Local, outage::Outage};
 use crate::{
     ended::EndReason,
     event::Event,

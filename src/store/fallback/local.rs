@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use super::{
+    cache::{Cache, State},
     journal::{Base, Journal, Pending},
     replay::{Task, Told, Writing},
-    cache::{Cache, State},
     values::LocalValues,
 };
 use crate::{

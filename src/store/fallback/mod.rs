@@ -36,14 +36,14 @@ use std::{
     time::Duration,
 };
 
-pub use self::{
-    mode::{FallbackMode, OnRecovery},
-    stats::FallbackStats,
-};
 use self::{
     cache::Cache,
     outage::{Outage, SEEING},
     stats::Counts,
+};
+pub use self::{
+    mode::{FallbackMode, OnRecovery},
+    stats::FallbackStats,
 };
 use super::{
     error::StoreError,

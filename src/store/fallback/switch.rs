@@ -16,9 +16,7 @@ use super::{
 use crate::{
     metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY},
     observe::ErrorChain,
-    store::{
-        all::all, error::StoreError, observation::Observation, operation::Operation, session_store::SessionStore,
-    },
+    store::{all::all, error::StoreError, observation::Observation, operation::Operation, session_store::SessionStore},
     time::Clock,
 };
 

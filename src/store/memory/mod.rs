@@ -283,7 +283,9 @@ impl MemoryStore {
             return self.claim(&mut shard, id, *claim, now);
         }
         let tombstone = end.tombstone(now);
-        if tombstone.successor.is_some() && shard.ended(id).is_some_and(|before| before.successor == tombstone.successor) {
+        if tombstone.successor.is_some()
+            && shard.ended(id).is_some_and(|before| before.successor == tombstone.successor)
+        {
             return EndOutcome::Done; // by an earlier identical call, whose reply was lost
         }
         let alive = match (end.expected(), shard.live(id, now)) {

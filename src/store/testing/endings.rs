@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{ended, HOUR, Report, all, answered, check, new_entry, new_id, new_user, new_version};
+use super::{HOUR, Report, all, answered, check, ended, new_entry, new_id, new_user, new_version};
 use crate::{
     ended::EndReason,
     limits::{Limits, WhenFull},

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::{Barrier, oneshot};
 
-use super::{ended, Report, answered, check, new_entry, new_id, new_user, new_version};
+use super::{Report, answered, check, ended, new_entry, new_id, new_user, new_version};
 use crate::{
     ended::EndReason,
     limits::{Limits, WhenFull},

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::{ended, 
-    HOUR, Report, all, answered, check,
+use super::{
+    HOUR, Report, all, answered, check, ended,
     model::{Op, Session},
     new_entry, new_id, new_user, new_version,
 };

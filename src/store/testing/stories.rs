@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{ended, 
-    HOUR, Report, all, answered, check,
+use super::{
+    HOUR, Report, all, answered, check, ended,
     model::{Op, Session},
     new_entry, new_id, new_record, new_user, new_version,
 };
