@@ -35,10 +35,10 @@ use support::{app::App, redis_server::RedisServer};
 use tokio::{sync::Notify, task::JoinSet, time::timeout};
 use tower::{Layer, Service, service_fn};
 use tower_keep::{
-    EndReason, Limits, ManualClock, MemoryStore, NewSession, Session, SessionCookie, SessionId, SessionLayer, Sessions,
-    Token, WhenFull,
+    Limits, ManualClock, MemoryStore, NewSession, Session, SessionCookie, SessionId, SessionLayer, Sessions, Token,
+    WhenFull,
     store::{
-        Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreError, StoreFuture, Version,
+        Cursor, Health, Operation, SessionStore, StoreError, StoreFuture, StoreWrapper,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -116,11 +116,14 @@ impl Drop for Hanging<'_> {
     }
 }
 
-impl Stepped {
-    fn run<'a, T: Send + 'a>(
-        &'a self,
-        operation: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a,
-    ) -> StoreFuture<'a, T> {
+impl StoreWrapper for Stepped {
+    type Inner = dyn SessionStore;
+
+    fn inner(&self) -> &Self::Inner {
+        &*self.inner
+    }
+
+    fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
         StoreFuture::boxed(async move {
             let number = self.plan.begun.fetch_add(1, Ordering::SeqCst);
             let fault = *self.plan.fault.lock().unwrap();
@@ -130,81 +133,25 @@ impl Stepped {
                 Fault::FailsFrom { at, done } => (number >= at, done),
             };
             self.plan.step().await;
-            let answer = if hit && !done { None } else { Some(operation().await?) };
+            let reply = if hit && !done { None } else { Some(operation.run(&*self.inner).await?) };
             if hit && matches!(fault, Fault::Hangs { .. }) {
                 let _hanging = Hanging(&self.plan);
                 self.plan.hangs.notify_one();
                 return std::future::pending().await;
             }
             self.plan.step().await;
-            match answer {
-                Some(answer) if !hit => Ok(answer),
+            match reply {
+                Some(reply) if !hit => Ok(reply),
                 _ => Err(StoreError::Outage("the test says so".into())),
             }
         })
     }
-}
 
-impl SessionStore for Stepped {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        self.run(move || self.inner.load(id))
-    }
-
-    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        self.run(move || self.inner.create(id, new, limits))
-    }
-
-    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        self.run(move || self.inner.update(id, expected, new))
-    }
-
-    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        self.run(move || self.inner.touch(id, entry))
-    }
-
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.run(move || self.inner.end(id, reason))
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        self.run(move || self.inner.replace(id, expected, successor))
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        self.run(move || self.inner.consume(id, claim))
-    }
-
-    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        self.run(move || self.inner.list(user))
-    }
-
-    fn end_user<'a>(
-        &'a self,
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-    ) -> StoreFuture<'a, Vec<SessionId>> {
-        self.run(move || self.inner.end_user(user, except, reason))
-    }
-
-    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        self.run(move || self.inner.scan(from, count))
-    }
-
-    fn count(&self) -> StoreFuture<'_, u64> {
-        self.run(|| self.inner.count())
-    }
-
-    fn health(&self) -> StoreFuture<'_, Health> {
+    fn wrapper_health(&self) -> StoreFuture<'_, Health> {
         self.inner.health()
     }
 
-    fn name(&self) -> &'static str {
+    fn wrapper_name(&self) -> &'static str {
         "stepped"
     }
 }

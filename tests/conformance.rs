@@ -22,8 +22,8 @@ use support::{
 use tower_keep::{
     EndReason, Ended, Limits, ManualClock, MemoryStore, SessionId, Token,
     store::{
-        Codec, Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Record, SessionStore, StoreFuture,
-        Version,
+        Codec, Created, Cursor, End, EndOutcome, Entry, Found, Health, Loaded, Operation, Outcome, Page, Record,
+        ScanStore, SessionStore, StoreExt, StoreFuture, StoreWrapper, UserStore, Version,
         redis::{RedisConfig, RedisStore},
         testing::{self, Report},
     },
@@ -131,72 +131,18 @@ struct InTurn {
     asked: AtomicUsize,
 }
 
-impl InTurn {
-    fn next(&self) -> &RedisStore {
-        &self.instances[self.asked.fetch_add(1, Ordering::Relaxed) % 2]
-    }
-}
+impl StoreWrapper for InTurn {
+    type Inner = RedisStore;
 
-impl SessionStore for InTurn {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        self.next().load(id)
+    fn inner(&self) -> &RedisStore {
+        &self.instances[0]
     }
 
-    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        self.next().create(id, new, limits)
+    fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
+        operation.run(&self.instances[self.asked.fetch_add(1, Ordering::Relaxed) % 2])
     }
 
-    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        self.next().update(id, expected, new)
-    }
-
-    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        self.next().touch(id, entry)
-    }
-
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.next().end(id, reason)
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        self.next().replace(id, expected, successor)
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        self.next().consume(id, claim)
-    }
-
-    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        self.next().list(user)
-    }
-
-    fn end_user<'a>(
-        &'a self,
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-    ) -> StoreFuture<'a, Vec<SessionId>> {
-        self.next().end_user(user, except, reason)
-    }
-
-    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        self.next().scan(from, count)
-    }
-
-    fn count(&self) -> StoreFuture<'_, u64> {
-        self.next().count()
-    }
-
-    fn health(&self) -> StoreFuture<'_, Health> {
-        self.next().health()
-    }
-
-    fn name(&self) -> &'static str {
+    fn wrapper_name(&self) -> &'static str {
         "two instances"
     }
 }
@@ -213,7 +159,7 @@ async fn late_writes_of_a_session_that_ended_take_no_place() {
         let entry = |record: &Arc<Record>| Entry { record: record.clone(), ttl: Duration::from_secs(3600) };
         let created = store.create(&ended, entry(&first), Limits::none()).await.unwrap();
         assert!(matches!(created, Created::Done { .. }), "{created:?}");
-        store.end(&ended, EndReason::LoggedOut).await.unwrap();
+        store.end(&ended, EndReason::LoggedOut.into()).await.unwrap();
         match late {
             "a touch" => store.touch(&ended, entry(&first)).await.unwrap(),
             "an update" => {
@@ -225,7 +171,7 @@ async fn late_writes_of_a_session_that_ended_take_no_place() {
                 assert_eq!(created, Created::Taken);
             }
         }
-        assert_eq!(store.count().await.unwrap(), 0);
+        assert_eq!(StoreExt::count(&store).await.unwrap(), 0);
         let created = store.create(&next, entry(&second), Limits::none()).await.unwrap();
         assert!(matches!(created, Created::Done { .. }), "{created:?} after {late} that came too late");
     }
@@ -285,6 +231,10 @@ impl BrokenStore {
         self.memory.load(id).await.unwrap().live().map(|loaded| loaded.record.version())
     }
 
+    fn claimed(found: Found) -> EndOutcome {
+        found.live().map_or(EndOutcome::Gone, EndOutcome::Claimed)
+    }
+
     fn loaded(entry: &Entry) -> Loaded {
         Loaded { record: entry.record.clone(), ttl: Some(entry.ttl) }
     }
@@ -317,10 +267,10 @@ impl SessionStore for BrokenStore {
                 && let (Some(user), Some(limit)) = (new.record.user(), limits.sessions())
                 && limits.when_full() != tower_keep::WhenFull::Reject
             {
-                let mut listed = self.memory.list(user).await?;
+                let mut listed = UserStore::list(&self.memory, user).await?;
                 listed.sort_by_key(|(_, loaded)| loaded.record.created_at());
                 if listed.len() >= limit {
-                    self.memory.end(&listed[listed.len() - 1].0, EndReason::Evicted).await?;
+                    self.memory.end(&listed[listed.len() - 1].0, EndReason::Evicted.into()).await?;
                 }
             }
             let created = self.memory.create(id, new.clone(), limits).await?;
@@ -363,43 +313,47 @@ impl SessionStore for BrokenStore {
         })
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
+    fn end<'a>(&'a self, id: &'a SessionId, end: End) -> StoreFuture<'a, EndOutcome> {
         StoreFuture::boxed(async move {
-            if self.is(EndsNothing) {
-                return Ok(Outcome::Done);
+            match end {
+                End::For(_) if self.is(EndsNothing) => Ok(EndOutcome::Done),
+                End::Replaced { expected, .. }
+                    if self.is(ForgetsTheSuccessor) && self.current(id).await == expected =>
+                {
+                    self.memory.end(id, EndReason::Replaced.into()).await
+                }
+                End::Replaced { successor, .. } if self.is(ReplacesAnyVersion) => {
+                    self.memory.end(id, End::Replaced { expected: None, successor }).await
+                }
+                End::Used { .. } if self.is(ConsumesForAll) => Ok(Self::claimed(self.memory.load(id).await?)),
+                End::Used { .. } if self.is(ConsumesForNobodyAgain) => {
+                    let found = self.memory.load(id).await?;
+                    self.memory.end(id, EndReason::Used.into()).await?;
+                    Ok(Self::claimed(found))
+                }
+                end => self.memory.end(id, end).await,
             }
-            self.memory.end(id, reason).await
         })
     }
 
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        StoreFuture::boxed(async move {
-            if self.is(ForgetsTheSuccessor) && self.current(id).await == expected {
-                return self.memory.end(id, EndReason::Replaced).await;
-            }
-            self.memory.replace(id, expected.filter(|_| !self.is(ReplacesAnyVersion)), successor).await
-        })
+    fn health(&self) -> StoreFuture<'_, Health> {
+        self.memory.health()
     }
 
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        StoreFuture::boxed(async move {
-            if self.is(ConsumesForAll) {
-                return self.memory.load(id).await;
-            }
-            if self.is(ConsumesForNobodyAgain) {
-                let found = self.memory.load(id).await?;
-                self.memory.end(id, EndReason::Used).await?;
-                return Ok(found);
-            }
-            self.memory.consume(id, claim).await
-        })
+    fn name(&self) -> &'static str {
+        "broken"
     }
 
+    fn users(&self) -> Option<&dyn UserStore> {
+        Some(self)
+    }
+
+    fn scans(&self) -> Option<&dyn ScanStore> {
+        Some(self)
+    }
+}
+
+impl UserStore for BrokenStore {
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
         StoreFuture::boxed(async move {
             if self.is(ListsTheDead) {
@@ -407,7 +361,7 @@ impl SessionStore for BrokenStore {
                 let mine = created.iter().filter(|(_, entry)| entry.record.user() == Some(user));
                 return Ok(mine.map(|(id, entry)| (*id, Self::loaded(entry))).collect());
             }
-            if self.is(ListsNothing) { Ok(Vec::new()) } else { self.memory.list(user).await }
+            if self.is(ListsNothing) { Ok(Vec::new()) } else { UserStore::list(&self.memory, user).await }
         })
     }
 
@@ -422,19 +376,25 @@ impl SessionStore for BrokenStore {
                 return Ok(Vec::new());
             }
             if self.is(EndsOnlyTheFirst) {
-                let first = self.memory.list(user).await?.into_iter().map(|(id, _)| id).find(|id| Some(id) != except);
+                let first = UserStore::list(&self.memory, user)
+                    .await?
+                    .into_iter()
+                    .map(|(id, _)| id)
+                    .find(|id| Some(id) != except);
                 if let Some(id) = &first {
-                    self.memory.end(id, reason).await?;
+                    self.memory.end(id, reason.into()).await?;
                 }
                 return Ok(first.into_iter().collect());
             }
-            self.memory.end_user(user, except.filter(|_| !self.is(SparesNobody)), reason).await
+            UserStore::end_user(&self.memory, user, except.filter(|_| !self.is(SparesNobody)), reason).await
         })
     }
+}
 
+impl ScanStore for BrokenStore {
     fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
         StoreFuture::boxed(async move {
-            let mut page = self.memory.scan(from, count).await?;
+            let mut page = ScanStore::scan(&self.memory, from, count).await?;
             if self.is(MissesHalfInAScan) {
                 page.sessions.truncate(page.sessions.len() / 2);
             }
@@ -447,16 +407,8 @@ impl SessionStore for BrokenStore {
             if self.is(CountsTheDead) {
                 return Ok(self.created.lock().unwrap().len() as u64);
             }
-            self.memory.count().await
+            ScanStore::count(&self.memory).await
         })
-    }
-
-    fn health(&self) -> StoreFuture<'_, Health> {
-        self.memory.health()
-    }
-
-    fn name(&self) -> &'static str {
-        "broken"
     }
 }
 

@@ -527,7 +527,7 @@ fn both() -> SessionLayer {
     SessionLayer::new(MemoryStore::new()).bearer(Bearer::new())
 }
 
-fn bearer_only(store: impl SessionStore) -> SessionLayer {
+fn bearer_only(store: impl SessionStore + 'static) -> SessionLayer {
     SessionLayer::new(store).without_cookie().bearer(Bearer::new())
 }
 

@@ -23,7 +23,8 @@ use support::{
 use tower_keep::{
     EndReason, Ended, HealthStatus, Limits, ManualClock, MemoryStore, SessionId, SessionLayer, WhenFull,
     store::{
-        Created, Cursor, Fallback, FallbackMode, Found, Guard, Health, OnRecovery, Outcome, SessionStore, StoreError,
+        Created, Cursor, EndOutcome, Fallback, FallbackMode, Found, Guard, Health, OnRecovery, Outcome, SessionStore,
+        StoreError, StoreExt,
         redis::{RedisConfig, RedisStore},
         testing,
     },
@@ -147,7 +148,7 @@ async fn every_write(store: &impl SessionStore) -> Vec<(&'static str, Result<(),
     vec![
         ("create", store.create(&id(100), entry(1), Limits::none()).await.map(drop)),
         ("update", store.update(&id(1), version(1), entry(2)).await.map(drop)),
-        ("end", store.end(&id(2), EndReason::LoggedOut).await.map(drop)),
+        ("end", store.end(&id(2), EndReason::LoggedOut.into()).await.map(drop)),
         ("replace", store.replace(&id(3), None, &id(100)).await.map(drop)),
         ("consume", store.consume(&id(4), version(9)).await.map(drop)),
         ("end_user", store.end_user("bob", None, EndReason::Revoked).await.map(drop)),
@@ -288,7 +289,7 @@ async fn reject_fails_everything_and_keeps_nothing() {
     assert_outage(test.store.list("ana").await);
     assert_outage(test.store.scan(&Cursor::start(), 10).await);
     assert_outage(test.store.count().await);
-    assert_eq!((test.store.stats().seen, test.store.stats().in_memory), (0, 0));
+    assert_eq!((test.store.stats().cached, test.store.stats().in_memory), (0, 0));
     assert_eq!(test.told(), [""; 0]);
     test.come_back().await;
     assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
@@ -350,10 +351,10 @@ async fn what_ended_before_the_outage_stays_ended_in_it() {
             test.create(n).await;
         }
         assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
-        test.store.end(&id(1), EndReason::LoggedOut).await.unwrap();
+        test.store.end(&id(1), EndReason::LoggedOut.into()).await.unwrap();
         test.store.replace(&id(2), None, &id(5)).await.unwrap();
         test.store.consume(&id(3), version(9)).await.unwrap();
-        test.main.memory().end(&id(4), EndReason::Revoked).await.unwrap(); // elsewhere
+        test.main.memory().end(&id(4), EndReason::Revoked.into()).await.unwrap(); // elsewhere
         test.store.load(&id(4)).await.unwrap();
         test.store.end_user("bob", None, EndReason::Revoked).await.unwrap();
         test.go_away().await;
@@ -380,7 +381,7 @@ async fn a_session_that_may_have_ended_is_not_read() {
         } else {
             test.main.go_down();
         }
-        assert_outage(test.store.end(&id(1), EndReason::LoggedOut).await);
+        assert_outage(test.store.end(&id(1), EndReason::LoggedOut.into()).await);
         assert_outage(test.store.replace(&id(2), None, &id(9)).await);
         assert_outage(test.store.consume(&id(3), version(9)).await);
         assert_outage(test.store.end_user("bob", None, EndReason::Revoked).await);
@@ -410,11 +411,11 @@ async fn a_late_answer_brings_nothing_back_that_was_revoked() {
             () = answered.reached() => {}
         }
         match how {
-            "end" => drop(test.store.end(&one, EndReason::Revoked).await.unwrap()),
+            "end" => drop(test.store.end(&one, EndReason::Revoked.into()).await.unwrap()),
             "end_user" => drop(test.store.end_user("ana", None, EndReason::Revoked).await.unwrap()),
             _ => {
                 test.main.lose_next_answer("end");
-                assert_outage(test.store.end(&one, EndReason::Revoked).await);
+                assert_outage(test.store.end(&one, EndReason::Revoked.into()).await);
             }
         }
         answered.release();
@@ -585,7 +586,7 @@ async fn what_is_newer_in_the_main_store_stays() {
     test.update(&id(2), 1, 2).await;
     test.update(&id(3), 1, 2).await;
     test.update_elsewhere(&id(1), 1, 7).await;
-    test.main.memory().end(&id(2), EndReason::Revoked).await.unwrap();
+    test.main.memory().end(&id(2), EndReason::Revoked.into()).await.unwrap();
     test.come_back().await;
     assert_eq!(test.there(&id(1)).await, Ok(Some(7)));
     assert_eq!(test.here(&id(1)).await, Ok(Some(7)));
@@ -602,7 +603,7 @@ async fn a_revocation_wins_over_whatever_was_written_elsewhere() {
         test.create(1).await;
         assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
         test.go_away().await;
-        test.store.end(&id(1), EndReason::Revoked).await.unwrap();
+        test.store.end(&id(1), EndReason::Revoked.into()).await.unwrap();
         test.store.end_user("bob", None, EndReason::Revoked).await.unwrap();
         test.update_elsewhere(&id(1), 1, 7).await;
         assert_done(test.main.memory().create(&id_of("bob", 2), entry_of("bob", 1), Limits::none()).await);
@@ -617,7 +618,7 @@ async fn a_revocation_wins_over_whatever_was_written_elsewhere() {
 #[tokio::test]
 async fn what_is_revoked_unseen_never_begins() {
     let test = Test::away(MERGE).await;
-    test.store.end(&id(2), EndReason::Revoked).await.unwrap();
+    test.store.end(&id(2), EndReason::Revoked.into()).await.unwrap();
     test.come_back().await;
     assert_eq!(test.store.create(&id(2), entry(1), Limits::none()).await.unwrap(), Created::Taken);
 }
@@ -650,7 +651,7 @@ async fn log_out_everywhere_else_spares_this_session() {
 async fn what_began_and_ended_in_the_outage_has_ended_for_all() {
     let test = Test::away(MERGE).await;
     test.create(2).await;
-    test.store.end(&id(2), EndReason::LoggedOut).await.unwrap();
+    test.store.end(&id(2), EndReason::LoggedOut.into()).await.unwrap();
     assert_ended(test.here(&id(2)).await, EndReason::LoggedOut);
     test.come_back().await;
     assert_eq!(test.told(), ["end"]);
@@ -666,7 +667,7 @@ async fn what_the_main_store_does_not_take_is_told_again() {
         test.create(1).await;
         test.create(2).await;
         test.go_away().await;
-        test.store.end(&id(2), EndReason::LoggedOut).await.unwrap();
+        test.store.end(&id(2), EndReason::LoggedOut.into()).await.unwrap();
         test.update(&id(1), 1, 2).await;
         test.create(3).await;
         test.main.recover();
@@ -723,7 +724,7 @@ async fn what_was_taken_when_the_outage_began_is_known_as_ours() {
     test.main.lose_next_answer("create");
     test.create(2).await;
     assert!(test.store.is_degraded());
-    test.store.end(&id(2), EndReason::LoggedOut).await.unwrap();
+    test.store.end(&id(2), EndReason::LoggedOut.into()).await.unwrap();
     test.come_back().await;
     assert_ended(test.there(&id(2)).await, EndReason::LoggedOut);
     assert_eq!(test.store.stats().dropped, 0);
@@ -733,7 +734,7 @@ async fn what_was_taken_when_the_outage_began_is_known_as_ours() {
 async fn until_all_is_told_memory_is_asked() {
     let test = Test::away(MERGE).await;
     test.create(2).await;
-    test.store.end(&id(1), EndReason::Revoked).await.unwrap();
+    test.store.end(&id(1), EndReason::Revoked.into()).await.unwrap();
     test.main.recover();
     let held = test.main.hold_next("end");
     let mut telling = test.store.health();
@@ -823,8 +824,8 @@ async fn an_end_without_condition_counts_more_than_one_with() {
     let test = Test::new(MERGE);
     test.go_away().await;
     // If it is of that version: here nobody knows.
-    assert!(matches!(test.store.replace(&id(1), Some(version(7)), &id(2)).await.unwrap(), Outcome::Gone));
-    test.store.end(&id(1), EndReason::Revoked).await.unwrap();
+    assert!(matches!(test.store.replace(&id(1), Some(version(7)), &id(2)).await.unwrap(), EndOutcome::Gone));
+    test.store.end(&id(1), EndReason::Revoked.into()).await.unwrap();
     test.come_back().await;
     assert_ended(test.there(&id(1)).await, EndReason::Revoked);
 }
@@ -838,10 +839,10 @@ async fn no_more_is_remembered_than_may_be() {
         test.create(n).await;
     }
     for n in 0..1000 {
-        test.store.end(&id(n), EndReason::LoggedOut).await.unwrap();
+        test.store.end(&id(n), EndReason::LoggedOut.into()).await.unwrap();
         let _ = test.here(&id(5000 + n)).await;
     }
-    let seen = test.store.stats().seen;
+    let seen = test.store.stats().cached;
     assert!((1..=32).contains(&seen), "{seen}");
 }
 
@@ -858,10 +859,10 @@ async fn no_more_begins_changes_or_ends_in_an_outage_than_may() {
         }
         test.update(&id(1), 1, 2).await;
         for n in 0..16 {
-            test.store.end(&id(10_000 + n), EndReason::Revoked).await.unwrap();
+            test.store.end(&id(10_000 + n), EndReason::Revoked.into()).await.unwrap();
         }
         for n in 16..1000 {
-            assert_outage(test.store.end(&id(10_000 + n), EndReason::Revoked).await);
+            assert_outage(test.store.end(&id(10_000 + n), EndReason::Revoked.into()).await);
             assert_outage(test.store.end_user(&format!("user {n}"), None, EndReason::Revoked).await);
         }
         let stats = test.store.stats();
@@ -883,12 +884,12 @@ async fn who_logs_in_and_out_all_the_time_leaves_room_for_others() {
         let one = Limits::per_user(1, WhenFull::EvictOldest);
         assert!(matches!(test.store.create(&id(n), entry(1), one).await.unwrap(), Created::Done { .. }));
         if n % 2 == 0 {
-            test.store.end(&id(n), EndReason::LoggedOut).await.unwrap();
+            test.store.end(&id(n), EndReason::LoggedOut.into()).await.unwrap();
         }
     }
     assert_eq!(test.store.stats().journalled, 8 + 1, "half of the room for ends, and a session");
     for n in 0..8 {
-        test.store.end(&id(10_000 + n), EndReason::Revoked).await.unwrap();
+        test.store.end(&id(10_000 + n), EndReason::Revoked.into()).await.unwrap();
     }
 }
 
@@ -1234,7 +1235,7 @@ async fn many_threads_through_many_outages_lose_no_end() {
                 assert!(matches!(written, Outcome::Done), "{written:?}");
                 assert_eq!(numbered(acknowledged(|| store.load(&id)).await), Ok(Some(2)));
                 match n % 4 {
-                    0 => drop(acknowledged(|| store.end(&id, EndReason::LoggedOut)).await),
+                    0 => drop(acknowledged(|| store.end(&id, EndReason::LoggedOut.into())).await),
                     1 => drop(acknowledged(|| store.end_user(&name, None, EndReason::Revoked)).await),
                     2 => drop(acknowledged(|| store.replace(&id, None, &id)).await),
                     _ => continue,

@@ -28,7 +28,7 @@ use tokio::{
 use tower_keep::{
     HealthStatus, SessionCookie, SessionLayer, Token,
     store::{
-        Cursor, Health, Outcome, SessionStore, StoreError,
+        Cursor, EndOutcome, Health, SessionStore, StoreError, StoreExt,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -428,7 +428,7 @@ mod read_only {
         server.command("CONFIG SET maxmemory 0").await;
         for _ in 0..2 {
             let outcome = store.replace(&old.id(), None, &new.id()).await.unwrap();
-            assert!(matches!(outcome, Outcome::Done), "it can be repeated: {outcome:?}");
+            assert!(matches!(outcome, EndOutcome::Done), "it can be repeated: {outcome:?}");
         }
         assert!(!sessions.is_valid(&old).await.unwrap());
     }

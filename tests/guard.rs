@@ -20,7 +20,7 @@ use tokio::time::{Instant, advance};
 use tower_keep::{
     EndReason, HealthStatus, Limits, ManualClock, MemoryStore,
     store::{
-        Found, Guard, Health, Outcome, SessionStore, StoreError,
+        Found, Guard, Health, Outcome, SessionStore, StoreError, StoreExt,
         redis::{RedisConfig, RedisStore},
         testing,
     },
@@ -92,7 +92,7 @@ async fn no_operation_takes_longer_than_the_deadline() {
     took(guard.create(&id, entry(1), Limits::none()).await.map(drop)).await;
     took(guard.update(&id, version(1), entry(2)).await.map(drop)).await;
     took(guard.touch(&id, entry(1)).await).await;
-    took(guard.end(&id, EndReason::Revoked).await.map(drop)).await;
+    took(guard.end(&id, EndReason::Revoked.into()).await.map(drop)).await;
     took(guard.replace(&id, None, &id).await.map(drop)).await;
     took(guard.consume(&id, version(1)).await.map(drop)).await;
     took(guard.list("ana").await.map(drop)).await;
@@ -120,7 +120,7 @@ async fn a_store_that_is_known_to_be_down_is_not_asked() {
     let (spy, guard) = guarded();
     spy.go_down();
     assert_eq!(assert_outage(guard.load(&id(1)).await), "the test says so");
-    assert_outage(guard.end(&id(1), EndReason::LoggedOut).await);
+    assert_outage(guard.end(&id(1), EndReason::LoggedOut.into()).await);
     assert_eq!(asked(&spy), 2);
     let began = Instant::now();
     let causes = assert_outage(guard.load(&id(1)).await);

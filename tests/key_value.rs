@@ -37,7 +37,7 @@ fn redis(server: &RedisServer) -> RedisStore {
     RedisStore::new(config(&server.url()))
 }
 
-fn values(store: impl SessionStore) -> KeyValue {
+fn values(store: impl SessionStore + 'static) -> KeyValue {
     KeyValue::new(store).unwrap()
 }
 

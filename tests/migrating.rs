@@ -18,8 +18,8 @@ use tokio::sync::Mutex;
 use tower_keep::{
     EndReason, Limits, ManualClock, MemoryStore, SessionId, Token, WhenFull,
     store::{
-        Created, Cursor, Entry, Found, Health, Loaded, MigratingStore, Outcome, Page, Record, SessionStore, StoreError,
-        StoreFuture, Version,
+        Created, EndOutcome, Entry, Found, Health, Loaded, MigratingStore, Operation, Outcome, Record, ScanStore,
+        SessionStore, StoreError, StoreExt, StoreFuture, StoreWrapper, UserStore, Version,
         redis::{RedisConfig, RedisStore},
         testing::{self, Report},
     },
@@ -27,40 +27,6 @@ use tower_keep::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// A store that does something else at some operations, and asks `inner` for the rest.
-macro_rules! asks {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $answer:ty;)*) => {
-        $(fn $name<'a>(&'a self, $($arg: $type),*) -> StoreFuture<'a, $answer> {
-            StoreFuture::boxed(async move {
-                self.before().await?;
-                self.inner.$name($($arg),*).await
-            })
-        })*
-    };
-}
-
-macro_rules! asks_all_but_create {
-    () => {
-        asks! {
-            load(id: &'a SessionId) -> Found;
-            update(id: &'a SessionId, expected: Version, new: Entry) -> Outcome;
-            touch(id: &'a SessionId, entry: Entry) -> ();
-            end(id: &'a SessionId, reason: EndReason) -> Outcome;
-            replace(id: &'a SessionId, expected: Option<Version>, successor: &'a SessionId) -> Outcome;
-            consume(id: &'a SessionId, claim: Version) -> Found;
-            list(user: &'a str) -> Vec<(SessionId, Loaded)>;
-            end_user(user: &'a str, except: Option<&'a SessionId>, reason: EndReason) -> Vec<SessionId>;
-            scan(from: &'a Cursor, count: usize) -> Page;
-            count() -> u64;
-            health() -> Health;
-        }
-
-        fn name(&self) -> &'static str {
-            "wrapped"
-        }
-    };
-}
 
 mod contract {
     use super::*;
@@ -74,12 +40,6 @@ mod contract {
         creating: Mutex<()>,
     }
 
-    impl BeginsInOld {
-        async fn before(&self) -> Result<(), StoreError> {
-            Ok(())
-        }
-    }
-
     impl SessionStore for BeginsInOld {
         fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
             StoreFuture::boxed(async move {
@@ -87,7 +47,7 @@ mod contract {
                 // What the new store knows did not begin before it.
                 let is_new = matches!(self.inner.load(id).await?, Found::Unknown);
                 let room = match (new.record.user(), limits.sessions()) {
-                    (Some(user), Some(limit)) => self.inner.list(user).await?.len() < limit,
+                    (Some(user), Some(limit)) => StoreExt::list(&self.inner, user).await?.len() < limit,
                     _ => true,
                 };
                 if is_new
@@ -100,10 +60,39 @@ mod contract {
             })
         }
 
-        asks_all_but_create! {}
+        fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
+            self.inner.load(id)
+        }
+
+        fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
+            self.inner.update(id, expected, new)
+        }
+
+        fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
+            self.inner.touch(id, entry)
+        }
+
+        fn end<'a>(&'a self, id: &'a SessionId, end: tower_keep::store::End) -> StoreFuture<'a, EndOutcome> {
+            self.inner.end(id, end)
+        }
+
+        fn health(&self) -> StoreFuture<'_, Health> {
+            self.inner.health()
+        }
+
+        fn users(&self) -> Option<&dyn UserStore> {
+            self.inner.users()
+        }
+
+        fn scans(&self) -> Option<&dyn ScanStore> {
+            self.inner.scans()
+        }
     }
 
-    fn pair(old: impl SessionStore, new: impl SessionStore) -> (Arc<dyn SessionStore>, Arc<dyn SessionStore>) {
+    fn pair(
+        old: impl SessionStore + 'static,
+        new: impl SessionStore + 'static,
+    ) -> (Arc<dyn SessionStore>, Arc<dyn SessionStore>) {
         let old: Arc<dyn SessionStore> = Arc::new(old);
         let both = MigratingStore::new(old.clone(), new);
         let begins_in_old = BeginsInOld { old, inner: both.clone(), creating: Mutex::default() };
@@ -219,6 +208,10 @@ async fn perform(store: &dyn SessionStore, both: Option<&MigratingStore>, deed: 
         Outcome::Conflict(loaded) => format!("conflict with {}", seen(&loaded)),
         other => format!("{other:?}"),
     };
+    let ended = |outcome: EndOutcome| match outcome {
+        EndOutcome::Conflict(loaded) => format!("conflict with {}", seen(&loaded)),
+        other => format!("{other:?}"),
+    };
     let created = async |n, limits| format!("{:?}", store.create(&id(n), entry(n, 1), limits).await.unwrap());
     let ids = |mut ids: Vec<SessionId>| {
         ids.sort_unstable();
@@ -231,9 +224,9 @@ async fn perform(store: &dyn SessionStore, both: Option<&MigratingStore>, deed: 
             store.touch(&id(n), Entry { ttl: 2 * DAY, ..entry(n, 1) }).await.unwrap();
             String::new()
         }
-        End(n) => outcome(store.end(&id(n), EndReason::LoggedOut).await.unwrap()),
-        Replace(n) => outcome(store.replace(&id(n), Some(record(n, 1).version()), &id(3)).await.unwrap()),
-        ReplaceAny(n) => outcome(store.replace(&id(n), None, &id(3)).await.unwrap()),
+        End(n) => ended(store.end(&id(n), EndReason::LoggedOut.into()).await.unwrap()),
+        Replace(n) => ended(store.replace(&id(n), Some(record(n, 1).version()), &id(3)).await.unwrap()),
+        ReplaceAny(n) => ended(store.replace(&id(n), None, &id(3)).await.unwrap()),
         Consume(n, by) => found(store.consume(&id(n), claim(by)).await.unwrap()),
         EndUser => ids(store.end_user("ana", None, EndReason::Revoked).await.unwrap()),
         EndOthers(n) => ids(store.end_user("ana", Some(&id(n)), EndReason::Revoked).await.unwrap()),
@@ -263,18 +256,23 @@ struct InTurn {
     inner: MemoryStore,
 }
 
-impl InTurn {
-    async fn before(&self) -> Result<(), StoreError> {
-        let mut waited = false;
-        std::future::poll_fn(|_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending })
-            .await;
-        Ok(())
-    }
-}
+impl StoreWrapper for InTurn {
+    type Inner = MemoryStore;
 
-impl SessionStore for InTurn {
-    asks! { create(id: &'a SessionId, new: Entry, limits: Limits) -> Created; }
-    asks_all_but_create! {}
+    fn inner(&self) -> &MemoryStore {
+        &self.inner
+    }
+
+    fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
+        StoreFuture::boxed(async move {
+            let mut waited = false;
+            std::future::poll_fn(
+                |_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending },
+            )
+            .await;
+            operation.run(&self.inner).await
+        })
+    }
 }
 
 /// Where a session is when something happens to it.
@@ -327,14 +325,14 @@ impl World {
     /// What can be known of all sessions now; and nothing of that changes as time passes, but that ends are forgotten.
     fn end_state(&self) -> Vec<String> {
         let state = state_of(&self.instances[0]);
-        assert_eq!(now(self.old.count()).unwrap(), 0, "what was looked at has moved");
-        let live = now(SessionStore::list(&self.instances[1], "ana")).unwrap().len();
+        assert_eq!(now(StoreExt::count(&self.old)).unwrap(), 0, "what was looked at has moved");
+        let live = now(StoreExt::list(&self.instances[1], "ana")).unwrap().len();
         // Longer than what ended is remembered, and shorter than sessions live.
         self.clock.advance(2 * HOUR);
         now(self.instances[2].move_all()).unwrap();
-        let later = now(SessionStore::list(&self.instances[2], "ana")).unwrap();
+        let later = now(StoreExt::list(&self.instances[2], "ana")).unwrap();
         assert_eq!(later.len(), live, "some came back, or were lost: {later:?}");
-        assert_eq!(now(SessionStore::count(&self.instances[2])).unwrap(), live as u64);
+        assert_eq!(now(StoreExt::count(&self.instances[2])).unwrap(), live as u64);
         state
     }
 }
@@ -541,7 +539,10 @@ fn two_at_once(place: Place) -> usize {
 
 /// A store that cannot be reached, or has no place for more, when it is told so.
 mod failing {
-    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::{
+        any::Any,
+        sync::atomic::{AtomicU8, Ordering},
+    };
 
     use super::*;
     use tower_keep::{HealthStatus, SessionLayer};
@@ -563,27 +564,25 @@ mod failing {
         fn becomes(&self, state: u8) {
             self.state.store(state, Ordering::Relaxed);
         }
-
-        async fn before(&self) -> Result<(), StoreError> {
-            if self.state.load(Ordering::Relaxed) == AWAY {
-                return Err(StoreError::Outage("the test says so".into()));
-            }
-            Ok(())
-        }
     }
 
-    impl SessionStore for Failing {
-        fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-            StoreFuture::boxed(async move {
-                self.before().await?;
-                if self.state.load(Ordering::Relaxed) == FULL {
-                    return Ok(Created::Full);
-                }
-                self.inner.create(id, new, limits).await
-            })
+    impl StoreWrapper for Failing {
+        type Inner = MemoryStore;
+
+        fn inner(&self) -> &MemoryStore {
+            &self.inner
         }
 
-        asks_all_but_create! {}
+        fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
+            match self.state.load(Ordering::Relaxed) {
+                AWAY => StoreFuture::ready(Err(StoreError::Outage("the test says so".into()))),
+                FULL if operation.name() == "create" => {
+                    let reply: Box<dyn Any> = Box::new(Created::Full);
+                    StoreFuture::ready(Ok(*reply.downcast().unwrap()))
+                }
+                _ => operation.run(&self.inner),
+            }
+        }
     }
 
     struct Scene {
@@ -613,9 +612,9 @@ mod failing {
         for failed in [
             both.load(&id(1)).await.is_err(),
             both.create(&id(2), entry(2, 1), Limits::none()).await.is_err(),
-            both.list("ana").await.is_err(),
-            both.end_user("ana", None, EndReason::Revoked).await.is_err(),
-            both.count().await.is_err(),
+            StoreExt::list(&both, "ana").await.is_err(),
+            StoreExt::end_user(&both, "ana", None, EndReason::Revoked).await.is_err(),
+            StoreExt::count(&both).await.is_err(),
             both.move_all().await.is_err(),
         ] {
             assert!(failed);
@@ -636,8 +635,8 @@ mod failing {
         assert!(both.health().await.unwrap().cause().unwrap().starts_with("the new store: "));
         new.becomes(0);
         assert_eq!(both.move_all().await.unwrap(), 1);
-        assert_eq!(both.list("ana").await.unwrap().len(), 2);
-        assert_eq!(old.count().await.unwrap(), 0);
+        assert_eq!(StoreExt::list(&both, "ana").await.unwrap().len(), 2);
+        assert_eq!(StoreExt::count(&old).await.unwrap(), 0);
     }
 
     #[tokio::test]
@@ -647,7 +646,7 @@ mod failing {
         assert!(both.load(&id(1)).await.unwrap().live().is_some());
         assert!(both.update(&id(1), record(1, 1).version(), entry(1, 2)).await.is_err());
         assert!(both.move_all().await.is_err());
-        assert!(matches!(both.end(&id(1), EndReason::LoggedOut).await.unwrap(), Outcome::Done));
+        assert!(matches!(both.end(&id(1), EndReason::LoggedOut.into()).await.unwrap(), EndOutcome::Done));
         new.becomes(0);
         assert!(both.load(&id(1)).await.unwrap().live().is_none());
         assert!(both.load(&id(0)).await.unwrap().live().is_some());

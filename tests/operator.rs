@@ -42,7 +42,7 @@ struct Operated {
 }
 
 impl Operated {
-    async fn start(store: impl SessionStore) -> Self {
+    async fn start(store: impl SessionStore + 'static) -> Self {
         let layer = SessionLayer::new(store).cookie(SessionCookie::development());
         let sessions = layer.sessions();
         let page = operator::router(sessions.clone());

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tower_keep::{
     HealthStatus,
     store::{
-        SessionStore,
+        StoreExt,
         redis::{RedisConfig, RedisStore},
     },
 };

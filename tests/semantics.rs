@@ -26,9 +26,9 @@ use support::{
 };
 use tokio::sync::Notify;
 use tower_keep::{
-    EndReason, Limits, MemoryStore, OnOutage, Session, SessionCookie, SessionError, SessionId, SessionLayer, Token,
+    MemoryStore, OnOutage, Session, SessionCookie, SessionError, SessionLayer, Token,
     store::{
-        Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, SessionStore, StoreError, StoreFuture, Version,
+        Health, Operation, SessionStore, StoreError, StoreExt, StoreFuture, StoreWrapper,
         redis::{RedisConfig, RedisStore},
     },
 };
@@ -101,108 +101,38 @@ struct Switched {
     switch: Switch,
 }
 
-impl Switched {
-    fn read<'a, T: Send + 'a>(&'a self, operation: StoreFuture<'a, T>) -> StoreFuture<'a, T> {
+impl StoreWrapper for Switched {
+    type Inner = dyn SessionStore;
+
+    fn inner(&self) -> &Self::Inner {
+        &*self.store
+    }
+
+    fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
         StoreFuture::boxed(async move {
+            let is_read = ["load", "list", "scan", "count"].contains(&operation.name());
             match self.switch.fault() {
                 Fault::Down => self.switch.outage(),
                 Fault::Deaf => {
-                    operation.await?;
+                    operation.run(&*self.store).await?;
                     self.switch.outage()
                 }
-                _ => operation.await,
+                Fault::HeldBefore if !is_read => {
+                    self.switch.hold().await;
+                    operation.run(&*self.store).await
+                }
+                Fault::HeldAfter if !is_read => {
+                    let reply = operation.run(&*self.store).await;
+                    self.switch.hold().await;
+                    reply
+                }
+                Fault::None | Fault::HeldBefore | Fault::HeldAfter => operation.run(&*self.store).await,
             }
         })
     }
 
-    /// `operation` is made when it is let through: the memory store acts when it is called.
-    fn write<'a, T: Send + 'a>(
-        &'a self,
-        operation: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a,
-    ) -> StoreFuture<'a, T> {
-        StoreFuture::boxed(async move {
-            match self.switch.fault() {
-                Fault::None => operation().await,
-                Fault::Down => self.switch.outage(),
-                Fault::Deaf => {
-                    operation().await?;
-                    self.switch.outage()
-                }
-                Fault::HeldBefore => {
-                    self.switch.hold().await;
-                    operation().await
-                }
-                Fault::HeldAfter => {
-                    let answer = operation().await;
-                    self.switch.hold().await;
-                    answer
-                }
-            }
-        })
-    }
-}
-
-impl SessionStore for Switched {
-    fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
-        self.read(self.store.load(id))
-    }
-
-    fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
-        self.write(move || self.store.create(id, new, limits))
-    }
-
-    fn update<'a>(&'a self, id: &'a SessionId, expected: Version, new: Entry) -> StoreFuture<'a, Outcome> {
-        self.write(move || self.store.update(id, expected, new))
-    }
-
-    fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
-        self.write(move || self.store.touch(id, entry))
-    }
-
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.write(move || self.store.end(id, reason))
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        self.write(move || self.store.replace(id, expected, successor))
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
-        self.write(move || self.store.consume(id, claim))
-    }
-
-    fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
-        self.read(self.store.list(user))
-    }
-
-    fn end_user<'a>(
-        &'a self,
-        user: &'a str,
-        except: Option<&'a SessionId>,
-        reason: EndReason,
-    ) -> StoreFuture<'a, Vec<SessionId>> {
-        self.write(move || self.store.end_user(user, except, reason))
-    }
-
-    fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
-        self.read(self.store.scan(from, count))
-    }
-
-    fn count(&self) -> StoreFuture<'_, u64> {
-        self.read(self.store.count())
-    }
-
-    fn health(&self) -> StoreFuture<'_, Health> {
+    fn wrapper_health(&self) -> StoreFuture<'_, Health> {
         self.store.health()
-    }
-
-    fn name(&self) -> &'static str {
-        self.store.name()
     }
 }
 

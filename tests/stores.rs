@@ -303,7 +303,7 @@ mod memory_store {
         let store = MemoryStore::new();
         for n in 0..20_000 {
             assert_created(now(store.create(&id(n), entry(record(1, n), HOUR), Limits::none())));
-            now(store.end(&id(n), EndReason::LoggedOut));
+            now(store.end(&id(n), EndReason::LoggedOut.into()));
         }
         assert_eq!(store.len(), 0);
         assert!(store.is_empty());
@@ -323,9 +323,9 @@ mod memory_store {
                             // Another thread's session may have taken its place meanwhile.
                             let _ = now(store.update(id, record(1, n).version(), entry(record(2, n), HOUR)));
                         }
-                        now(store.end(&a, EndReason::LoggedOut));
-                        now(store.end(&b, EndReason::LoggedOut));
-                        now(store.end(&b, EndReason::LoggedOut));
+                        now(store.end(&a, EndReason::LoggedOut.into()));
+                        now(store.end(&b, EndReason::LoggedOut.into()));
+                        now(store.end(&b, EndReason::LoggedOut.into()));
                     }
                 });
             }
@@ -338,7 +338,7 @@ mod memory_store {
         let (store, clock) = timed(10);
         for n in 0..2_000 {
             assert_created(now(store.create(&id(n), entry(record(1, n), HOUR), Limits::none())));
-            now(store.end(&id(n), EndReason::LoggedOut));
+            now(store.end(&id(n), EndReason::LoggedOut.into()));
         }
         clock.advance(59 * SECOND);
         for n in 0..2_000 {
@@ -358,7 +358,7 @@ mod memory_store {
         assert_created(now(store.create(&id(1), entry(record(1, 1), HOUR), Limits::none())));
         assert!(is_alive(&clone, 1));
         assert_eq!(clone.len(), 1);
-        now(clone.end(&id(1), EndReason::LoggedOut));
+        now(clone.end(&id(1), EndReason::LoggedOut.into()));
         assert!(store.is_empty());
     }
 
@@ -471,7 +471,7 @@ mod memory_store {
                 }
                 Op::Destroy(n) => {
                     seen.insert(n);
-                    now(store.end(&id(n), EndReason::LoggedOut));
+                    now(store.end(&id(n), EndReason::LoggedOut.into()));
                     model.remove(&n);
                 }
                 Op::Advance(seconds) => {

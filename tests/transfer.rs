@@ -22,7 +22,7 @@ fn in_redis(server: &RedisServer) -> RedisStore {
     RedisStore::new(patient(RedisConfig::from_url(&server.url()).unwrap()))
 }
 
-fn sessions(store: impl SessionStore) -> Sessions {
+fn sessions(store: impl SessionStore + 'static) -> Sessions {
     SessionLayer::new(store).sessions()
 }
 
