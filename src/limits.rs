@@ -27,10 +27,10 @@ pub struct Limits {
 pub enum WhenFull {
     /// It is not made: [`SessionError::Full`](crate::SessionError::Full), 429.
     Reject,
-    /// It takes the place of the one that was not used for the longest time.
+    /// The least recently used session ends. Among those last used in the same millisecond, the oldest.
     #[default]
     EvictLeastRecentlyUsed,
-    /// It takes the place of the one that was logged in to first.
+    /// The oldest session ends: the one that was created first, even within one millisecond.
     EvictOldest,
 }
 

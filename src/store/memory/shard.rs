@@ -27,6 +27,8 @@ pub(super) struct Shard {
     by_use: Queue,
     /// The sessions of users, by the slot tag of the user.
     users: HashMap<Tag, BTreeSet<SessionId>>,
+    /// How many sessions were ever inserted.
+    inserted: u64,
     ended: Ends,
     /// In the order they ended.
     ended_at: VecDeque<(Timestamp, SessionId)>,
@@ -38,6 +40,8 @@ type Ends = HashMap<SessionId, Tombstone, BuildHasherDefault<IdHasher>>;
 /// A session that is kept.
 pub(super) struct Kept {
     pub(super) record: Arc<Record>,
+    /// Orders the sessions that were created within the same millisecond.
+    order: u64,
     expires_at: Due,
     pub(super) used_at: Due,
 }
@@ -72,7 +76,11 @@ impl Due {
 
 impl Kept {
     pub(super) fn loaded(&self, now: Timestamp) -> Loaded {
-        Loaded { record: self.record.clone(), ttl: Some(self.expires_at.actual.since(now)) }
+        Loaded { record: self.record.clone(), ttl: Some(self.ttl(now)) }
+    }
+
+    fn ttl(&self, now: Timestamp) -> Duration {
+        self.expires_at.actual.since(now)
     }
 
     fn is_live(&self, now: Timestamp) -> bool {
@@ -91,10 +99,13 @@ impl Shard {
     }
 
     pub(super) fn of_user(&self, tag: Tag, user: &str, now: Timestamp) -> Vec<(SessionId, Loaded)> {
+        self.kept_of_user(tag, user, now).map(|(id, kept)| (id, kept.loaded(now))).collect()
+    }
+
+    fn kept_of_user(&self, tag: Tag, user: &str, now: Timestamp) -> impl Iterator<Item = (SessionId, &Kept)> {
         let ids = self.users.get(&tag).into_iter().flatten();
         let kept = ids.filter_map(|id| Some((*id, self.sessions.get(id)?)));
-        let live = kept.filter(|(_, kept)| kept.is_live(now) && kept.record.user() == Some(user));
-        live.map(|(id, kept)| (id, kept.loaded(now))).collect()
+        kept.filter(move |(_, kept)| kept.is_live(now) && kept.record.user() == Some(user))
     }
 
     /// How a session ended that is not alive.
@@ -129,20 +140,20 @@ impl Shard {
         if self.users.get(&tag).is_none_or(|ids| ids.len() < limit) {
             return Room::Made(Vec::new());
         }
-        let live = self.of_user(tag, user, now);
+        let live: Vec<_> = self.kept_of_user(tag, user, now).collect();
         let over = (live.len() + 1).saturating_sub(limit);
         if over > 0 && limits.when_full() == WhenFull::Reject {
             return Room::Full;
         }
         let mut ranked: Vec<_> = live
             .iter()
-            .map(|(id, Loaded { record, ttl })| match limits.when_full() {
-                WhenFull::EvictOldest => (record.created_at(), *id),
-                _ => (record.last_used(now, ttl.unwrap_or_default()), *id),
+            .map(|(id, kept)| match limits.when_full() {
+                WhenFull::EvictOldest => (kept.record.created_at(), kept.order, *id),
+                _ => (kept.record.last_used(now, kept.ttl(now)), kept.order, *id),
             })
             .collect();
         ranked.sort_unstable();
-        let evicted: Vec<_> = ranked.into_iter().take(over).map(|(_, id)| id).collect();
+        let evicted: Vec<_> = ranked.into_iter().take(over).map(|(.., id)| id).collect();
         for id in &evicted {
             self.end(id, Ended::new(EndReason::Evicted, now), None, now);
         }
@@ -154,7 +165,9 @@ impl Shard {
         if record.user().is_some() {
             self.users.entry(id.tag()).or_default().insert(id);
         }
-        let kept = Kept { record, expires_at: Due::at(now.plus(at_least_a_moment(ttl))), used_at: Due::at(now) };
+        self.inserted += 1;
+        let expiry = now.plus(at_least_a_moment(ttl));
+        let kept = Kept { record, order: self.inserted, expires_at: Due::at(expiry), used_at: Due::at(now) };
         self.by_expiry.push(kept.expires_at.place, id, &mut self.sessions, expires_at);
         self.by_use.push(kept.used_at.place, id, &mut self.sessions, used_at);
         self.sessions.insert(id, kept);

@@ -1,6 +1,6 @@
 //! What Redis answers, understood.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use redis::Value;
 
@@ -17,17 +17,28 @@ pub(super) fn is_record(stored: &[u8]) -> bool {
     stored.starts_with(br#"{"v":"#)
 }
 
-/// The epoch that a record carries between its version and its times, and where it ends.
-fn epoch_of(stored: &[u8]) -> Option<(u64, usize)> {
-    let digits = stored.get(HEAD_LEN..)?.strip_prefix(br#","e":"#)?;
-    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let epoch = std::str::from_utf8(&digits[..len]).ok()?.parse().ok()?;
-    Some((epoch, HEAD_LEN + 5 + len))
+/// The number after `label`, and the rest.
+fn number_after<'a>(label: &str, stored: &'a [u8]) -> Option<(u64, &'a [u8])> {
+    let digits = stored.strip_prefix(label.as_bytes())?;
+    let (number, rest) = digits.split_at(digits.iter().take_while(|byte| byte.is_ascii_digit()).count());
+    Some((std::str::from_utf8(number).ok()?.parse().ok()?, rest))
 }
 
-/// Whether the record began before this epoch of its user's.
+const EPOCH: &str = ",\"e\":";
+const ORDER: &str = ",\"o\":";
+
+/// A stored record without the epoch and the order that the scripts add after its head.
+fn without_added(stored: &[u8]) -> Cow<'_, [u8]> {
+    let Some((head, added)) = stored.split_at_checked(HEAD_LEN) else { return stored.into() };
+    let rest = number_after(EPOCH, added).map_or(added, |(_, rest)| rest);
+    let rest = number_after(ORDER, rest).map_or(rest, |(_, rest)| rest);
+    if rest.len() == added.len() { stored.into() } else { [head, rest].concat().into() }
+}
+
+/// Whether the record was created before this epoch of its user.
 pub(super) fn is_before(stored: &[u8], epoch: u64) -> bool {
-    epoch_of(stored).map_or(0, |(epoch, _)| epoch) < epoch
+    let added = stored.get(HEAD_LEN..).and_then(|rest| number_after(EPOCH, rest));
+    added.map_or(0, |(epoch, _)| epoch) < epoch
 }
 
 /// What a session's key held.
@@ -45,24 +56,17 @@ pub(super) fn found(stored: &[u8], pttl: i64, epoch: u64) -> Result<Found, Failu
 fn ended(stored: &[u8]) -> Option<Ended> {
     let text = stored.strip_prefix(br#"{"end":""#)?;
     let (reason, rest) = text.split_at(text.iter().position(|byte| *byte == b'"')?);
-    let digits = rest.strip_prefix(br#"","at":"#)?;
-    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let at = std::str::from_utf8(&digits[..len]).ok()?.parse().ok()?;
+    let (at, rest) = number_after("\",\"at\":", rest)?;
     // A reason that only a newer version knows is a revocation to this one.
     let reason = std::str::from_utf8(reason).ok().and_then(EndReason::from_name).unwrap_or(EndReason::Revoked);
-    let to = digits[len..]
-        .strip_prefix(br#","to":""#)
-        .and_then(|rest| std::str::from_utf8(rest.strip_suffix(br#""}"#)?).ok());
+    let to = rest.strip_prefix(br#","to":""#).and_then(|rest| std::str::from_utf8(rest.strip_suffix(br#""}"#)?).ok());
     let (at, successor) = (Timestamp::from_millis(at), to.and_then(|to| to.parse().ok()));
     Some(successor.map_or(Ended::new(reason, at), |successor| Ended::replaced(successor, at)))
 }
 
 /// A record as Redis returned it, with the reply to `PTTL`.
 pub(super) fn loaded(stored: &[u8], pttl: i64) -> Result<Loaded, Failure> {
-    let record = match epoch_of(stored) {
-        Some((_, end)) => Record::decode(&[&stored[..HEAD_LEN], &stored[end..]].concat()),
-        None => Record::decode(stored),
-    };
+    let record = Record::decode(&without_added(stored));
     // -1: it has none. -2: it expired between the two commands.
     let ttl = match pttl {
         -1 => None,

@@ -6,7 +6,8 @@
 //! What a session key holds:
 //! ```text
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[…                  a record
-//! {"v":2,"n":"AAAAAxbk0fTjK8pw","e":1763679600000,"t":[… a record that began after its user's sessions were all ended
+//! {"v":2,"n":"AAAAAxbk0fTjK8pw","e":1763679600000,"t":[… a record created after its user's sessions were all ended
+//! {"v":2,"n":"AAAAAxbk0fTjK8pw","o":1763679600000123,"t":[… a record of a user; `o` orders the user's sessions by creation
 //! {"end":"revoked","at":1763679600000,"by":"5f…"}         what is remembered of one that ended, and which call ended it
 //! {"end":"replaced",…,"to":"AAAAAAAAAAAAHHHH…"}           the same, and which session carries it on
 //! {"end":"used",…,"by":"AAAAARbk0fTjK8pw"}{"v":2,…        the same, and what it was, for who consumed it
@@ -104,10 +105,21 @@ local function version(found) return string.sub(found, 13, 28) end
 
 local function ended(reason) return '{"end":"' .. reason .. '","at":' .. string.format('%.0f', now()) .. '}' end
 
--- A record, with the epoch it belongs to.
-local function stored(head, epoch, tail)
-  if not epoch then return head .. tail end
-  return head .. ',"e":' .. epoch .. tail
+-- The order in which the sessions of a user were created: the time in microseconds.
+local function order()
+  local time = redis.call('TIME')
+  return string.format('%.0f', time[1] * 1000000 + time[2])
+end
+
+-- What the scripts add to a record: the epoch it belongs to, and its order.
+local function added(epoch, order)
+  return (epoch and ',"e":' .. epoch or '') .. (order and ',"o":' .. order or '')
+end
+
+-- The epoch and the order of a stored record, each nil if it has none.
+local function added_to(found)
+  local epoch = string.match(found, '^,"e":(%d+)', 30)
+  return epoch, string.match(found, '^,"o":(%d+)', 30 + #added(epoch))
 end
 
 -- Forgets in the index what ended long ago, and keeps it as long as what is in it.
@@ -143,12 +155,17 @@ if limit > 0 then
         local created, written, idle = string.match(found, '"t":%[(%d+),(%d+),(%d+),')
         created, written, idle = created or 0, written or 0, idle or 0 -- what cannot be read goes first
         local used = math.max(created + written, time + redis.call('PTTL', key) - idle)
-        table.insert(sessions, {other, policy == 'oldest' and tonumber(created) or used})
+        local _, order = added_to(found)
+        table.insert(sessions, {other, policy == 'oldest' and tonumber(created) or used, tonumber(order or 0)})
       end
     end
     local over = #sessions + 1 - limit
     if over > 0 and policy == 'reject' then return {-1} end
-    table.sort(sessions, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+    table.sort(sessions, function(a, b)
+      if a[2] ~= b[2] then return a[2] < b[2] end
+      if a[3] ~= b[3] then return a[3] < b[3] end -- within the same millisecond
+      return a[1] < b[1]
+    end)
     for i = 1, over do
       if guarded then
         redis.call('SET', prefix .. sessions[i][1], ended('evicted'), 'PX', memory)
@@ -158,7 +175,7 @@ if limit > 0 then
     end
   end
 end
-redis.call('SET', KEYS[1], stored(head, epoch, tail), 'PX', ttl)
+redis.call('SET', KEYS[1], head .. added(epoch, order()) .. tail, 'PX', ttl)
 index(KEYS[2], member, ttl, memory)
 return result
 "#;
@@ -175,7 +192,7 @@ if guarded then
   if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
 end
 if member ~= '' then redis.call('ZSCORE', KEYS[2], member) end -- if that is no index, nothing is written
-redis.call('SET', KEYS[1], stored(head, found and string.match(found, '^,"e":(%d+)', 30), tail), 'PX', ttl)
+redis.call('SET', KEYS[1], head .. (found and added(added_to(found)) or '') .. tail, 'PX', ttl)
 if member ~= '' then index(KEYS[2], member, ttl, memory) end
 return 1
 "#;
@@ -282,8 +299,9 @@ for _, member in ipairs(gone) do
 end
 local next = string.format('%.0f', math.max(now(), tonumber(epoch or 0) + 1))
 if live(spare, epoch) then
-  local rest = string.gsub(string.sub(spare, 30), '^,"e":%d+', '', 1)
-  redis.call('SET', KEYS[1], stored(string.sub(spare, 1, 29), next, rest), 'KEEPTTL')
+  local epoch, order = added_to(spare)
+  local rest = string.sub(spare, 30 + #added(epoch, order))
+  redis.call('SET', KEYS[1], string.sub(spare, 1, 29) .. added(next, order) .. rest, 'KEEPTTL')
 end
 redis.call('SET', KEYS[3], next, 'PX', epochs)
 return gone

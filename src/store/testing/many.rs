@@ -19,6 +19,10 @@ pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duratio
             let case = |what: &str| format!("{more} more than {limit} sessions: {what}");
             report.case(case("the new is refused"), refused(store, limit, more).await);
             report.case(case("the oldest goes"), oldest_goes(store, advance, limit, more).await);
+            for policy in [WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
+                let case = case(&format!("the oldest of one millisecond goes, {policy:?}"));
+                report.case(case, oldest_of_one_millisecond_goes(store, limit, more, policy).await);
+            }
             report.case(case("the least recently used goes"), least_used_goes(store, advance, limit, more).await);
         }
         for policy in [WhenFull::Reject, WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
@@ -144,6 +148,30 @@ async fn oldest_goes(
         check!(matches!(found, Found::Ended(ended) if ended.reason == EndReason::Evicted), "{found:?}");
     }
     alive(store, &user, left, &ids).await
+}
+
+/// Sessions of which the record says that they were created, and last used, at the same time.
+async fn oldest_of_one_millisecond_goes(
+    store: &dyn SessionStore,
+    limit: usize,
+    more: usize,
+    policy: WhenFull,
+) -> Result<(), String> {
+    let (user, limits) = (new_user()?, Limits::per_user(limit, policy));
+    let mut record = crate::store::Record::clone(&*new_entry(Some(&user))?.record);
+    // The time to live says that the session was not used since it was written.
+    record.idle_timeout = crate::lifetime::LONGEST;
+    record.absolute_timeout = crate::lifetime::LONGEST;
+    let mut ids: Vec<SessionId> = Vec::new();
+    for n in 0..limit + more {
+        record.version = new_version()?;
+        let (id, new) = (new_id(Some(&user))?, Entry { record: record.clone().into(), ttl: HOUR });
+        let created = answered(store.create(&id, new, limits).await)?;
+        let expected = if n < limit { Vec::new() } else { vec![ids[n - limit]] };
+        check!(created == Created::Done { evicted: expected }, "number {n}: {created:?}");
+        ids.push(id);
+    }
+    alive(store, &user, &ids[more..], &ids).await
 }
 
 async fn least_used_goes(

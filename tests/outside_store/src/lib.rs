@@ -8,7 +8,10 @@ use std::{
 
 use tower_keep::{
     Clock, EndReason, Ended, Limits, SessionId, Timestamp, WhenFull,
-    store::{Created, Cursor, Entry, Found, Health, Loaded, Outcome, Page, Record, SessionStore, StoreFuture, Version},
+    store::{
+        Created, Cursor, End, EndOutcome, Entry, Found, Health, Loaded, Outcome, Page, Record, ScanStore, SessionStore,
+        StoreFuture, UserStore, Version,
+    },
 };
 
 pub struct SimpleStore<C> {
@@ -17,8 +20,16 @@ pub struct SimpleStore<C> {
 }
 
 enum State {
-    Live { record: Arc<Record>, until: Timestamp },
-    Ended { ended: Ended, claim: Option<(Version, Loaded)> },
+    /// `order` is how many sessions there were before: the times of two sessions may be equal.
+    Live {
+        record: Arc<Record>,
+        until: Timestamp,
+        order: usize,
+    },
+    Ended {
+        ended: Ended,
+        claim: Option<(Version, Loaded)>,
+    },
 }
 
 type Sessions = HashMap<SessionId, State>;
@@ -47,7 +58,7 @@ fn loaded(record: &Arc<Record>, until: Timestamp, now: Timestamp) -> Loaded {
 fn found(sessions: &Sessions, id: &SessionId, now: Timestamp) -> Found {
     match sessions.get(id) {
         Some(State::Live { until, .. }) if *until <= now => Found::Ended(Ended::new(EndReason::Expired, *until)),
-        Some(State::Live { record, until }) => Found::Live(loaded(record, *until, now)),
+        Some(State::Live { record, until, .. }) => Found::Live(loaded(record, *until, now)),
         Some(State::Ended { ended, .. }) => Found::Ended(*ended),
         None => Found::Unknown,
     }
@@ -55,7 +66,7 @@ fn found(sessions: &Sessions, id: &SessionId, now: Timestamp) -> Found {
 
 fn live(sessions: &Sessions, now: Timestamp, which: impl Fn(&Record) -> bool) -> Vec<(SessionId, Loaded)> {
     let live = sessions.iter().filter_map(|(id, state)| match state {
-        State::Live { record, until } if *until > now && which(record) => Some((*id, loaded(record, *until, now))),
+        State::Live { record, until, .. } if *until > now && which(record) => Some((*id, loaded(record, *until, now))),
         _ => None,
     });
     live.collect()
@@ -65,7 +76,15 @@ fn of_user(sessions: &Sessions, user: &str, now: Timestamp) -> Vec<(SessionId, L
     live(sessions, now, |record| record.user() == Some(user))
 }
 
-fn end(sessions: &mut Sessions, id: &SessionId, ended: Ended) {
+/// No session is ever removed, so the order is never used twice.
+fn order(sessions: &Sessions, id: &SessionId) -> usize {
+    match sessions.get(id) {
+        Some(State::Live { order, .. }) => *order,
+        _ => 0,
+    }
+}
+
+fn bury(sessions: &mut Sessions, id: &SessionId, ended: Ended) {
     sessions.insert(*id, State::Ended { ended, claim: None });
 }
 
@@ -91,15 +110,16 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
                     return Created::Full;
                 }
                 mine.sort_by_key(|(id, loaded)| match limits.when_full() {
-                    WhenFull::EvictOldest => (loaded.record.created_at(), *id),
-                    _ => (loaded.record.last_used(now, loaded.ttl.unwrap_or_default()), *id),
+                    WhenFull::EvictOldest => (loaded.record.created_at(), order(sessions, id)),
+                    _ => (loaded.record.last_used(now, loaded.ttl.unwrap_or_default()), order(sessions, id)),
                 });
                 for (id, _) in mine.into_iter().take(over) {
-                    end(sessions, &id, Ended::new(EndReason::Evicted, now));
+                    bury(sessions, &id, Ended::new(EndReason::Evicted, now));
                     evicted.push(id);
                 }
             }
-            sessions.insert(*id, State::Live { record: new.record, until: until(now, new.ttl) });
+            let order = sessions.len();
+            sessions.insert(*id, State::Live { record: new.record, until: until(now, new.ttl), order });
             Created::Done { evicted }
         })
     }
@@ -108,7 +128,8 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
         self.now(|sessions, now| match found(sessions, id, now) {
             Found::Live(there) if there.record.version() == new.record.version() => Outcome::Done,
             Found::Live(there) if there.record.version() == expected => {
-                sessions.insert(*id, State::Live { record: new.record, until: until(now, new.ttl) });
+                let order = order(sessions, id);
+                sessions.insert(*id, State::Live { record: new.record, until: until(now, new.ttl), order });
                 Outcome::Done
             }
             Found::Live(there) => Outcome::Conflict(there),
@@ -118,7 +139,7 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
 
     fn touch<'a>(&'a self, id: &'a SessionId, entry: Entry) -> StoreFuture<'a, ()> {
         self.now(|sessions, now| {
-            if let Some(State::Live { record, until: end }) = sessions.get_mut(id)
+            if let Some(State::Live { record, until: end, .. }) = sessions.get_mut(id)
                 && *end > now
                 && record.version() == entry.record.version()
             {
@@ -127,59 +148,67 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
         })
     }
 
-    fn end<'a>(&'a self, id: &'a SessionId, reason: EndReason) -> StoreFuture<'a, Outcome> {
-        self.now(|sessions, now| match found(sessions, id, now) {
-            Found::Live(_) => {
-                end(sessions, id, Ended::new(reason, now));
-                Outcome::Done
-            }
-            Found::Unknown => {
-                end(sessions, id, Ended::new(reason, now));
-                Outcome::Gone
-            }
-            Found::Ended(_) => Outcome::Gone,
-        })
-    }
-
-    fn replace<'a>(
-        &'a self,
-        id: &'a SessionId,
-        expected: Option<Version>,
-        successor: &'a SessionId,
-    ) -> StoreFuture<'a, Outcome> {
-        self.now(|sessions, now| match found(sessions, id, now) {
-            Found::Live(there) if expected.is_some_and(|expected| expected != there.record.version()) => {
-                Outcome::Conflict(there)
-            }
-            Found::Live(_) => {
-                end(sessions, id, Ended::replaced(*successor, now));
-                Outcome::Done
-            }
-            Found::Unknown if expected.is_none() => {
-                end(sessions, id, Ended::replaced(*successor, now));
-                Outcome::Gone
-            }
-            Found::Ended(ended) if ended.successor == Some(*successor) => Outcome::Done,
-            Found::Ended(_) | Found::Unknown => Outcome::Gone,
-        })
-    }
-
-    fn consume<'a>(&'a self, id: &'a SessionId, claim: Version) -> StoreFuture<'a, Found> {
+    fn end<'a>(&'a self, id: &'a SessionId, end: End) -> StoreFuture<'a, EndOutcome> {
         self.now(|sessions, now| {
-            if let Some(State::Ended { claim: Some((first, was)), .. }) = sessions.get(id)
-                && *first == claim
-            {
-                return Found::Live(was.clone());
-            }
             let found = found(sessions, id, now);
-            if let Found::Live(was) = &found {
-                let ended = Ended::new(EndReason::Used, now);
-                sessions.insert(*id, State::Ended { ended, claim: Some((claim, was.clone())) });
+            let ended = match end {
+                End::For(reason) => Ended::new(reason, now),
+                End::Replaced { successor, .. } => Ended::replaced(successor, now),
+                End::Used { .. } => Ended::new(EndReason::Used, now),
+            };
+            match (end, found) {
+                // Repeated, for its reply was lost.
+                (End::Used { claim }, Found::Ended(_)) => match sessions.get(id) {
+                    Some(State::Ended { claim: Some((first, was)), .. }) if *first == claim => {
+                        EndOutcome::Claimed(was.clone())
+                    }
+                    _ => EndOutcome::Gone,
+                },
+                (End::Replaced { successor, .. }, Found::Ended(before)) if before.successor == Some(successor) => {
+                    EndOutcome::Done
+                }
+                (_, Found::Ended(_)) => EndOutcome::Gone,
+                // Its creation may be on its way.
+                (End::For(_) | End::Replaced { expected: None, .. }, Found::Unknown) => {
+                    bury(sessions, id, ended);
+                    EndOutcome::Gone
+                }
+                (_, Found::Unknown) => EndOutcome::Gone,
+                (End::Replaced { expected: Some(expected), .. }, Found::Live(was))
+                    if expected != was.record.version() =>
+                {
+                    EndOutcome::Conflict(was)
+                }
+                (End::Used { claim }, Found::Live(was)) => {
+                    sessions.insert(*id, State::Ended { ended, claim: Some((claim, was.clone())) });
+                    EndOutcome::Claimed(was)
+                }
+                (End::For(_) | End::Replaced { .. }, Found::Live(_)) => {
+                    bury(sessions, id, ended);
+                    EndOutcome::Done
+                }
             }
-            found
         })
     }
 
+    fn health(&self) -> StoreFuture<'_, Health> {
+        StoreFuture::ready(Ok(Health::Up))
+    }
+
+    fn name(&self) -> &'static str {
+        "simple"
+    }
+
+    fn users(&self) -> Option<&dyn UserStore> {
+        Some(self)
+    }
+
+    fn scans(&self) -> Option<&dyn ScanStore> {
+        Some(self)
+    }
+}
+
+impl<C: Clock> UserStore for SimpleStore<C> {
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
         self.now(|sessions, now| of_user(sessions, user, now))
     }
@@ -194,26 +223,20 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
             let mut ids: Vec<_> = of_user(sessions, user, now).into_iter().map(|(id, _)| id).collect();
             ids.retain(|id| Some(id) != except);
             for id in &ids {
-                end(sessions, id, Ended::new(reason, now));
+                bury(sessions, id, Ended::new(reason, now));
             }
             ids
         })
     }
+}
 
+impl<C: Clock> ScanStore for SimpleStore<C> {
     fn scan<'a>(&'a self, _: &'a Cursor, _: usize) -> StoreFuture<'a, Page> {
         self.now(|sessions, now| Page { sessions: live(sessions, now, |_| true), next: None })
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
         self.now(|sessions, now| live(sessions, now, |_| true).len() as u64)
-    }
-
-    fn health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::ready(Ok(Health::Up))
-    }
-
-    fn name(&self) -> &'static str {
-        "simple"
     }
 }
 
