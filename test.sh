@@ -35,7 +35,7 @@ need() {
     command -v "$1" >/dev/null 2>&1 || missing "$1"
 }
 
-# A Python with PyJWT: the same that tests/jwt.rs looks for.
+# A Python with PyJWT: the same that tests/http/jwt.rs looks for.
 has_pyjwt() {
     local python
     for python in "${PYTHON:-}" /usr/bin/python3 python3; do

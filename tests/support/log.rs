@@ -1,14 +1,15 @@
 //! What is logged, at the most talkative level.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io::{self, Write},
     sync::Once,
 };
 
-use tracing::Level;
+use tracing_subscriber::{filter::dynamic_filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
 
 thread_local! {
+    static CAPTURES: Cell<bool> = const { Cell::new(false) };
     static WRITTEN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -17,12 +18,7 @@ pub struct Log(());
 
 impl Log {
     pub fn capture() -> Self {
-        // One for all threads: which events are wanted at all is decided once in a program, whoever comes first.
-        static SUBSCRIBE: Once = Once::new();
-        SUBSCRIBE.call_once(|| {
-            tracing_subscriber::fmt().with_max_level(Level::TRACE).with_ansi(false).with_writer(|| ToThisThread).init();
-            tracing::callsite::rebuild_interest_cache();
-        });
+        subscribe();
         WRITTEN.with_borrow_mut(Vec::clear);
         Self(())
     }
@@ -30,6 +26,21 @@ impl Log {
     pub fn text(&self) -> String {
         WRITTEN.with_borrow(|written| String::from_utf8(written.clone()).unwrap())
     }
+}
+
+/// Captures what this thread logs, for [`Log`] and [`Trace`](super::watch::Trace): a process has only one subscriber.
+pub fn subscribe() {
+    static SUBSCRIBE: Once = Once::new();
+    SUBSCRIBE.call_once(|| {
+        let text = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(|| ToThisThread);
+        tracing_subscriber::registry()
+            .with(dynamic_filter_fn(|_, _| CAPTURES.get()))
+            .with(text)
+            .with(super::watch::ToThisThread)
+            .init();
+        tracing::callsite::rebuild_interest_cache();
+    });
+    CAPTURES.set(true);
 }
 
 struct ToThisThread;

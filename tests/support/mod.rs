@@ -18,6 +18,7 @@ pub mod records;
 pub mod redis_server;
 pub mod sentinel;
 pub mod service;
+pub mod spy;
 pub mod stores;
 pub mod tls_front;
 pub mod watch;

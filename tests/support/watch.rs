@@ -5,7 +5,6 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     fmt::Debug,
-    sync::Once,
 };
 
 use metrics::LocalRecorderGuard;
@@ -16,7 +15,7 @@ use tracing::{
     field::{Field, Visit},
     span::{Attributes, Id, Record},
 };
-use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{Layer, layer::Context};
 
 /// Collects what is measured from here on.
 pub struct Metrics {
@@ -110,12 +109,7 @@ pub struct Trace(());
 
 impl Trace {
     pub fn collect() -> Self {
-        // One for all threads, as in `log.rs`.
-        static SUBSCRIBE: Once = Once::new();
-        SUBSCRIBE.call_once(|| {
-            tracing_subscriber::registry().with(ToThisThread).init();
-            tracing::callsite::rebuild_interest_cache();
-        });
+        super::log::subscribe();
         SPANS.with_borrow_mut(Vec::clear);
         EVENTS.with_borrow_mut(Vec::clear);
         Self(())
@@ -145,7 +139,7 @@ impl Trace {
     }
 }
 
-struct ToThisThread;
+pub(super) struct ToThisThread;
 
 impl<S: Subscriber> Layer<S> for ToThisThread {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Context<'_, S>) {

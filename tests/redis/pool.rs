@@ -1,0 +1,174 @@
+//! On a pool of connections that the application has.
+
+use std::time::Duration;
+
+use crate::support::{
+    eventually,
+    proxy::Proxy,
+    redis_server::RedisServer,
+    stores::{
+        PATIENCE, assert_keeps_the_contract, assert_keeps_the_contract_for_many, assert_serves, patient, sessions,
+    },
+};
+use bb8::Pool;
+use bb8_redis::RedisConnectionManager;
+use redis::{ConnectionInfo, IntoConnectionInfo, Value, io::tcp::TcpSettings};
+use tokio::task::JoinSet;
+use tower_keep::{
+    HealthStatus,
+    store::{
+        StoreExt,
+        redis::{RedisConfig, RedisStore},
+    },
+};
+
+type RedisPool = Pool<RedisConnectionManager>;
+
+fn pool(url: &str, connections: u32) -> RedisPool {
+    let manager = RedisConnectionManager::new(url).unwrap();
+    Pool::builder().max_size(connections).connection_timeout(PATIENCE).build_unchecked(manager)
+}
+
+/// Made for speed: without waiting to fill packets, and without a ping before every use.
+#[tokio::test]
+async fn it_keeps_the_contract() {
+    let server = RedisServer::start().await;
+    let info: ConnectionInfo = server.url().into_connection_info().unwrap();
+    let manager = RedisConnectionManager::new(info.set_tcp_settings(TcpSettings::default().set_nodelay(true))).unwrap();
+    let pool = Pool::builder().max_size(2).test_on_check_out(false).build_unchecked(manager);
+    assert_keeps_the_contract(RedisConfig::from_pool(pool)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_the_contract_for_many_at_once() {
+    let server = RedisServer::start().await;
+    assert_keeps_the_contract_for_many(RedisConfig::from_pool(pool(&server.url(), 4))).await;
+}
+
+/// RESP2, the default of the client, and RESP3.
+#[tokio::test]
+async fn whichever_protocol_it_speaks() {
+    let server = RedisServer::start().await;
+    for protocol in ["resp2", "resp3"] {
+        let url = format!("{}?protocol={protocol}", server.url());
+        assert_serves(RedisConfig::from_pool(pool(&url, 1))).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_given_back_before_the_answer_is_there() {
+    let server = RedisServer::start().await;
+    let pool = pool(&server.url(), 1);
+    let sessions = sessions(patient(RedisConfig::from_pool(pool.clone())));
+    let token = sessions.create("ana").await.unwrap();
+    server.pause();
+    let mut waiting = JoinSet::new();
+    for _ in 0..10 {
+        let (sessions, token) = (sessions.clone(), token.clone());
+        waiting.spawn(async move { sessions.is_valid(&token).await });
+    }
+    // All of them wait for Redis, and the only connection can be had.
+    eventually("it is idle", async || pool.state().idle_connections == 1).await;
+    server.resume();
+    for valid in waiting.join_all().await {
+        assert!(valid.unwrap());
+    }
+    assert_eq!(pool.state().connections, 1);
+}
+
+/// What the application does with it does not hold up sessions longer than their timeout, and not twice.
+#[tokio::test]
+async fn where_the_pool_is_exhausted_sessions_get_a_connection_of_their_own() {
+    let server = RedisServer::start().await;
+    let pool = pool(&server.url(), 1);
+    let sessions = sessions(RedisConfig::from_pool(pool.clone()).timeout(Duration::from_millis(200)));
+    let taken = pool.get().await.unwrap();
+    assert!(sessions.create("ana").await.is_err());
+    eventually("it serves", async || sessions.create("ana").await.is_ok()).await;
+    assert_eq!(sessions.health().await.status, HealthStatus::Up);
+    drop(taken);
+}
+
+/// A firewall has forgotten the connection: the pool notices nothing, and gives it again and again.
+#[tokio::test]
+async fn a_connection_that_is_half_open_is_replaced() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    for pings in [false, true] {
+        let manager = RedisConnectionManager::new(proxy.url()).unwrap();
+        let pool = Pool::builder().max_size(1).test_on_check_out(pings).build_unchecked(manager);
+        let sessions = sessions(RedisConfig::from_pool(pool));
+        let token = sessions.create("ana").await.unwrap();
+        for _ in 0..2 {
+            proxy.strand_connections();
+            eventually("it serves", async || sessions.is_valid(&token).await.is_ok_and(|valid| valid)).await;
+        }
+        proxy.close_connections();
+        eventually("it serves", async || sessions.is_valid(&token).await.is_ok_and(|valid| valid)).await;
+    }
+}
+
+/// To wait for replicas holds up neither the application nor other requests.
+#[tokio::test]
+async fn who_waits_for_replicas_waits_apart() {
+    let server = RedisServer::start().await;
+    let pool = pool(&server.url(), 1);
+    let sessions = sessions(patient(RedisConfig::from_pool(pool.clone()).wait_for_replicas(1)));
+    let tokens = [sessions.create("ana").await.unwrap(), sessions.create("ben").await.unwrap()];
+    let id = tokens[0].id();
+    let revoked = sessions.revoke(&id);
+    let meanwhile = async {
+        eventually("it is revoked", async || !sessions.is_valid(&tokens[0]).await.unwrap()).await;
+        // The revocation goes on waiting for a replica that does not exist.
+        assert!(sessions.is_valid(&tokens[1]).await.unwrap());
+        redis::cmd("PING").query_async::<Value>(&mut *pool.get().await.unwrap()).await.unwrap();
+    };
+    let (revoked, ()) = tokio::join!(revoked, meanwhile);
+    assert!(revoked.is_err(), "nobody has confirmed it");
+}
+
+#[tokio::test]
+async fn a_server_that_was_away_is_used_again() {
+    let mut server = RedisServer::start().await;
+    let pool = pool(&server.url(), 2);
+    let sessions = sessions(RedisConfig::from_pool(pool).timeout(Duration::from_millis(500)));
+    sessions.create("ana").await.unwrap();
+    for _ in 0..2 {
+        server.stop();
+        assert!(sessions.create("ana").await.is_err());
+        assert_eq!(sessions.health().await.status, HealthStatus::Down);
+        server.run().await;
+        eventually("it serves", async || sessions.create("ana").await.is_ok()).await;
+        eventually("and is well", async || sessions.health().await.status == HealthStatus::Up).await;
+    }
+    // One connection is cut, and nobody notices.
+    server.command("CLIENT KILL TYPE normal").await;
+    sessions.create("ana").await.unwrap();
+}
+
+#[tokio::test]
+async fn refused_writes_are_told_by_the_health() {
+    let server = RedisServer::start().await;
+    let sessions = sessions(patient(RedisConfig::from_pool(pool(&server.url(), 2))));
+    sessions.create("ana").await.unwrap();
+    server.command("CONFIG SET maxmemory 1").await;
+    assert!(sessions.create("ana").await.is_err());
+    let health = sessions.health().await;
+    assert_eq!(health.status, HealthStatus::Degraded);
+    assert!(health.cause.unwrap().contains("OOM"));
+    server.command("CONFIG SET maxmemory 0").await;
+    assert_eq!(sessions.health().await.status, HealthStatus::Up);
+}
+
+/// A script that a server has not seen, or not any more.
+#[tokio::test]
+async fn scripts_that_were_flushed_are_sent_again() {
+    let server = RedisServer::start().await;
+    let store = RedisStore::from_pool(pool(&server.url(), 2));
+    let sessions = tower_keep::SessionLayer::new(store.clone()).sessions();
+    for _ in 0..3 {
+        sessions.create("ana").await.unwrap();
+        assert!(matches!(server.command("SCRIPT FLUSH").await, Value::Okay));
+    }
+    assert_eq!(store.list("ana").await.unwrap().len(), 3);
+}

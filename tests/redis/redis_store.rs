@@ -1,0 +1,1002 @@
+//! Sessions in a real Redis: what lies there, what it costs, who shares it, and how it is configured.
+
+use std::time::Duration;
+
+use crate::support::{
+    app::App,
+    client::{Client, Reply},
+    eventually,
+    log::Log,
+    proxy::Proxy,
+    redis_server::{Monitor, RedisServer, text},
+};
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tower_keep::{
+    Bearer, HealthStatus, Lifetime, ManualClock, SessionLayer,
+    store::{
+        Health, SessionStore,
+        redis::{InvalidRedisConfig, RedisConfig, RedisStore},
+    },
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const COOKIE: &str = "__Host-session";
+
+/// None of these tests is about time: on a busy machine Redis may take some.
+fn config(server: &RedisServer) -> RedisConfig {
+    config_of(&server.url())
+}
+
+fn config_of(url: &str) -> RedisConfig {
+    patient(RedisConfig::from_url(url).unwrap())
+}
+
+fn patient(config: RedisConfig) -> RedisConfig {
+    config.timeout(Duration::from_secs(10)).connect_timeout(Duration::from_secs(10))
+}
+
+fn layer(config: RedisConfig) -> SessionLayer {
+    SessionLayer::new(RedisStore::new(config))
+}
+
+async fn app(server: &RedisServer) -> App {
+    App::start(layer(config(server))).await
+}
+
+/// A service, and somebody who uses it.
+async fn service(server: &RedisServer) -> (App, Client) {
+    let app = app(server).await;
+    let client = app.client();
+    (app, client)
+}
+
+async fn only_key(server: &RedisServer) -> String {
+    let keys = server.sessions().await;
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    keys.into_iter().next().unwrap()
+}
+
+/// The time to live of `key` is `expected`, give or take what a busy machine may need.
+async fn assert_ttl(server: &RedisServer, key: &str, expected: Duration) {
+    let ttl = server.pttl(key).await;
+    let expected = expected.as_millis() as i64;
+    assert!((expected - 30_000..=expected).contains(&ttl), "{ttl} instead of {expected} ms");
+}
+
+mod keys {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_is_one_key_made_of_its_id() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        let id = client.perform(json!([["insert", "k", 1], ["save"], ["id"]])).await.remove(2);
+        let (tag, rest) = id.as_str().unwrap().split_at(12);
+        assert_eq!(rest.len(), 32);
+        assert_eq!(server.keys().await, [format!("sess:{{{tag}}}:{rest}")]);
+    }
+
+    #[tokio::test]
+    async fn the_value_is_json_that_a_person_can_read() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.perform(json!([["insert", "cart", ["tea", 2]], ["login", "ana"]])).await;
+        let value: Value = serde_json::from_str(&server.get(&only_key(&server).await).await).unwrap();
+        assert_eq!(value["v"], 2);
+        assert_eq!(value["user"], "ana");
+        assert_eq!(value["data"], json!({"cart": ["tea", 2]}));
+    }
+
+    #[tokio::test]
+    async fn neither_key_nor_value_holds_the_token() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.one(json!(["login", "ana"])).await;
+        let token = client.cookie(COOKIE).unwrap();
+        let secret = &token[12..];
+        let key = only_key(&server).await;
+        let value = server.get(&key).await;
+        assert!(!key.contains(secret) && !value.contains(secret));
+        // Nor, for somebody who can read Redis, a credential under another name.
+        let id: String = key.strip_prefix("sess:").unwrap().chars().filter(|c| !"{}:".contains(*c)).collect();
+        let thief = client.twin();
+        thief.set_cookie(COOKIE, &id);
+        assert_eq!(thief.one(json!(["user"])).await, json!(null));
+    }
+
+    #[tokio::test]
+    async fn all_sessions_of_a_user_have_one_slot_tag() {
+        let server = RedisServer::start().await;
+        let app = app(&server).await;
+        for user in ["ana", "ana", "ben"] {
+            app.client().one(json!(["login", user])).await;
+        }
+        let keys = server.sessions().await;
+        let mut tags: Vec<_> = keys.iter().map(|key| key.split(['{', '}']).nth(1).unwrap()).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!((keys.len(), tags.len()), (3, 2));
+    }
+
+    #[tokio::test]
+    async fn the_prefix_is_configurable_and_keeps_applications_apart() {
+        let server = RedisServer::start().await;
+        let shop = App::start(layer(config(&server).prefix("shop:s:").unwrap())).await;
+        let client = shop.client();
+        client.one(json!(["login", "ana"])).await;
+        assert!(only_key(&server).await.starts_with("shop:s:{"));
+        let blog = app(&server).await;
+        assert_eq!(client.at(&blog.url()).one(json!(["user"])).await, json!(null));
+        assert_eq!(client.one(json!(["user"])).await, "ana");
+    }
+
+    #[tokio::test]
+    async fn no_operation_leaves_a_key_without_a_time_to_live() {
+        let server = RedisServer::start().await;
+        let app = app(&server).await;
+        let flows = [
+            json!([["insert", "k", 1]]),
+            json!([["insert", "k", 1], ["save"], ["insert", "k", 2]]),
+            json!([["insert", "k", 1], ["save"], ["rotate"], ["insert", "k", 2]]),
+            json!([["login", "ana"]]),
+            json!([["login", "ana"], ["save"], ["login", "ben"]]),
+            json!([["login", "ana"], ["lifetime", 86_400, 864_000, true]]),
+            json!([["login", "ana"], ["save"], ["logout"], ["insert", "notice", "Goodbye!"]]),
+        ];
+        for (count, flow) in (1..).zip(flows) {
+            app.client().perform(flow.clone()).await;
+            assert_eq!(server.sessions().await.len(), count, "{flow}");
+        }
+        for key in server.keys().await {
+            assert!(server.pttl(&key).await > 0, "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_time_to_live_is_the_idle_timeout_or_what_is_left_in_all() {
+        let server = RedisServer::start().await;
+        let clock = ManualClock::new();
+        let lifetime = Lifetime::new(30 * MINUTE, 2 * HOUR).unwrap();
+        let app = App::start(layer(config(&server)).lifetime(lifetime).clock(clock.clone())).await;
+        let client = app.client();
+        client.one(json!(["insert", "k", 0])).await;
+        let key = only_key(&server).await;
+        assert_ttl(&server, &key, 30 * MINUTE).await;
+
+        // Only the service's time passes: in Redis the session keeps its half hour.
+        clock.advance(20 * MINUTE);
+        client.one(json!(["insert", "k", 1])).await;
+        assert_ttl(&server, &key, 30 * MINUTE).await;
+
+        clock.advance(90 * MINUTE);
+        client.one(json!(["insert", "k", 2])).await;
+        assert_ttl(&server, &key, 10 * MINUTE).await;
+
+        // A rotation does not start the absolute timeout anew; a login does.
+        client.one(json!(["rotate"])).await;
+        assert_ttl(&server, &only_key(&server).await, 10 * MINUTE).await;
+        client.one(json!(["login", "ana"])).await;
+        assert_ttl(&server, &only_key(&server).await, 30 * MINUTE).await;
+    }
+
+    #[tokio::test]
+    async fn a_session_keeps_its_own_lifetime() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.perform(json!([["login", "ana"], ["lifetime", 86_400, 864_000, true]])).await;
+        client.one(json!(["insert", "k", 1])).await;
+        assert_ttl(&server, &only_key(&server).await, 24 * HOUR).await;
+    }
+}
+
+mod cost {
+    use super::*;
+
+    /// The commands that came from the store; not the ones it says when it connects and keeps the connection.
+    async fn commands(monitor: &mut Monitor<'_>) -> Vec<String> {
+        let lines = monitor.so_far().await;
+        let from_clients = lines.iter().filter(|line| !line.contains(" lua] "));
+        let names = from_clients.map(|line| line.split('"').nth(1).unwrap().to_uppercase());
+        names.filter(|name| !matches!(name.as_str(), "HELLO" | "CLIENT" | "SELECT" | "PING")).collect()
+    }
+
+    #[tokio::test]
+    async fn each_request_costs_the_commands_that_it_needs_and_no_more() {
+        let server = RedisServer::start().await;
+        let app = app(&server).await;
+        let client = app.client();
+        // Redis has all the scripts.
+        client.perform(json!([["insert", "k", 0]])).await;
+        client.perform(json!([["login", "ana"], ["save"], ["insert", "k", 1]])).await;
+        client.perform(json!([["logout"], ["insert", "k", 0]])).await;
+        let mut monitor = server.monitor().await;
+
+        let load = ["GET", "GET", "PTTL"];
+        let [epoch, get, pttl] = load;
+        let load_write = [epoch, get, pttl, "EVALSHA"];
+        let load_three_writes = [epoch, get, pttl, "EVALSHA", "EVALSHA", "EVALSHA"];
+        let flow: [(Value, &[&str]); 12] = [
+            (json!([["get", "k"]]), &load),
+            (json!([["get", "k"], ["user"], ["id"], ["get", "other"]]), &load),
+            (json!([["insert", "k", 3]]), &load_write),
+            (json!([["insert", "k", 3]]), &load), // is so already
+            (json!([["remove", "other"]]), &load),
+            (json!([["insert", "a", 1], ["insert", "b", 2], ["remove", "k"]]), &load_write),
+            (json!([["rotate"], ["insert", "k", 4]]), &load_write),
+            (json!([["login", "ana"], ["insert", "k", 5]]), &load_three_writes),
+            (json!([["get", "k"]]), &load),
+            (json!([["login", "ana"]]), &load_write),
+            (json!([["insert", "k", 6]]), &load_write),
+            (json!([["logout"]]), &load_write),
+        ];
+        for (steps, expected) in flow {
+            client.perform(steps.clone()).await;
+            assert_eq!(commands(&mut monitor).await, expected, "{steps}");
+        }
+        // Without a credential there is nothing to look up.
+        client.perform(json!([["insert", "k", 1], ["login", "ana"]])).await;
+        assert_eq!(commands(&mut monitor).await, ["EVALSHA"]);
+        app.client().perform(json!([["insert", "k", 1], ["insert", "l", 1]])).await;
+        assert_eq!(commands(&mut monitor).await, ["SET"]);
+        app.client().perform(json!([["get", "k"], ["remove", "k"], ["rotate"], ["logout"]])).await;
+        assert!(commands(&mut monitor).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_nobody_looks_at_costs_nothing_not_even_a_connection() {
+        let server = RedisServer::start().await;
+        let app = app(&server).await;
+        let client = app.client();
+        client.set_cookie(COOKIE, &"a".repeat(56));
+        let mut monitor = server.monitor().await;
+        assert_eq!(client.get("/public").await.status, StatusCode::OK);
+        client.perform(json!([["status", 200]])).await;
+        app.client().perform(json!([["get", "k"]])).await;
+        let lines = monitor.so_far().await;
+        let theirs: Vec<_> = lines.iter().filter(|line| !is_handshake_of_the_test(line)).collect();
+        assert!(theirs.is_empty(), "{theirs:?}");
+        let clients = text(&server.command("CLIENT LIST").await);
+        // The monitor, and the one that asks.
+        assert_eq!(clients.lines().count(), 2, "{clients}");
+    }
+
+    /// Every command of the test comes on a connection of its own.
+    fn is_handshake_of_the_test(line: &str) -> bool {
+        ["\"HELLO\"", "\"CLIENT\"", "\"PING\""].iter().any(|name| line.contains(name))
+    }
+
+    /// Between the two questions that a look-up asks of a session that is not there.
+    #[tokio::test]
+    async fn a_session_that_begins_while_it_is_looked_up_has_not_expired() {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let slow = layer(patient(config_of(&proxy.url()))).sessions();
+        let old = layer(config(&server)).sessions();
+        let token = old.create("ana").await.unwrap();
+        let line = old.export().next().await.unwrap().unwrap();
+        server.command("FLUSHALL").await;
+        slow.health().await;
+
+        proxy.hold_reply_to("GET");
+        let looking = tokio::spawn({
+            let (slow, id) = (slow.clone(), token.id());
+            async move { (slow.ended(&id).await.unwrap(), slow.get(&id).await.unwrap().is_some()) }
+        });
+        proxy.holds().await;
+        old.import(&line).await.unwrap();
+        proxy.release();
+        assert_eq!(looking.await.unwrap(), (None, true));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_a_token_costs_nothing() {
+        let server = RedisServer::start().await;
+        let app = app(&server).await;
+        let client = app.client();
+        let mut monitor = server.monitor().await;
+        for value in ["", "short", &"a".repeat(55), &"a".repeat(57), &"%".repeat(56)] {
+            client.set_cookie(COOKIE, value);
+            assert_eq!(client.one(json!(["get", "k"])).await, json!(null));
+        }
+        assert!(commands(&mut monitor).await.is_empty());
+        client.set_cookie(COOKIE, &"a".repeat(56));
+        assert_eq!(client.one(json!(["get", "k"])).await, json!(null));
+        assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL", "ZSCORE", "GET", "GET", "PTTL"]);
+    }
+
+    #[tokio::test]
+    async fn a_read_extends_the_session_only_when_that_is_due() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.one(json!(["insert", "k", 1])).await;
+        let key = only_key(&server).await;
+        // Once before, so that Redis has seen the script.
+        server.command(&format!("PEXPIRE {key} 1000000")).await;
+        client.one(json!(["get", "k"])).await;
+        let mut monitor = server.monitor().await;
+        // A tenth of the half hour is three minutes. Two have passed:
+        server.command(&format!("PEXPIRE {key} {}", (28 * MINUTE).as_millis())).await;
+        commands(&mut monitor).await;
+        client.one(json!(["get", "k"])).await;
+        assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL"]);
+        // Four:
+        server.command(&format!("PEXPIRE {key} {}", (26 * MINUTE).as_millis())).await;
+        commands(&mut monitor).await;
+        client.one(json!(["get", "k"])).await;
+        assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL", "EVALSHA"]);
+        assert_ttl(&server, &key, 30 * MINUTE).await;
+        commands(&mut monitor).await;
+        client.one(json!(["get", "k"])).await;
+        assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL"]);
+        // Whatever the request does then.
+        server.command(&format!("PEXPIRE {key} {}", (20 * MINUTE).as_millis())).await;
+        client.one(json!(["insert", "k", 2])).await;
+        assert_eq!(server.calls("pexpire").await, 7, "four by the test, three by look-ups");
+        assert_ttl(&server, &key, 30 * MINUTE).await;
+    }
+
+    #[tokio::test]
+    async fn many_writers_of_one_session_all_win() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.one(json!(["insert", "k", 0])).await;
+        let mut writers = JoinSet::new();
+        for writer in 0..64 {
+            let client = client.twin();
+            writers.spawn(async move {
+                for n in 0..5 {
+                    client.one(json!(["insert", format!("{writer}.{n}"), n])).await;
+                }
+            });
+        }
+        writers.join_all().await;
+        let keys: Vec<_> = (0..64).flat_map(|writer| (0..5).map(move |n| format!("{writer}.{n}"))).collect();
+        let steps = keys.iter().map(|key| json!(["contains", key])).collect();
+        assert!(client.perform(steps).await.iter().all(|found| *found == true));
+    }
+
+    #[tokio::test]
+    async fn one_connection_serves_all_requests() {
+        let server = RedisServer::start().await;
+        let app = app(&server).await;
+        let mut requests = JoinSet::new();
+        for i in 0..20 {
+            let client = app.client();
+            requests.spawn(async move { client.one(json!(["insert", "k", i])).await });
+        }
+        requests.join_all().await;
+        assert_eq!(server.sessions().await.len(), 20);
+        let list = text(&server.command("CLIENT LIST").await);
+        assert_eq!(list.lines().count(), 2, "{list}");
+    }
+
+    #[tokio::test]
+    async fn scripts_that_redis_has_forgotten_are_sent_again() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.one(json!(["insert", "k", 0])).await;
+        for (steps, key) in [(json!([["insert", "k", 1]]), 1), (json!([["rotate"], ["insert", "k", 2]]), 2)] {
+            server.command("SCRIPT FLUSH").await;
+            let mut monitor = server.monitor().await;
+            client.perform(steps).await;
+            assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL", "EVALSHA", "EVAL"]);
+            assert_eq!(client.one(json!(["get", "k"])).await, key);
+        }
+        only_key(&server).await;
+    }
+}
+
+mod instances {
+    use super::*;
+
+    /// Two instances of a service, and somebody who uses both.
+    async fn two(server: &RedisServer) -> (App, App, Client) {
+        let (first, second) = (app(server).await, app(server).await);
+        let client = first.client();
+        client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
+        (first, second, client)
+    }
+
+    #[tokio::test]
+    async fn share_sessions() {
+        let server = RedisServer::start().await;
+        let (_first, second, client) = two(&server).await;
+        let there = client.at(&second.url());
+        assert_eq!(there.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
+        there.one(json!(["insert", "k", 2])).await;
+        assert_eq!(client.one(json!(["get", "k"])).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_logout_on_one_counts_at_the_next_request_on_the_other() {
+        let server = RedisServer::start().await;
+        let (_first, second, client) = two(&server).await;
+        let there = client.at(&second.url());
+        assert_eq!(there.one(json!(["user"])).await, "ana");
+        client.twin().one(json!(["logout"])).await;
+        assert_eq!(there.one(json!(["user"])).await, json!(null));
+        assert_eq!(server.sessions().await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_rotation_on_one_kills_the_old_token_on_the_other() {
+        let server = RedisServer::start().await;
+        let (_first, second, client) = two(&server).await;
+        let thief = client.at(&second.url());
+        assert_eq!(thief.one(json!(["user"])).await, "ana");
+        client.one(json!(["rotate"])).await;
+        assert_eq!(thief.one(json!(["user"])).await, json!(null));
+        assert_eq!(client.at(&second.url()).one(json!(["user"])).await, "ana");
+    }
+
+    #[tokio::test]
+    async fn writes_of_different_keys_on_both_at_once_both_win() {
+        let server = RedisServer::start().await;
+        let (first, second, client) = two(&server).await;
+        let there = client.at(&second.url());
+        let write = |key| json!([["get", "k"], ["gate", "both"], ["insert", key, key]]);
+        let both_read = async {
+            first.reached("both").await;
+            second.reached("both").await;
+            first.open("both");
+            second.open("both");
+        };
+        tokio::join!(client.perform(write("a")), there.perform(write("b")), both_read);
+        assert_eq!(client.perform(json!([["get", "a"], ["get", "b"]])).await, [json!("a"), json!("b")]);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_meets_a_logout_on_the_other_brings_nothing_back() {
+        let server = RedisServer::start().await;
+        for late in [json!(["insert", "k", 2]), json!(["rotate"]), json!(["clear"]), json!(["logout"])] {
+            let (first, second, client) = two(&server).await;
+            let there = client.at(&second.url());
+            let slow = json!([["get", "k"], ["gate", "slow"], late]);
+            let (reply, ()) = tokio::join!(client.post("/do", &slow), async {
+                first.reached("slow").await;
+                there.one(json!(["logout"])).await;
+                first.open("slow");
+            });
+            assert_eq!(reply.status, StatusCode::OK, "{late}");
+            // A logout answers with the removal of the cookie whoever came first.
+            let given: Vec<_> =
+                reply.set_cookies().into_iter().filter(|cookie| !cookie.contains("Max-Age=0")).collect();
+            assert_eq!(given, [""; 0], "{late}");
+            if late[0] != "logout" {
+                assert_eq!(reply.set_cookies(), [""; 0], "{late}");
+            }
+            assert_eq!(server.sessions().await, [""; 0], "{late}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_meets_a_rotation_on_the_other_is_kept_and_brings_the_old_token_not_back() {
+        let server = RedisServer::start().await;
+        let (first, second, client) = two(&server).await;
+        let there = client.at(&second.url());
+        let slow = json!([["get", "k"], ["gate", "slow"], ["insert", "k", 2]]);
+        let (reply, ()) = tokio::join!(client.post("/do", &slow), async {
+            first.reached("slow").await;
+            there.one(json!(["rotate"])).await;
+            first.open("slow");
+        });
+        assert_eq!((reply.status, reply.set_cookies()), (StatusCode::OK, vec![]));
+        assert_eq!(client.one(json!(["user"])).await, json!(null));
+        assert_eq!(there.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(2)]);
+        only_key(&server).await;
+    }
+
+    #[tokio::test]
+    async fn two_rotations_at_once_leave_one_session() {
+        let server = RedisServer::start().await;
+        let (first, second, client) = two(&server).await;
+        let there = client.at(&second.url());
+        let rotate = json!([["get", "k"], ["gate", "both"], ["rotate"]]);
+        let both_read = async {
+            first.reached("both").await;
+            second.reached("both").await;
+            first.open("both");
+            second.open("both");
+        };
+        let (one, other, ()) = tokio::join!(client.post("/do", &rotate), there.post("/do", &rotate), both_read);
+        assert_eq!((one.status, other.status), (StatusCode::OK, StatusCode::OK));
+        assert_eq!((one.set_cookies().len(), other.set_cookies().len()), (1, 1));
+        only_key(&server).await;
+        assert_eq!(client.cookie(COOKIE), there.cookie(COOKIE));
+        assert_eq!(client.one(json!(["user"])).await, "ana");
+    }
+
+    #[tokio::test]
+    async fn sessions_outlive_the_service() {
+        let server = RedisServer::start().await;
+        let before = app(&server).await;
+        let client = before.client();
+        client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
+        drop(before);
+        let after = app(&server).await;
+        assert_eq!(client.at(&after.url()).perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
+    }
+}
+
+mod connecting {
+    use super::*;
+
+    /// The timers of our connections to this port, as Linux shows them: which one runs (2: keepalive), and how many hundredths of a second
+    /// are left.
+    #[cfg(target_os = "linux")]
+    fn timers_of_connections_to(port: u16) -> Vec<(u8, u64)> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let peer = format!("0100007F:{port:04X}");
+        let mut timers = Vec::new();
+        for line in table.lines() {
+            // Number, local address, remote address, state (1: established), queues, timer.
+            if let [_, _, remote, "01", _, timer, ..] = *line.split_whitespace().collect::<Vec<_>>()
+                && remote == peer
+            {
+                let (kind, left) = timer.split_once(':').unwrap();
+                timers.push((kind.parse().unwrap(), u64::from_str_radix(left, 16).unwrap()));
+            }
+        }
+        timers
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_sees_to_it_that_nobody_forgets_the_connection() {
+        let server = RedisServer::start().await;
+        let sessions = layer(config(&server)).sessions();
+        sessions.create("ana").await.unwrap();
+        // While something is on its way another timer runs.
+        eventually(
+            "an idle connection is asked after, in a quarter of a minute",
+            async || matches!(timers_of_connections_to(server.port())[..], [(2, left)] if left <= 1500),
+        )
+        .await;
+    }
+
+    /// Whether `config` leads to a Redis that keeps sessions.
+    async fn keeps_sessions(config: RedisConfig) -> bool {
+        let app = App::start(layer(patient(config))).await;
+        let client = app.client();
+        let reply = client.post("/do", &json!([["insert", "k", 1]])).await;
+        match reply.status {
+            StatusCode::OK => {
+                assert_eq!(client.one(json!(["get", "k"])).await, 1);
+                true
+            }
+            StatusCode::SERVICE_UNAVAILABLE => {
+                assert_eq!(reply.set_cookies(), [""; 0]);
+                false
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn with_a_password() {
+        let server = RedisServer::start_with(&["--requirepass", "open-sesame"]).await;
+        let at = format!("127.0.0.1:{}/", server.port());
+        assert!(keeps_sessions(config_of(&format!("redis://:open-sesame@{at}"))).await);
+        assert!(keeps_sessions(config_of(&format!("redis://default:open-sesame@{at}"))).await);
+        assert!(!keeps_sessions(config_of(&format!("redis://:wrong@{at}"))).await);
+        assert!(!keeps_sessions(config_of(&format!("redis://{at}"))).await);
+    }
+
+    #[tokio::test]
+    async fn with_a_password_of_special_characters() {
+        let password = "p@ss:w/rd?#%41é+";
+        let server = RedisServer::start_with(&["--requirepass", password]).await;
+        let url = format!("redis://:p%40ss%3Aw%2Frd%3F%23%2541%C3%A9%2B@127.0.0.1:{}/", server.port());
+        assert!(keeps_sessions(config_of(&url)).await);
+        // A variable of its own needs no encoding.
+        let port = server.port().to_string();
+        let config = from_vars(&[("REDIS_PORT", &port), ("REDIS_PASSWORD", password)]).unwrap().unwrap();
+        assert!(keeps_sessions(config).await);
+    }
+
+    #[tokio::test]
+    async fn as_a_user_who_may_do_only_what_sessions_need() {
+        let server = RedisServer::start().await;
+        let rights = "~sess:* resetchannels -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha \
+                      +zadd +zcount +zrange +zrem +zremrangebyscore +zscore";
+        server.command(&format!("ACL SETUSER app on >app-password {rights}")).await;
+        let port = server.port();
+        let url = format!("redis://app:app-password@127.0.0.1:{port}/");
+        assert!(keeps_sessions(config_of(&url)).await);
+        let port = port.to_string();
+        let vars = [("REDIS_PORT", &*port), ("REDIS_USERNAME", "app"), ("REDIS_PASSWORD", "app-password")];
+        assert!(keeps_sessions(from_vars(&vars).unwrap().unwrap()).await);
+        assert!(!keeps_sessions(config_of(&format!("redis://app:other@127.0.0.1:{port}/"))).await);
+
+        let app = App::start(layer(config_of(&url)).lifetime(Lifetime::default().touch_every(Duration::ZERO))).await;
+        let client = app.client();
+        for step in [json!(["insert", "k", 1]), json!(["get", "k"]), json!(["rotate"]), json!(["login", "ana"])] {
+            client.one(step).await;
+        }
+        server.command(&format!("PEXPIRE {} 60000", client_key(&client).await)).await;
+        assert_eq!(client.one(json!(["user"])).await, "ana");
+        assert_ttl(&server, &client_key(&client).await, 30 * MINUTE).await;
+        client.one(json!(["logout"])).await;
+        assert_eq!(client.one(json!(["user"])).await, json!(null));
+        let health = layer(config_of(&url)).sessions().health().await;
+        assert_eq!(health.status, HealthStatus::Up, "PING is not among its rights, and no matter: {health:?}");
+    }
+
+    #[tokio::test]
+    async fn as_the_user_that_was_named_or_not_at_all() {
+        let server = RedisServer::start().await;
+        server.command("ACL SETUSER app on nopass ~* &* +@all").await;
+        for url in ["redis://app:@127.0.0.1:", "redis://app@127.0.0.1:"] {
+            let Ok(config) = RedisConfig::from_url(&format!("{url}{}/", server.port())) else { continue };
+            let store = RedisStore::new(patient(config));
+            if store.health().await.unwrap() == Health::Up {
+                let clients = text(&server.command("CLIENT LIST").await);
+                assert!(clients.contains("user=app"), "{url} logged somebody else in: {clients}");
+            }
+        }
+    }
+
+    async fn client_key(client: &Client) -> String {
+        let id = client.one(json!(["id"])).await;
+        let (tag, rest) = id.as_str().unwrap().split_at(12);
+        format!("sess:{{{tag}}}:{rest}")
+    }
+
+    #[tokio::test]
+    async fn to_a_database_by_its_number() {
+        let server = RedisServer::start().await;
+        assert!(keeps_sessions(config_of(&format!("{}2", server.url()))).await);
+        let port = server.port().to_string();
+        let config = from_vars(&[("REDIS_PORT", &port), ("REDIS_DB", "3")]).unwrap().unwrap();
+        assert!(keeps_sessions(config).await);
+        let keyspace = text(&server.command("INFO keyspace").await);
+        let databases: Vec<_> = keyspace.lines().filter_map(|line| line.split_once(":keys=")).collect();
+        assert_eq!(databases.iter().map(|(db, _)| *db).collect::<Vec<_>>(), ["db2", "db3"]);
+        assert!(!keeps_sessions(config_of(&format!("{}99", server.url()))).await, "there are sixteen");
+    }
+
+    #[tokio::test]
+    async fn by_a_unix_socket() {
+        let server = RedisServer::start_with(&["--unixsocket", "redis.sock"]).await;
+        let socket = server.dir().join("redis.sock");
+        let socket = socket.to_str().unwrap();
+        assert!(keeps_sessions(config_of(&format!("redis+unix://{socket}"))).await);
+        assert!(keeps_sessions(config_of(&format!("unix://{socket}?db=2"))).await);
+        assert!(text(&server.command("INFO keyspace").await).contains("db2:keys=1"));
+    }
+
+    #[tokio::test]
+    async fn by_host_and_port() {
+        let server = RedisServer::start().await;
+        let port = server.port().to_string();
+        let vars = [("REDIS_HOST", "127.0.0.1"), ("REDIS_PORT", &*port)];
+        assert!(keeps_sessions(from_vars(&vars).unwrap().unwrap()).await);
+    }
+
+    #[tokio::test]
+    async fn by_a_url_which_counts_for_more_than_parts() {
+        let server = RedisServer::start().await;
+        let url = server.url();
+        let vars = [
+            ("REDIS_URL", &*url),
+            ("REDIS_HOST", "192.0.2.1"),
+            ("REDIS_PORT", "nonsense"),
+            ("REDIS_DB", "7"),
+            ("REDIS_PASSWORD", "other"),
+            ("REDIS_USERNAME", "somebody"),
+        ];
+        assert!(keeps_sessions(from_vars(&vars).unwrap().unwrap()).await);
+        assert!(text(&server.command("INFO keyspace").await).contains("db0:keys=1"));
+    }
+}
+
+fn from_vars(vars: &[(&str, &str)]) -> Result<Option<RedisConfig>, InvalidRedisConfig> {
+    RedisConfig::from_vars(|name| vars.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
+}
+
+mod variables {
+    use super::*;
+
+    #[test]
+    fn without_any_there_is_no_redis() {
+        assert!(from_vars(&[]).unwrap().is_none());
+        let names = ["REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_USERNAME", "REDIS_PASSWORD"];
+        let empty: Vec<_> =
+            names.iter().chain(&["USE_REDIS", "REDIS_TLS", "REDIS_SENTINELS"]).map(|name| (*name, "")).collect();
+        assert!(from_vars(&empty).unwrap().is_none(), "an empty variable counts as absent");
+    }
+
+    #[test]
+    fn each_part_alone_asks_for_redis_and_the_others_have_defaults() {
+        let cases = [
+            (("REDIS_HOST", "redis.example"), "\"redis.example:6379\"", "database: 0"),
+            (("REDIS_PORT", "7000"), "\"127.0.0.1:7000\"", "database: 0"),
+            (("REDIS_DB", "5"), "\"127.0.0.1:6379\"", "database: 5"),
+            (("REDIS_PASSWORD", "x"), "\"127.0.0.1:6379\"", "database: 0"),
+            (("USE_REDIS", "true"), "\"127.0.0.1:6379\"", "database: 0"),
+            (("REDIS_ENABLED", "1"), "\"127.0.0.1:6379\"", "database: 0"),
+            (("REDIS_URL", "redis://redis.example"), "\"redis.example:6379\"", "database: 0"),
+            (("REDIS_URL", "redis://redis.example:7000/4"), "\"redis.example:7000\"", "database: 4"),
+        ];
+        for (var, address, database) in cases {
+            let shown = format!("{:?}", from_vars(&[var]).unwrap().unwrap());
+            assert!(shown.contains(address) && shown.contains(database), "{var:?}: {shown}");
+        }
+    }
+
+    #[test]
+    fn a_switch_turns_redis_off_whatever_else_is_set() {
+        for switch in ["USE_REDIS", "REDIS_ENABLED"] {
+            for off in ["false", "0", "no", "off", "FALSE"] {
+                let vars = [(switch, off), ("REDIS_URL", "redis://redis.example"), ("REDIS_SENTINELS", "a:1")];
+                assert!(from_vars(&vars).unwrap().is_none(), "{switch}={off}");
+            }
+        }
+        assert!(from_vars(&[("USE_REDIS", "true"), ("REDIS_ENABLED", "false")]).unwrap().is_none());
+        assert!(from_vars(&[("USE_REDIS", "false"), ("REDIS_ENABLED", "true")]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_wrong_one_is_named_and_its_value_is_not_shown() {
+        let password = ("REDIS_PASSWORD", "hunter2");
+        let cases: [(&str, &str); 35] = [
+            ("REDIS_URL", "http://:hunter2@redis.example"),
+            ("REDIS_URL", "redis.example:6379"),
+            ("REDIS_URL", "redis://:hunter2@redis.example:nonsense"),
+            ("REDIS_URL", "redis://:hunter2@redis.example:70000"),
+            ("REDIS_URL", "redis://:hunter2@redis.example/nonsense"),
+            ("REDIS_URL", "redis://:hunter2@redis.example/-1"),
+            ("REDIS_URL", "redis://:hunter2/@redis.example"),
+            ("REDIS_URL", "redis://"),
+            ("REDIS_URL", " redis://:hunter2@redis.example"),
+            ("REDIS_URL", "rediss://:hunter2@redis.example/#insecure"),
+            ("REDIS_HOST", "redis://redis.example"),
+            ("REDIS_HOST", "redis example"),
+            ("REDIS_HOST", "user:hunter2@redis.example"),
+            ("REDIS_PORT", "seventy"),
+            ("REDIS_PORT", "0"),
+            ("REDIS_PORT", "-1"),
+            ("REDIS_PORT", "65536"),
+            ("REDIS_PORT", "6379 "),
+            ("REDIS_DB", "-1"),
+            ("REDIS_DB", "x"),
+            ("REDIS_DB", "1.5"),
+            ("REDIS_TLS", "perhaps"),
+            ("REDIS_CA_CERT", "/etc/ca.pem"),
+            ("REDIS_CLIENT_CERT", "/etc/cert.pem"),
+            ("REDIS_CLIENT_KEY", "/etc/key.pem"),
+            ("REDIS_CLUSTER_NODES", "one:7000,two"),
+            ("REDIS_CLUSTER_NODES", "one:7000,,two:7000"),
+            ("REDIS_CLUSTER_NODES", "hunter2@one:7000"),
+            ("REDIS_SENTINELS", "one:26379"),
+            ("REDIS_SENTINEL_MASTER", "mymaster"),
+            ("REDIS_SENTINEL_USERNAME", "hunter2"),
+            ("REDIS_SENTINEL_PASSWORD", "hunter2"),
+            ("USE_REDIS", "maybe"),
+            ("REDIS_ENABLED", "hunter2"),
+            ("REDIS_URL", "\u{fffd}"),
+        ];
+        for (name, value) in cases {
+            let error = from_vars(&[(name, value), password]).expect_err(&format!("{name}={value}"));
+            assert_eq!(error.variable(), Some(name), "{value}");
+            let shown = format!("{error} {error:?}");
+            assert!(error.to_string().starts_with(&format!("{name}: ")), "{error}");
+            assert!(!shown.contains("hunter2") && !shown.contains(&format!(" {}", value.trim())), "{shown}");
+        }
+        let error = from_vars(&[("REDIS_USERNAME", "app")]).unwrap_err();
+        assert_eq!(error.variable(), Some("REDIS_USERNAME"), "a user name without a password");
+    }
+
+    #[test]
+    fn what_asks_for_the_default_is_no_error() {
+        for (name, value) in [("REDIS_TLS", "false"), ("REDIS_TLS", "0"), ("REDIS_DB", "0"), ("USE_REDIS", "yes")] {
+            let config = from_vars(&[(name, value), ("REDIS_HOST", "redis.example")]).unwrap();
+            assert!(config.is_some(), "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn no_debug_output_shows_who_logs_in() {
+        let url = "redis://somebody:hunter2@redis.example:7000/2";
+        let parts = [("REDIS_HOST", "redis.example"), ("REDIS_USERNAME", "somebody"), ("REDIS_PASSWORD", "hunter2")];
+        let socket = "redis+unix:///redis.example?user=somebody&pass=hunter2";
+        for config in
+            [RedisConfig::from_url(url), RedisConfig::from_url(socket), Ok(from_vars(&parts).unwrap().unwrap())]
+        {
+            let config = config.unwrap();
+            let store = RedisStore::new(config.clone());
+            let layer = SessionLayer::new(store.clone()).bearer(Bearer::new());
+            let shown = format!("{config:?} {store:?} {layer:?} {:?} {config:#?} {store:#?}", layer.sessions());
+            assert!(shown.contains("redis.example"), "{shown}");
+            assert!(!shown.contains("hunter2") && !shown.contains("somebody"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_would_break_the_keys_is_refused() {
+        for prefix in ["a{b", "a}b", "a b", "a\nb", "a\0b", &"a".repeat(129)] {
+            let config = RedisConfig::from_url("redis://redis.example").unwrap();
+            assert!(config.prefix(prefix).is_err(), "{prefix:?}");
+        }
+        for prefix in ["", "sess:", "größe/", &"a".repeat(128)] {
+            let config = RedisConfig::from_url("redis://redis.example").unwrap();
+            assert!(config.prefix(prefix).is_ok(), "{prefix:?}");
+        }
+    }
+}
+
+mod foreign_hands {
+    use super::*;
+
+    async fn assert_untouchable(server: &RedisServer, client: &Client, key: &str) {
+        let before = server.command(&format!("DUMP {key}")).await;
+        for steps in [
+            json!([["get", "k"]]),
+            json!([["insert", "k", 2]]),
+            json!([["rotate"]]),
+            json!([["login", "ben"]]),
+            json!([["logout"]]),
+        ] {
+            let reply = client.post("/do", &steps).await;
+            assert_unavailable(&reply);
+        }
+        assert_eq!(server.command(&format!("DUMP {key}")).await, before);
+        let sessions = server.sessions().await;
+        assert!(sessions.iter().all(|session| session == key), "{sessions:?}");
+    }
+
+    fn assert_unavailable(reply: &Reply) {
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
+        assert_eq!(reply.header("retry-after"), Some("5"));
+        assert_eq!(reply.set_cookies(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_session_under_a_session_s_key_is_an_outage_and_stays_as_it_is() {
+        let log = Log::capture();
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
+        let key = only_key(&server).await;
+        let id: String = key.strip_prefix("sess:").unwrap().chars().filter(|c| !"{}:".contains(*c)).collect();
+        let record = server.get(&key).await;
+        let of_tomorrow = record.replacen("{\"v\":2,", "{\"v\":9,", 1);
+        let more_than_known = record.replacen(",\"data\"", ",\"novelty\":\"top-secret\",\"data\"", 1);
+        assert_ne!(more_than_known, record);
+        let contents = [
+            format!("LPUSH {key} top-secret"),
+            format!("HSET {key} top secret"),
+            format!("SET {key} top-secret"),
+            format!("SET {key} {}", &record[..record.len() - 1]),
+            format!("SET {key} {of_tomorrow}"),
+            format!("SET {key} {more_than_known}"),
+            format!("SET {key} {{}}"),
+            format!("SET {key} null"),
+            format!("SETRANGE {key} 3 \u{0}"),
+        ];
+        for content in contents {
+            server.command(&format!("DEL {key}")).await;
+            server.command(&content).await;
+            let logged = log.text().len();
+            assert_untouchable(&server, &client, &key).await;
+            let logged = log.text().split_off(logged);
+            assert!(logged.contains("WARN") && logged.contains(&id), "{content}: {logged}");
+            assert!(!logged.contains("top-secret"), "{logged}");
+        }
+        // With the record back, so is the session.
+        server.command(&format!("DEL {key}")).await;
+        server.command(&format!("SET {key} {record} PX 60000")).await;
+        assert_eq!(client.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_finds_no_session_where_there_was_one_is_refused() {
+        let server = RedisServer::start().await;
+        for late in [json!(["insert", "k", 2]), json!(["rotate"]), json!(["login", "ben"])] {
+            server.command("FLUSHALL").await;
+            let app = app(&server).await;
+            let client = app.client();
+            client.perform(json!([["insert", "k", 1]])).await;
+            let key = only_key(&server).await;
+            for content in [format!("LPUSH {key} x"), format!("SET {key} x")] {
+                let record = server.get(&key).await;
+                let steps = json!([["get", "k"], ["gate", "read"], late]);
+                let (reply, ()) = tokio::join!(client.post("/do", &steps), async {
+                    app.reached("read").await;
+                    server.command(&format!("DEL {key}")).await;
+                    server.command(&content).await;
+                    app.open("read");
+                });
+                assert_unavailable(&reply);
+                let there = server.keys().await;
+                assert!(there.contains(&key), "{there:?}");
+                assert_eq!(client.post("/do", &json!([["user"]])).await.status, StatusCode::SERVICE_UNAVAILABLE);
+                server.command(&format!("DEL {key}")).await;
+                server.command(&format!("SET {key} {record} PX 60000")).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_somebody_persisted_still_ends_when_it_is_idle() {
+        let server = RedisServer::start().await;
+        let clock = ManualClock::new();
+        let app = App::start(layer(config(&server)).clock(clock.clone())).await;
+        let client = app.client();
+        client.one(json!(["login", "ana"])).await;
+        let key = only_key(&server).await;
+        server.command(&format!("PERSIST {key}")).await;
+        assert_eq!(client.one(json!(["user"])).await, "ana");
+        clock.advance(30 * MINUTE);
+        assert_eq!(client.one(json!(["user"])).await, json!(null));
+        let reply = client.post("/do", &json!([["insert", "k", 1]])).await;
+        assert_eq!(reply.set_cookies().len(), 1, "what is inserted goes into a new session");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_somebody_persisted_gets_its_time_to_live_back_with_use() {
+        let server = RedisServer::start().await;
+        let clock = ManualClock::new();
+        let app = App::start(layer(config(&server)).clock(clock.clone())).await;
+        let client = app.client();
+        client.one(json!(["login", "ana"])).await;
+        let key = only_key(&server).await;
+        server.command(&format!("PERSIST {key}")).await;
+        clock.advance(10 * MINUTE);
+        assert_eq!(client.one(json!(["user"])).await, "ana");
+        assert_ttl(&server, &key, 30 * MINUTE).await;
+
+        server.command(&format!("PERSIST {key}")).await;
+        client.one(json!(["insert", "k", 1])).await;
+        assert_ttl(&server, &key, 30 * MINUTE).await;
+    }
+
+    #[tokio::test]
+    async fn no_time_to_live_in_redis_moves_the_absolute_timeout() {
+        let server = RedisServer::start().await;
+        for meddle in ["PERSIST {}", "PEXPIRE {} 864000000"] {
+            let clock = ManualClock::new();
+            let app = App::start(layer(config(&server)).clock(clock.clone())).await;
+            let client = app.client();
+            client.one(json!(["login", "ana"])).await;
+            let key = only_key(&server).await;
+            // Used every 20 minutes, for 23 hours and 40 minutes.
+            for i in 1..72 {
+                server.command(&meddle.replace("{}", &key)).await;
+                clock.advance(20 * MINUTE);
+                assert_eq!(client.perform(json!([["insert", "i", i], ["user"]])).await[1], "ana", "{meddle}");
+            }
+            server.command(&meddle.replace("{}", &key)).await;
+            clock.advance(20 * MINUTE);
+            assert_eq!(client.one(json!(["user"])).await, json!(null), "{meddle}: the 24 hours are over");
+            server.command("FLUSHALL").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_an_operator_deletes_is_gone_at_the_next_request() {
+        let server = RedisServer::start().await;
+        let (_app, client) = service(&server).await;
+        client.one(json!(["login", "ana"])).await;
+        server.command(&format!("DEL {}", only_key(&server).await)).await;
+        assert_eq!(client.one(json!(["user"])).await, json!(null));
+    }
+}
+
+#[tokio::test]
+async fn a_bearer_session_lies_in_redis_as_any_other() {
+    let server = RedisServer::start().await;
+    let app = App::start(layer(config(&server)).without_cookie().bearer(Bearer::new())).await;
+    let client = app.client();
+    let token = client.perform(json!([["login", "ana"], ["save"], ["token"]])).await.remove(2);
+    assert_eq!(client.one(json!(["user"])).await, json!(null), "no cookie was set");
+    let authorization = format!("Bearer {}", token.as_str().unwrap());
+    let headers = [("authorization", &*authorization), ("content-type", "application/json")];
+    let reply = client.request(Method::POST, "/do", &headers, Bytes::from_static(b"[[\"user\"]]")).await;
+    assert_eq!(reply.json(), json!(["ana"]));
+    assert_ttl(&server, &only_key(&server).await, 30 * MINUTE).await;
+}

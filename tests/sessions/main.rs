@@ -1,0 +1,15 @@
+//! Sessions: what a handler does with them, alone and concurrently with others.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cancellation;
+mod devices;
+mod model;
+mod races;
+mod rotation;
+mod semantics;
+mod transfer;
+mod users;

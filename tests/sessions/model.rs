@@ -1,0 +1,650 @@
+//! Random requests of random steps, against a plain model of what a session is.
+//!
+//! The model knows no versions, no saves that merge, no store: a session is a user, some values and four times. Whatever
+//! the service answers, sets as a cookie, or keeps in its store must be what the model says.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    env,
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::support::{
+    app::App,
+    client::{Client, Reply},
+    redis_server::RedisServer,
+};
+use http::StatusCode;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use serde_json::{Value, json};
+use tower_keep::{
+    Clock, ManualClock, MemoryStore, SessionCookie, SessionLayer, Token,
+    store::{
+        SessionStore,
+        redis::{RedisConfig, RedisStore},
+    },
+};
+
+const COOKIE: &str = "session";
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+
+/// What may happen.
+#[derive(Clone, Debug)]
+enum Event {
+    /// One of the clients sends a request of these steps.
+    Request(usize, Vec<Step>),
+    /// One of the clients gets the other's cookies.
+    Twin(usize),
+    /// One of the clients loses its cookies.
+    Forget(usize),
+    /// One of the clients goes back to a token that was valid once.
+    Replay(usize, prop::sample::Index),
+    Advance(u64),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Get(&'static str),
+    Contains(&'static str),
+    Insert(&'static str, u8),
+    Remove(&'static str),
+    Take(&'static str),
+    Clear,
+    Login(&'static str),
+    Logout,
+    Destroy,
+    Rotate,
+    Save,
+    Lifetime(Lifetime),
+    Status(u16),
+    User,
+    IsNew,
+    /// Whether it has an id, and whether it has a token.
+    Stored,
+    CreatedAt,
+    ExpiresAt,
+}
+
+/// In milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Lifetime {
+    idle: u64,
+    absolute: u64,
+    persistent: bool,
+}
+
+/// The default of the crate.
+const DEFAULT: Lifetime = Lifetime { idle: 30 * MINUTE, absolute: 24 * HOUR, persistent: false };
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = || prop::sample::select(vec!["a", "b"]);
+    let lifetime = prop::sample::select(vec![
+        DEFAULT,
+        Lifetime { persistent: true, ..DEFAULT },
+        Lifetime { idle: 20 * MINUTE, absolute: 12 * HOUR, persistent: true },
+        Lifetime { idle: 10 * MINUTE, absolute: 20 * MINUTE, persistent: false },
+    ]);
+    prop_oneof![
+        4 => key().prop_map(Step::Get),
+        1 => key().prop_map(Step::Contains),
+        5 => (key(), 0..3_u8).prop_map(|(key, value)| Step::Insert(key, value)),
+        2 => key().prop_map(Step::Remove),
+        2 => key().prop_map(Step::Take),
+        1 => Just(Step::Clear),
+        3 => prop::sample::select(vec!["ana", "bob"]).prop_map(Step::Login),
+        1 => Just(Step::Logout),
+        1 => Just(Step::Destroy),
+        2 => Just(Step::Rotate),
+        2 => Just(Step::Save),
+        2 => lifetime.prop_map(Step::Lifetime),
+        1 => prop::sample::select(vec![201_u16, 404, 500, 503]).prop_map(Step::Status),
+        2 => Just(Step::User),
+        1 => Just(Step::IsNew),
+        1 => Just(Step::Stored),
+        1 => Just(Step::CreatedAt),
+        1 => Just(Step::ExpiresAt),
+    ]
+}
+
+fn event(with_clock: bool) -> impl Strategy<Value = Event> {
+    let client = || 0..2_usize;
+    let advance =
+        prop::sample::select(vec![1, SECOND, MINUTE, 4 * MINUTE, 15 * MINUTE, 29 * MINUTE, 31 * MINUTE, 25 * HOUR]);
+    prop_oneof![
+        12 => (client(), prop::collection::vec(step(), 0..8)).prop_map(|(client, steps)| Event::Request(client, steps)),
+        2 => client().prop_map(Event::Twin),
+        1 => client().prop_map(Event::Forget),
+        1 => (client(), any::<prop::sample::Index>()).prop_map(|(client, which)| Event::Replay(client, which)),
+        if with_clock { 3 } else { 0 } => advance.prop_map(Event::Advance),
+    ]
+}
+
+/// A session that is stored.
+#[derive(Clone, Debug)]
+struct Stored {
+    user: Option<String>,
+    values: BTreeMap<String, Value>,
+    lifetime: Lifetime,
+    created_at: u64,
+    ends_at: u64,
+}
+
+impl Stored {
+    /// How long it lives if used at `now`.
+    fn full_ttl(&self, now: u64) -> u64 {
+        self.lifetime.idle.min((self.created_at + self.lifetime.absolute).saturating_sub(now))
+    }
+
+    /// Until when the cookie is kept, if longer than the browser runs.
+    fn kept_until(&self) -> Option<u64> {
+        self.lifetime.persistent.then_some(self.created_at + self.lifetime.absolute)
+    }
+}
+
+/// What a response must say of the cookie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Told {
+    Nothing,
+    /// A token that was not known before.
+    New,
+    /// The token the client has, to be kept for another time.
+    Again,
+    Removed,
+}
+
+/// A request, as the model serves it.
+struct Model {
+    now: u64,
+    /// The client sent a token.
+    presented: bool,
+    stored: Option<Stored>,
+    is_new: bool,
+    /// What the handler sees.
+    user: Option<String>,
+    values: BTreeMap<String, Value>,
+    lifetime: Option<Lifetime>,
+    /// What a save is to do.
+    cleared: bool,
+    logged_in: bool,
+    rotated: bool,
+    destroyed: bool,
+    told: Told,
+    /// The stored session has another token than the request brought.
+    moved: bool,
+    /// Time has ended the session before it could be saved.
+    ended: bool,
+}
+
+impl Model {
+    /// Looking the session up extends it, when a tenth of its idle timeout has passed.
+    fn begin(now: u64, presented: bool, mut stored: Option<Stored>) -> Self {
+        if let Some(stored) = &mut stored {
+            let ttl = stored.full_ttl(now);
+            if ttl - ttl.min(stored.ends_at - now) >= stored.lifetime.idle / 10 {
+                stored.ends_at = now + ttl;
+            }
+        }
+        let mut model = Self {
+            now,
+            presented,
+            stored,
+            is_new: false,
+            user: None,
+            values: BTreeMap::new(),
+            lifetime: None,
+            cleared: false,
+            logged_in: false,
+            rotated: false,
+            destroyed: false,
+            told: Told::Nothing,
+            moved: false,
+            ended: false,
+        };
+        model.settle();
+        model
+    }
+
+    /// The stored session, unless this request has ended it.
+    fn live(&self) -> Option<&Stored> {
+        self.stored.as_ref().filter(|_| !self.destroyed)
+    }
+
+    /// Nothing has changed since what is stored.
+    fn settle(&mut self) {
+        self.user = self.stored.as_ref().and_then(|stored| stored.user.clone());
+        self.values = self.stored.as_ref().map(|stored| stored.values.clone()).unwrap_or_default();
+        self.lifetime = None;
+        (self.cleared, self.logged_in, self.rotated, self.destroyed) = (false, false, false, false);
+    }
+
+    fn destroy(&mut self) {
+        self.user = None;
+        self.values.clear();
+        self.lifetime = None;
+        (self.cleared, self.logged_in, self.rotated) = (false, false, false);
+        self.destroyed = self.stored.is_some();
+        if self.stored.is_none() && self.presented {
+            // The cookie of a session that ended before.
+            self.told = Told::Removed;
+        }
+    }
+
+    fn rotate(&mut self) {
+        self.rotated |= self.live().is_some();
+    }
+
+    /// Performs `step`; what it must return, if it returns anything.
+    fn perform(&mut self, step: &Step) -> Option<Value> {
+        Some(match step {
+            Step::Get(key) => self.values.get(*key).cloned().unwrap_or_default(),
+            Step::Contains(key) => json!(self.values.contains_key(*key)),
+            Step::Insert(key, value) => {
+                self.values.insert((*key).to_owned(), json!(value));
+                Value::Null
+            }
+            Step::Remove(key) => json!(self.values.remove(*key).is_some()),
+            Step::Take(key) => self.values.remove(*key).unwrap_or_default(),
+            Step::Clear => {
+                self.cleared |= self.live().is_some_and(|stored| !stored.values.is_empty());
+                self.values.clear();
+                Value::Null
+            }
+            Step::Login(user) => {
+                if self.user.as_deref().is_some_and(|current| current != *user) {
+                    // What this request asked for its session's life, it asked for this one.
+                    let lifetime = self.lifetime;
+                    self.destroy();
+                    self.lifetime = lifetime;
+                }
+                self.rotate();
+                self.user = Some((*user).to_owned());
+                self.logged_in = true;
+                Value::Null
+            }
+            Step::Logout | Step::Destroy => {
+                self.destroy();
+                Value::Null
+            }
+            Step::Rotate => {
+                self.rotate();
+                Value::Null
+            }
+            Step::Save => {
+                self.save();
+                Value::Null
+            }
+            Step::Lifetime(lifetime) => {
+                if self.lifetime.is_some() || self.live().is_none_or(|stored| stored.lifetime != *lifetime) {
+                    self.lifetime = Some(*lifetime);
+                }
+                Value::Null
+            }
+            Step::Status(_) => return None,
+            Step::User => json!(self.user),
+            Step::IsNew => json!(self.is_new || self.live().is_none()),
+            Step::Stored => json!([self.live().is_some(), self.live().is_some()]),
+            Step::CreatedAt => json!(self.live().map(|stored| stored.created_at)),
+            Step::ExpiresAt => json!(self.live().map(|stored| stored.ends_at)),
+        })
+    }
+
+    /// What the handler has done comes into force.
+    fn save(&mut self) {
+        let now = self.now;
+        if let Some(live) = self.live() {
+            let changed =
+                self.cleared || self.logged_in || self.rotated || self.lifetime.is_some() || self.values != live.values;
+            if changed {
+                let mut next = live.clone();
+                next.user = self.user.clone();
+                next.values = self.values.clone();
+                next.lifetime = self.lifetime.unwrap_or(next.lifetime);
+                if self.logged_in {
+                    next.created_at = now;
+                }
+                let ttl = next.full_ttl(now);
+                if ttl == 0 {
+                    // Its new lifetime was over before it began.
+                    self.end();
+                    self.settle();
+                    self.ended = true;
+                    return;
+                }
+                next.ends_at = now + ttl;
+                if self.rotated {
+                    self.told = Told::New;
+                    self.moved = true;
+                } else if next.kept_until() != live.kept_until() && self.told != Told::New {
+                    self.told = Told::Again;
+                }
+                self.stored = Some(next);
+                self.settle();
+            }
+        } else if self.user.is_some() || !self.values.is_empty() {
+            let lifetime = self.lifetime.unwrap_or(DEFAULT);
+            let mut next =
+                Stored { user: self.user.clone(), values: self.values.clone(), lifetime, created_at: now, ends_at: 0 };
+            next.ends_at = now + next.full_ttl(now);
+            self.stored = Some(next);
+            self.told = Told::New;
+            (self.is_new, self.moved) = (true, true);
+            self.settle();
+        } else if self.destroyed {
+            self.end();
+        }
+    }
+
+    /// There is no stored session any more. A lifetime that was asked for since waits for the next.
+    fn end(&mut self) {
+        self.stored = None;
+        self.destroyed = false;
+        (self.is_new, self.moved) = (false, false);
+        self.told = if self.presented { Told::Removed } else { Told::Nothing };
+    }
+}
+
+/// Where the sessions are.
+enum Place<'a> {
+    Memory,
+    Redis(&'a RedisServer),
+}
+
+/// The service and its users.
+struct World<'a> {
+    place: Place<'a>,
+    memory: MemoryStore,
+    store: Arc<dyn SessionStore>,
+    clock: ManualClock,
+    app: App,
+    clients: [Client; 2],
+    /// The sessions that are alive, by token.
+    alive: HashMap<String, Stored>,
+    /// Tokens that must never work again.
+    dead: Vec<String>,
+    /// How many sessions time has ended: they may still take a place in memory.
+    expired: usize,
+}
+
+impl<'a> World<'a> {
+    async fn new(place: Place<'a>) -> Self {
+        let clock = ManualClock::new();
+        let memory = MemoryStore::new().clock(clock.clone());
+        let store: Arc<dyn SessionStore> = match place {
+            Place::Memory => Arc::new(memory.clone()),
+            Place::Redis(server) => {
+                server.command("FLUSHALL").await;
+                let config = RedisConfig::from_url(&server.url()).unwrap();
+                let patience = Duration::from_secs(10);
+                Arc::new(RedisStore::new(config.timeout(patience).connect_timeout(patience)))
+            }
+        };
+        let layer = SessionLayer::new(store.clone()).cookie(SessionCookie::development()).clock(clock.clone());
+        // What was rotated away is a copy in the wrong hands at once.
+        let layer = layer.rotation_grace(Duration::ZERO);
+        let app = App::start(layer).await;
+        let clients = [app.client(), app.client()];
+        Self { place, memory, store, clock, app, clients, alive: HashMap::new(), dead: Vec::new(), expired: 0 }
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.now().as_millis()
+    }
+
+    async fn happens(&mut self, event: &Event) {
+        match event {
+            Event::Request(client, steps) => self.request(*client, steps).await,
+            Event::Twin(client) => {
+                let token = self.clients[1 - client].cookie(COOKIE);
+                self.clients[*client].forget_cookies();
+                if let Some(token) = token {
+                    self.clients[*client].set_cookie(COOKIE, &token);
+                }
+            }
+            Event::Forget(client) => self.clients[*client].forget_cookies(),
+            Event::Replay(client, which) if !self.dead.is_empty() => {
+                self.clients[*client].set_cookie(COOKIE, &self.dead[which.index(self.dead.len())]);
+            }
+            Event::Replay(..) => {}
+            Event::Advance(millis) => {
+                self.advance(*millis);
+            }
+        }
+        self.check_store().await;
+    }
+
+    fn advance(&mut self, millis: u64) {
+        self.clock.advance(Duration::from_millis(millis));
+        let now = self.now();
+        let ended: Vec<_> = self.alive.extract_if(|_, stored| stored.ends_at <= now).collect();
+        self.expired += ended.len();
+        self.dead.extend(ended.into_iter().map(|(token, _)| token));
+    }
+
+    async fn request(&mut self, client: usize, steps: &[Step]) {
+        let client = &self.clients[client];
+        let presented = client.cookie(COOKIE);
+        // A request that asks nothing of its session does nothing to it.
+        let unused = steps.iter().all(|step| matches!(step, Step::Status(_)));
+        // A token that was rotated away is in the wrong hands: what it is of ends.
+        if let Some(copy) = presented.as_ref().filter(|token| !unused && !self.alive.contains_key(*token)) {
+            let ended = self.alive.extract_if(|token, _| of_one_session(token, copy)).map(|(token, _)| token);
+            self.dead.extend(ended);
+        }
+        let stored = presented.as_ref().and_then(|token| self.alive.get(token)).cloned();
+        let before = stored.clone();
+        let mut model = Model::begin(self.now(), presented.is_some(), stored);
+        if unused {
+            model.stored = before;
+        }
+
+        let sent: Vec<Value> = steps.iter().flat_map(wire).collect();
+        let reply = client.post("/do", &Value::Array(sent)).await;
+
+        let mut expected = Vec::new();
+        for (place, step) in steps.iter().enumerate() {
+            expected.extend(model.perform(step).map(|result| (place, step, result, model.moved)));
+            if model.ended {
+                break; // the handler is told, and gives up
+            }
+        }
+        let status = steps.iter().rev().find_map(|step| if let Step::Status(code) = step { Some(*code) } else { None });
+        let status = if model.ended { 401 } else { status.unwrap_or(200) };
+        assert_eq!(reply.status, StatusCode::from_u16(status).unwrap(), "{reply:?}");
+        let results = if model.ended { json!([]) } else { reply.json() };
+        let Value::Array(results) = results else { panic!("{reply:?}") };
+        let mut results = results.into_iter();
+        for (place, step, expected, moved) in expected.into_iter().filter(|_| !model.ended) {
+            let result = results.next().expect("a result of every step");
+            let what = format!("step {place}: {step:?}");
+            match step {
+                Step::Stored => {
+                    let token = results.next().expect("a result of every step");
+                    assert_eq!(json!([!result.is_null(), !token.is_null()]), expected, "{what}");
+                    if let Some(token) = token.as_str() {
+                        assert_eq!(json!(Token::parse(token).unwrap().id()), result, "{what}");
+                        assert_eq!(Some(token) == presented.as_deref(), !moved, "{what}");
+                        assert!(!self.dead.iter().any(|dead| dead == token), "{what}");
+                    }
+                }
+                // Redis counts down by itself, while the clock of the layer stands.
+                Step::ExpiresAt if matches!(self.place, Place::Redis(_)) && !expected.is_null() => {
+                    let (result, expected) = (result.as_u64().unwrap(), expected.as_u64().unwrap());
+                    assert!(result <= expected && result + MINUTE > expected, "{what}: {result}, {expected}");
+                }
+                _ => assert_eq!(result, expected, "{what}"),
+            }
+        }
+        assert_eq!(results.next(), None);
+
+        if !unused && !model.ended {
+            model.save();
+        }
+        let new = self.check_cookie(&reply, &model, presented.as_deref());
+
+        if let Some(token) = &presented
+            && self.alive.contains_key(token)
+            && (model.moved || model.stored.is_none())
+        {
+            self.alive.remove(token);
+            self.dead.push(token.clone());
+        }
+        if let Some(stored) = model.stored {
+            let token = if model.moved { new } else { presented };
+            let token = token.expect("a token");
+            assert_eq!(client.cookie(COOKIE).as_ref(), Some(&token), "the client holds the token that lives");
+            self.alive.insert(token, stored);
+        }
+        if model.ended {
+            // It is no session any more, and its place is given back a moment later.
+            self.expired += 1;
+            self.advance(1);
+        }
+    }
+
+    /// The response says of the cookie what it must; the new token, if it gives one.
+    fn check_cookie(&self, reply: &Reply, model: &Model, presented: Option<&str>) -> Option<String> {
+        let set_cookies = reply.set_cookies();
+        if model.told == Told::Nothing {
+            assert!(set_cookies.is_empty(), "nothing is to be told: {reply:?}");
+            return None;
+        }
+        let [set_cookie] = set_cookies.as_slice() else { panic!("{:?} is to be told: {reply:?}", model.told) };
+        let (pair, attributes) = set_cookie.split_once("; ").unwrap();
+        let token = pair.strip_prefix("session=").unwrap();
+        if model.told == Told::Removed {
+            assert!(token.is_empty() && attributes.contains("Max-Age=0"), "{set_cookie}");
+            return None;
+        }
+        let until = model.stored.as_ref().unwrap().kept_until();
+        let max_age = attributes.split("; ").find_map(|attribute| attribute.strip_prefix("Max-Age="));
+        let expected = until.map(|until| ((until - model.now) / SECOND).to_string());
+        assert_eq!(max_age, expected.as_deref(), "{set_cookie}");
+        if model.told == Told::Again {
+            assert_eq!(Some(token), presented);
+            return None;
+        }
+        assert_ne!(Some(token), presented);
+        assert!(!self.alive.contains_key(token) && !self.dead.iter().any(|dead| dead == token), "a token used twice");
+        Some(token.to_owned())
+    }
+
+    /// The store holds what the model does, and nothing else.
+    async fn check_store(&self) {
+        for (token, stored) in &self.alive {
+            let id = Token::parse(token).unwrap().id();
+            let loaded = self.store.load(&id).await.unwrap().live().expect("a live session");
+            let record: Value = serde_json::from_slice(&loaded.record.encode()).unwrap();
+            assert_eq!(record["data"], json!(stored.values));
+            assert_eq!(loaded.record.user(), stored.user.as_deref());
+            assert_eq!(loaded.record.created_at().as_millis(), stored.created_at);
+            let (left, expected) = (loaded.ttl.unwrap().as_millis() as u64, stored.ends_at - self.now());
+            match self.place {
+                Place::Memory => assert_eq!(left, expected),
+                Place::Redis(_) => assert!(left <= expected && left + MINUTE > expected, "{left}, {expected}"),
+            }
+        }
+        for token in self.dead.iter().filter(|dead| !self.alive.keys().any(|token| of_one_session(token, dead))) {
+            let id = Token::parse(token).unwrap().id();
+            assert!(self.store.load(&id).await.unwrap().live().is_none(), "a dead session is back");
+        }
+        match self.place {
+            Place::Memory => {
+                let (len, alive) = (self.memory.len(), self.alive.len());
+                assert!(len >= alive && len <= alive + self.expired, "{len} held, {alive} alive");
+            }
+            Place::Redis(server) => assert_eq!(server.sessions().await.len(), self.alive.len()),
+        }
+    }
+
+    /// Dead tokens open nothing, and are not adopted.
+    async fn check_the_dead(&self) {
+        for token in self.dead.iter().rev().take(4) {
+            let thief = self.app.client();
+            thief.set_cookie(COOKIE, token);
+            let seen = thief.perform(json!([["user"], ["get", "a"], ["get", "b"], ["id"], ["insert", "a", 9]])).await;
+            assert_eq!(json!(seen), json!([null, null, null, null, null]));
+            let given = thief.cookie(COOKIE).unwrap();
+            assert!(given != *token && !self.alive.contains_key(&given));
+        }
+    }
+}
+
+/// Whether one is what the other was rotated to.
+fn of_one_session(one: &str, other: &str) -> bool {
+    one[..56] == other[..56]
+}
+
+/// The step as the service reads it.
+fn wire(step: &Step) -> Vec<Value> {
+    vec![match step {
+        Step::Get(key) => json!(["get", key]),
+        Step::Contains(key) => json!(["contains", key]),
+        Step::Insert(key, value) => json!(["insert", key, value]),
+        Step::Remove(key) => json!(["remove", key]),
+        Step::Take(key) => json!(["take", key]),
+        Step::Clear => json!(["clear"]),
+        Step::Login(user) => json!(["login", user]),
+        Step::Logout => json!(["logout"]),
+        Step::Destroy => json!(["destroy"]),
+        Step::Rotate => json!(["rotate"]),
+        Step::Save => json!(["save"]),
+        Step::Lifetime(Lifetime { idle, absolute, persistent }) => {
+            json!(["lifetime", idle / SECOND, absolute / SECOND, persistent])
+        }
+        Step::Status(code) => json!(["status", code]),
+        Step::User => json!(["user"]),
+        Step::IsNew => json!(["is_new"]),
+        Step::Stored => return vec![json!(["id"]), json!(["token"])],
+        Step::CreatedAt => json!(["created_at"]),
+        Step::ExpiresAt => json!(["expires_at"]),
+    }]
+}
+
+fn runner(cases: u32) -> TestRunner {
+    let default = Config::default();
+    let cases = if env::var_os("PROPTEST_CASES").is_some() { default.cases } else { cases };
+    TestRunner::new(Config { cases, failure_persistence: None, ..default })
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn sessions_in_memory_are_what_the_model_says() {
+    let runtime = runtime();
+    let result = runner(256).run(&prop::collection::vec(event(true), 1..24), |events| {
+        runtime.block_on(async {
+            let mut world = World::new(Place::Memory).await;
+            for event in &events {
+                world.happens(event).await;
+            }
+            world.check_the_dead().await;
+        });
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn sessions_in_redis_are_what_the_model_says() {
+    let runtime = runtime();
+    let server = runtime.block_on(RedisServer::start());
+    let result = runner(48).run(&prop::collection::vec(event(false), 1..24), |events| {
+        runtime.block_on(async {
+            let mut world = World::new(Place::Redis(&server)).await;
+            for event in &events {
+                world.happens(event).await;
+            }
+            world.check_the_dead().await;
+        });
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}

@@ -1,0 +1,422 @@
+//! A deadline and a circuit breaker around any store.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use crate::support::spy::Spy;
+use crate::support::{
+    cluster::Cluster,
+    eventually,
+    log::Log,
+    records::{entry, id, version},
+    redis_server::RedisServer,
+    sentinel::Sentinels,
+};
+use tokio::time::{Instant, advance};
+use tower_keep::{
+    EndReason, HealthStatus, Limits, ManualClock, MemoryStore,
+    store::{
+        Found, Guard, Health, Outcome, SessionStore, StoreError, StoreExt,
+        redis::{RedisConfig, RedisStore},
+        testing,
+    },
+};
+
+const DEADLINE: Duration = Duration::from_millis(250);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A guard that opens after two outages, for a second at first and four at most.
+fn guarded() -> (Spy, Guard<Spy>) {
+    let spy = Spy::new();
+    (spy.clone(), Guard::new(spy).open_after(2).pause(SECOND, 4 * SECOND))
+}
+
+/// The same, open.
+async fn opened() -> (Spy, Guard<Spy>) {
+    let (spy, guard) = guarded();
+    spy.go_down();
+    for _ in 0..2 {
+        assert_outage(guard.load(&id(1)).await);
+    }
+    spy.calls();
+    (spy, guard)
+}
+
+/// All causes of an outage, in one line.
+#[track_caller]
+fn assert_outage<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> String {
+    let error = answer.unwrap_err();
+    assert!(matches!(error, StoreError::Outage(_)), "{error:?}");
+    let mut causes = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        causes.push(error.to_string());
+        cause = error.source();
+    }
+    causes.join(": ")
+}
+
+#[track_caller]
+fn assert_answers<T>(answer: Result<T, StoreError>) {
+    assert!(answer.is_ok(), "{:?}", answer.err());
+}
+
+fn asked(spy: &Spy) -> usize {
+    spy.calls().iter().filter(|call| **call != "health").count()
+}
+
+#[tokio::test]
+async fn a_guarded_store_keeps_the_contract() {
+    let clock = ManualClock::new();
+    let guard = Guard::new(MemoryStore::new().clock(clock.clone()));
+    let report = testing::run(&guard, async |time| clock.advance(time)).await;
+    report.assert_passed();
+    assert!(report.passed() > 8_000, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_operation_takes_longer_than_the_deadline() {
+    let spy = Spy::new();
+    let guard = Guard::new(spy.clone()).deadline(DEADLINE).open_after(1000);
+    spy.hang();
+    let (id, from) = (id(1), Default::default());
+    let began = Instant::now();
+    let took = async |answer: Result<(), StoreError>| {
+        assert_eq!(assert_outage(answer), "no answer within 250ms");
+    };
+    took(guard.load(&id).await.map(drop)).await;
+    took(guard.create(&id, entry(1), Limits::none()).await.map(drop)).await;
+    took(guard.update(&id, version(1), entry(2)).await.map(drop)).await;
+    took(guard.touch(&id, entry(1)).await).await;
+    took(guard.end(&id, EndReason::Revoked.into()).await.map(drop)).await;
+    took(guard.replace(&id, None, &id).await.map(drop)).await;
+    took(guard.consume(&id, version(1)).await.map(drop)).await;
+    took(guard.list("ana").await.map(drop)).await;
+    took(guard.end_user("ana", None, EndReason::Revoked).await.map(drop)).await;
+    took(guard.scan(&from, 1).await.map(drop)).await;
+    assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down);
+    assert_eq!(began.elapsed(), 11 * DEADLINE, "time stands still but for what is waited for");
+    assert_outage(guard.count().await);
+    assert_eq!(began.elapsed(), 31 * DEADLINE, "counting looks at everything");
+}
+
+/// The store says at once that it does not answer; and then takes for ever to say how it is.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_includes_asking_how_the_store_is() {
+    let (spy, guard) = guarded();
+    spy.fail("load");
+    spy.hold_next("health");
+    let began = Instant::now();
+    assert_outage(guard.load(&id(1)).await);
+    assert_eq!(began.elapsed(), DEADLINE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_known_to_be_down_is_not_asked() {
+    let (spy, guard) = guarded();
+    spy.go_down();
+    assert_eq!(assert_outage(guard.load(&id(1)).await), "the test says so");
+    assert_outage(guard.end(&id(1), EndReason::LoggedOut.into()).await);
+    assert_eq!(asked(&spy), 2);
+    let began = Instant::now();
+    let causes = assert_outage(guard.load(&id(1)).await);
+    assert_eq!(asked(&spy), 0);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert!(causes.contains("left alone"), "{causes}");
+    assert!(causes.ends_with("the test says so"), "{causes}");
+    assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down);
+    assert_eq!(spy.calls(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_is_left_alone_too() {
+    let (spy, guard) = guarded();
+    spy.hang();
+    for _ in 0..2 {
+        assert_outage(guard.load(&id(1)).await);
+    }
+    let began = Instant::now();
+    assert!(assert_outage(guard.load(&id(1)).await).ends_with("no answer within 250ms"));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn an_answer_in_between_begins_the_count_anew() {
+    let (spy, guard) = guarded();
+    for _ in 0..5 {
+        spy.go_down();
+        assert_outage(guard.load(&id(1)).await);
+        spy.recover();
+        assert_answers(guard.load(&id(1)).await);
+    }
+    spy.go_down();
+    assert_outage(guard.load(&id(1)).await);
+    spy.calls();
+    assert_outage(guard.load(&id(1)).await);
+    assert_eq!(asked(&spy), 1, "it was closed until then");
+}
+
+/// A Redis that is full, for example: it serves reads, and its health says so.
+#[tokio::test]
+async fn a_store_that_refuses_writes_goes_on_being_read() {
+    let (spy, guard) = guarded();
+    guard.create(&id(1), entry(1), Limits::none()).await.unwrap();
+    spy.fail("update");
+    for _ in 0..10 {
+        assert_outage(guard.update(&id(1), version(1), entry(2)).await);
+    }
+    assert!(guard.load(&id(1)).await.unwrap().live().is_some());
+}
+
+#[tokio::test]
+async fn what_a_store_says_no_to_is_an_answer() {
+    let (_, guard) = guarded();
+    guard.create(&id(1), entry(1), Limits::none()).await.unwrap();
+    for _ in 0..5 {
+        assert!(matches!(guard.update(&id(1), version(7), entry(8)).await.unwrap(), Outcome::Conflict(_)));
+        assert!(matches!(guard.update(&id(2), version(7), entry(8)).await.unwrap(), Outcome::Gone));
+        assert!(matches!(guard.load(&id(3)).await.unwrap(), Found::Unknown));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_operation_tries_whether_the_store_is_back() {
+    let (spy, guard) = opened().await;
+    let guard = Arc::new(guard);
+    advance(SECOND).await;
+    spy.recover();
+    let probe_held = spy.hold_next("load");
+    let probe = tokio::spawn({
+        let guard = guard.clone();
+        async move { guard.load(&id(1)).await }
+    });
+    probe_held.reached().await;
+    for _ in 0..3 {
+        assert_outage(guard.load(&id(1)).await);
+        assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down);
+    }
+    assert_eq!(asked(&spy), 1, "the probe alone");
+    probe_held.release();
+    assert_answers(probe.await.unwrap());
+    assert_answers(guard.load(&id(1)).await);
+    assert_eq!(guard.health().await.unwrap(), Health::Up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_failed_try_doubles_the_pause_up_to_the_longest() {
+    let (spy, guard) = opened().await;
+    for pause in [1, 2, 4, 4, 4] {
+        advance(pause * SECOND - Duration::from_millis(1)).await;
+        assert_outage(guard.load(&id(1)).await);
+        assert_eq!(asked(&spy), 0, "it is left alone for {pause} s");
+        advance(Duration::from_millis(1)).await;
+        assert_outage(guard.load(&id(1)).await);
+        assert_eq!(asked(&spy), 1, "after {pause} s it is tried");
+    }
+    spy.recover();
+    advance(4 * SECOND).await;
+    assert_answers(guard.load(&id(1)).await);
+    // And from the beginning the next time.
+    spy.go_down();
+    for _ in 0..2 {
+        assert_outage(guard.load(&id(1)).await);
+    }
+    spy.calls();
+    advance(SECOND).await;
+    assert_outage(guard.load(&id(1)).await);
+    assert_eq!(asked(&spy), 1);
+}
+
+/// The client went away, and took its request with it.
+#[tokio::test(start_paused = true)]
+async fn a_try_that_is_cancelled_is_made_by_the_next() {
+    let (spy, guard) = opened().await;
+    advance(SECOND).await;
+    spy.recover();
+    let held = spy.hold_next("load");
+    let one = id(1);
+    let mut probe = guard.load(&one);
+    tokio::select! {
+        biased;
+        _ = &mut probe => panic!("it is held"),
+        () = held.reached() => {}
+    }
+    drop(probe);
+    assert_answers(guard.load(&id(1)).await);
+}
+
+/// It was sent before, and says nothing of now.
+#[tokio::test(start_paused = true)]
+async fn an_answer_from_before_does_not_close_it() {
+    let (spy, guard) = guarded();
+    let held = spy.hold_next("load");
+    let one = id(1);
+    let mut before = guard.load(&one);
+    tokio::select! {
+        biased;
+        _ = &mut before => panic!("it is held"),
+        () = held.reached() => {}
+    }
+    spy.go_down();
+    for _ in 0..2 {
+        assert_outage(guard.load(&id(1)).await);
+    }
+    spy.calls();
+    held.release();
+    assert_answers(before.await);
+    assert_outage(guard.load(&id(1)).await);
+    assert_eq!(asked(&spy), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_wait_than_may() {
+    let spy = Spy::new();
+    let guard = Guard::new(spy.clone()).max_waiting(2).open_after(1);
+    let (first, second) = (id(1), id(2));
+    let held = spy.hold_next("load");
+    let mut one = guard.load(&first);
+    tokio::select! {
+        biased;
+        _ = &mut one => panic!("it is held"),
+        () = held.reached() => {}
+    }
+    let other_held = spy.hold_next("load");
+    let mut other = guard.load(&second);
+    tokio::select! {
+        biased;
+        _ = &mut other => panic!("it is held"),
+        () = other_held.reached() => {}
+    }
+    spy.calls();
+    let began = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(assert_outage(guard.load(&id(3)).await), "2 operations are waiting for it");
+    }
+    assert_eq!((asked(&spy), began.elapsed()), (0, Duration::ZERO));
+    held.release();
+    assert_answers(one.await);
+    assert_answers(guard.load(&id(3)).await); // that it was full is no outage
+    drop(other); // cancelled: its place is free
+    assert_answers(guard.load(&id(3)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_health_finds_that_the_store_is_back() {
+    let (spy, guard) = opened().await;
+    spy.recover();
+    assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down, "not asked yet");
+    advance(SECOND).await;
+    assert_eq!(guard.health().await.unwrap(), Health::Up);
+    assert_answers(guard.load(&id(1)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
+    let log = Log::capture();
+    let (spy, guard) = opened().await;
+    for _ in 0..5 {
+        advance(4 * SECOND).await;
+        for _ in 0..5 {
+            assert_outage(guard.load(&id(1)).await);
+        }
+    }
+    spy.recover();
+    advance(4 * SECOND).await;
+    for _ in 0..5 {
+        assert_answers(guard.load(&id(1)).await);
+    }
+    let text = log.text();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("store=\"spy\"")).collect();
+    let [begins, ends] = lines[..] else { panic!("{text}") };
+    assert!(begins.contains("WARN") && begins.contains("the test says so"), "{begins}");
+    assert!(ends.contains("INFO") && ends.contains("answers again"), "{ends}");
+}
+
+/// A guard of a Redis that serves.
+async fn of_redis(config: RedisConfig) -> Guard<RedisStore> {
+    let guard = Guard::new(RedisStore::new(config)).open_after(2);
+    let guard = guard.pause(Duration::from_millis(20), Duration::from_millis(20));
+    eventually("it serves", async || guard.load(&id(1)).await.is_ok()).await;
+    guard
+}
+
+async fn is_left_alone(guard: &Guard<RedisStore>) {
+    let is_left_alone = async || match guard.load(&id(1)).await {
+        Ok(_) => false,
+        outage => assert_outage(outage).contains("left alone"),
+    };
+    eventually("it is left alone", is_left_alone).await;
+}
+
+async fn serves_again(guard: &Guard<RedisStore>) {
+    eventually("it serves again", async || guard.load(&id(1)).await.is_ok()).await;
+    eventually("it is up", async || guard.health().await.unwrap() == Health::Up).await;
+}
+
+#[tokio::test]
+async fn redis_killed_and_restarted() {
+    let mut server = RedisServer::start().await;
+    let guard = of_redis(RedisConfig::from_url(&server.url()).unwrap()).await;
+    server.stop();
+    is_left_alone(&guard).await;
+    server.run().await;
+    serves_again(&guard).await;
+}
+
+#[tokio::test]
+async fn a_master_killed_and_replaced() {
+    let mut all = Sentinels::start().await;
+    let guard = of_redis(RedisConfig::sentinel(all.addresses(), all.master_name()).unwrap()).await;
+    let old = all.master().await;
+    all.servers[old].stop();
+    is_left_alone(&guard).await;
+    all.switched(old).await;
+    serves_again(&guard).await;
+
+    // All of them, and those who would know of another.
+    all.servers[old].run().await;
+    let servers = || all.servers.iter().chain(&all.sentinels);
+    servers().for_each(RedisServer::pause);
+    is_left_alone(&guard).await;
+    servers().for_each(RedisServer::resume);
+    serves_again(&guard).await;
+}
+
+#[tokio::test]
+async fn a_cluster_hung_and_resumed() {
+    let all = Cluster::start().await;
+    let guard = of_redis(RedisConfig::cluster(all.nodes.iter().map(RedisServer::address)).unwrap()).await;
+    all.nodes.iter().for_each(RedisServer::pause);
+    is_left_alone(&guard).await;
+    all.nodes.iter().for_each(RedisServer::resume);
+    serves_again(&guard).await;
+}
+
+#[tokio::test]
+async fn redis_hung_and_resumed() {
+    let server = RedisServer::start().await;
+    let patience = Duration::from_secs(3600); // of the store: the guard has less
+    let config = RedisConfig::from_url(&server.url()).unwrap().timeout(patience).connect_timeout(patience);
+    let guard = Guard::new(RedisStore::new(config)).open_after(2).pause(Duration::from_millis(20), SECOND);
+    eventually("it serves", async || guard.load(&id(1)).await.is_ok()).await;
+    server.pause();
+    for _ in 0..2 {
+        assert!(assert_outage(guard.load(&id(1)).await).ends_with("no answer within 250ms"));
+    }
+    let is_left_alone = async || assert_outage(guard.load(&id(1)).await).contains("left alone");
+    eventually("it is left alone", is_left_alone).await;
+    server.resume();
+    eventually("it serves again", async || guard.load(&id(1)).await.is_ok()).await;
+}
+
+/// Whoever wants to wait for ever, may.
+#[tokio::test]
+async fn no_duration_is_too_long_or_too_short() {
+    for time in [Duration::ZERO, Duration::MAX] {
+        let guard = Guard::new(MemoryStore::new()).deadline(time).pause(time, time);
+        assert!(guard.count().await.is_ok_and(|count| count == 0) || time.is_zero());
+        let config = RedisConfig::from_url("redis://127.0.0.1:1/").unwrap();
+        let redis = RedisStore::new(config.timeout(time).connect_timeout(time));
+        // Nobody is there, or not within a millisecond.
+        assert!(tokio::time::timeout(Duration::from_secs(30), redis.count()).await.is_ok_and(|count| count.is_err()));
+    }
+}

@@ -1,0 +1,13 @@
+//! Every store and every wrapper keeps the contract.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod basics;
+mod conformance;
+mod fallback;
+mod guard;
+mod key_value;
+mod migrating;
