@@ -155,7 +155,7 @@ impl SessionCookie {
         let header = header.trim_ascii_start();
         let value = header.strip_prefix(self.name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
         let text = value.unwrap_or(header);
-        let end = memchr::memchr(b';', text).unwrap_or(text.len());
+        let end = text.iter().position(|byte| *byte == b';').unwrap_or(text.len());
         (value.map(|_| text[..end].trim_ascii()), text.get(end + 1..).unwrap_or_default())
     }
 

@@ -2,18 +2,10 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey, EncodingKey,
-    crypto::{CryptoProvider, aws_lc},
-    jwk::EllipticCurve,
+use super::{
+    pem,
+    signature::{self, SigningKey, VerifyingKey},
 };
-
-/// Named here, and not left to what the library makes the default of the process: another crate of the program may
-/// have chosen differently.
-const PROVIDER: &CryptoProvider = &aws_lc::DEFAULT_PROVIDER;
-
-/// RSA keys have at least so many bytes (2048 bits).
-const MIN_MODULUS: usize = 256;
 
 /// How a JWT is signed: the names of RFC 7518.
 ///
@@ -70,21 +62,8 @@ impl JwtAlgorithm {
         }
     }
 
-    const fn in_library(self) -> Algorithm {
-        match self {
-            Self::HS256 => Algorithm::HS256,
-            Self::HS384 => Algorithm::HS384,
-            Self::HS512 => Algorithm::HS512,
-            Self::RS256 => Algorithm::RS256,
-            Self::RS384 => Algorithm::RS384,
-            Self::RS512 => Algorithm::RS512,
-            Self::PS256 => Algorithm::PS256,
-            Self::PS384 => Algorithm::PS384,
-            Self::PS512 => Algorithm::PS512,
-            Self::ES256 => Algorithm::ES256,
-            Self::ES384 => Algorithm::ES384,
-            Self::EdDSA => Algorithm::EdDSA,
-        }
+    const fn is_hmac(self) -> bool {
+        matches!(self, Self::HS256 | Self::HS384 | Self::HS512)
     }
 
     /// The bytes of its hash, which the secret of an HMAC must have at least.
@@ -116,84 +95,56 @@ impl JwtAlgorithm {
 pub struct JwtKey {
     algorithm: JwtAlgorithm,
     id: Option<Arc<str>>,
-    signs: Option<EncodingKey>,
-    verifies: DecodingKey,
+    signing: Option<Arc<SigningKey>>,
+    verifying: Arc<VerifyingKey>,
 }
 
 impl JwtKey {
     /// A secret that signs and verifies: `HS256`, `HS384` or `HS512`.
     ///
     /// # Errors
-    /// [`InvalidJwtKey::ShortSecret`] when it has fewer bytes than the hash: 32, 48 or 64 (RFC 7518, section 3.2);
-    /// [`InvalidJwtKey::WrongKind`] for any other algorithm.
+    /// [`InvalidJwtKey::ShortSecret`] if the secret has fewer bytes than the hash: 32, 48 or 64 (RFC 7518, section 3.2);
+    /// [`InvalidJwtKey::WrongKind`] for any other algorithm; [`InvalidJwtKey::NoCrypto`] without a crypto library.
     pub fn hmac(algorithm: JwtAlgorithm, secret: impl AsRef<[u8]>) -> Result<Self, InvalidJwtKey> {
         let (secret, minimum) = (secret.as_ref(), algorithm.min_secret());
-        if algorithm.in_library().family() != AlgorithmFamily::Hmac {
+        if !algorithm.is_hmac() {
             return Err(InvalidJwtKey::WrongKind);
         }
         if secret.len() < minimum {
             return Err(InvalidJwtKey::ShortSecret { length: secret.len(), minimum });
         }
-        let (signs, verifies) = (EncodingKey::from_secret(secret), DecodingKey::from_secret(secret));
-        Ok(Self { algorithm, id: None, signs: Some(signs), verifies })
+        Ok(Self::pair(algorithm, signature::hmac(algorithm, secret)?))
     }
 
     /// A private key that signs, and verifies by its public part: PEM of PKCS #8 (`PRIVATE KEY`), for RSA also of PKCS #1.
     ///
     /// # Errors
-    /// [`InvalidJwtKey::Unreadable`] when that is no private key for the algorithm, or one of RSA under 2048 bits (RFC 7518, section 3.3);
-    /// [`InvalidJwtKey::WrongKind`] for an HMAC.
+    /// [`InvalidJwtKey::Unreadable`] if this is not a private key for the algorithm, or an RSA key under 2048 bits (RFC 7518,
+    /// section 3.3); [`InvalidJwtKey::WrongKind`] for HMAC; [`InvalidJwtKey::NoCrypto`] without a crypto library.
     pub fn private_pem(algorithm: JwtAlgorithm, pem: impl AsRef<[u8]>) -> Result<Self, InvalidJwtKey> {
-        let (pem, utils) = (pem.as_ref(), &PROVIDER.key_utils);
-        let (signs, verifies) = match algorithm.in_library().family() {
-            AlgorithmFamily::Rsa => {
-                let signs = EncodingKey::from_rsa_pem(pem)?;
-                let (n, e) = (utils.rsa_pub_components_from_private_key)(signs.as_bytes())?;
-                (signs, rsa(&n, &e)?)
-            }
-            AlgorithmFamily::Ec => {
-                let signs = EncodingKey::from_ec_pem(pem)?;
-                let (_, x, y) = (utils.ec_pub_components_from_private_key)(signs.as_bytes(), algorithm.in_library())?;
-                let point = [&[4], &x[..], &y[..]].concat(); // uncompressed
-                (signs, DecodingKey::from_ec_der(&point))
-            }
-            AlgorithmFamily::Ed => {
-                let signs = EncodingKey::from_ed_pem(pem)?;
-                let point = (utils.ed_pub_components_from_private_key)(signs.as_bytes(), &EllipticCurve::Ed25519)?;
-                (signs, DecodingKey::from_ed_der(&point))
-            }
-            AlgorithmFamily::Hmac => return Err(InvalidJwtKey::WrongKind),
-        };
-        let key = Self { algorithm, id: None, signs: Some(signs), verifies };
-        // What cannot be used is found out now, and not by the first login.
-        let signature = key.sign(b"trial").ok_or(InvalidJwtKey::Unreadable)?;
-        if key.verifies(b"trial", &signature) { Ok(key) } else { Err(InvalidJwtKey::Unreadable) }
+        if algorithm.is_hmac() {
+            return Err(InvalidJwtKey::WrongKind);
+        }
+        Ok(Self::pair(algorithm, signature::key_pair(algorithm, pem.as_ref())?))
     }
 
-    /// A public key, which verifies only: PEM of SubjectPublicKeyInfo (`PUBLIC KEY`), for RSA also of PKCS #1.
+    /// A public key, which only verifies: PEM of SubjectPublicKeyInfo (`PUBLIC KEY`), for RSA also of PKCS #1.
     ///
     /// # Errors
     /// Those of [`private_pem`](Self::private_pem).
     pub fn public_pem(algorithm: JwtAlgorithm, pem: impl AsRef<[u8]>) -> Result<Self, InvalidJwtKey> {
-        let pem = pem.as_ref();
-        let verifies = match algorithm.in_library().family() {
-            AlgorithmFamily::Rsa => {
-                let key = DecodingKey::from_rsa_pem(pem)?;
-                let (n, e) = (PROVIDER.key_utils.rsa_pub_components_from_public_key)(key.try_get_as_bytes()?)?;
-                rsa(&n, &e)?
-            }
-            AlgorithmFamily::Ec => {
-                let key = DecodingKey::from_ec_pem(pem)?;
-                let point_len = if algorithm == JwtAlgorithm::ES384 { 97 } else { 65 };
-                if key.try_get_as_bytes()?.len() != point_len {
-                    return Err(InvalidJwtKey::Unreadable); // of another curve
-                }
-                key
-            }
-            AlgorithmFamily::Ed => DecodingKey::from_ed_pem(pem)?,
-            AlgorithmFamily::Hmac => return Err(InvalidJwtKey::WrongKind),
+        let oid = match algorithm {
+            JwtAlgorithm::HS256 | JwtAlgorithm::HS384 | JwtAlgorithm::HS512 => return Err(InvalidJwtKey::WrongKind),
+            JwtAlgorithm::ES256 | JwtAlgorithm::ES384 => pem::ELLIPTIC_CURVE,
+            JwtAlgorithm::EdDSA => pem::ED25519,
+            _ => pem::RSA,
         };
-        Ok(Self { algorithm, id: None, signs: None, verifies })
+        let verifying = signature::public_key(algorithm, pem::public(pem.as_ref(), oid)?)?;
+        Ok(Self { algorithm, id: None, signing: None, verifying: Arc::new(verifying) })
+    }
+
+    fn pair(algorithm: JwtAlgorithm, (signing, verifying): (SigningKey, VerifyingKey)) -> Self {
+        Self { algorithm, id: None, signing: Some(Arc::new(signing)), verifying: Arc::new(verifying) }
     }
 
     /// What the header `kid` of a JWT calls this key. Default: nothing, which is enough as long as there is one key of its algorithm.
@@ -211,24 +162,14 @@ impl JwtKey {
         self.id.as_deref()
     }
 
-    /// The signature of `message`; `None` if this key cannot sign.
+    /// The signature of `message`. `None` if this key cannot sign.
     pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        let signer = (PROVIDER.signer_factory)(&self.algorithm.in_library(), self.signs.as_ref()?).ok()?;
-        signer.try_sign(message).ok()
+        self.signing.as_ref()?.sign(message)
     }
 
-    pub(super) fn verifies(&self, message: &[u8], signature: &Vec<u8>) -> bool {
-        let verifier = (PROVIDER.verifier_factory)(&self.algorithm.in_library(), &self.verifies);
-        verifier.is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
+    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.verifying.verifies(message, signature)
     }
-}
-
-fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<DecodingKey, InvalidJwtKey> {
-    let bytes = modulus.iter().skip_while(|byte| **byte == 0).count();
-    if bytes < MIN_MODULUS {
-        return Err(InvalidJwtKey::Unreadable);
-    }
-    Ok(DecodingKey::from_rsa_raw_components(modulus, exponent))
 }
 
 impl fmt::Debug for JwtKey {
@@ -257,8 +198,10 @@ pub enum InvalidJwtKey {
     },
     /// An HMAC needs a secret; all other algorithms need PEM.
     WrongKind,
-    /// It is not PEM, or not of a key for this algorithm; or it is of RSA, and under 2048 bits.
+    /// It is not PEM, not a key for this algorithm, or an RSA key under 2048 bits.
     Unreadable,
+    /// The application has chosen no crypto library: enable the feature `aws-lc` or `ring`.
+    NoCrypto,
 }
 
 impl fmt::Display for InvalidJwtKey {
@@ -269,15 +212,9 @@ impl fmt::Display for InvalidJwtKey {
             }
             Self::WrongKind => f.write_str("an HMAC needs a secret, any other algorithm a key in PEM"),
             Self::Unreadable => f.write_str("this is not PEM of a key for this algorithm, or the key is too small"),
+            Self::NoCrypto => f.write_str("no crypto library: enable the feature `aws-lc` or `ring` of tower-keep"),
         }
     }
 }
 
 impl Error for InvalidJwtKey {}
-
-/// What the library says is left out: it may quote the key.
-impl From<jsonwebtoken::errors::Error> for InvalidJwtKey {
-    fn from(_: jsonwebtoken::errors::Error) -> Self {
-        Self::Unreadable
-    }
-}

@@ -11,7 +11,10 @@ mod builder;
 mod claims;
 mod issue;
 mod key;
+mod pem;
 mod refresh;
+#[cfg_attr(not(any(feature = "aws-lc", feature = "ring")), path = "no_signature.rs")]
+mod signature;
 mod verify;
 
 use std::{fmt, sync::Arc, time::Duration};

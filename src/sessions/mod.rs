@@ -209,7 +209,8 @@ impl Sessions {
         for (id, loaded) in self.context.store.list(user).await? {
             sessions.extend(self.begun(id, &loaded).await?);
         }
-        sessions.sort_by_key(|session| std::cmp::Reverse((session.created_at(), session.id())));
+        sessions.sort_by_key(SessionInfo::created_at); // stable: a store lists the oldest first
+        sessions.reverse();
         Ok(sessions)
     }
 

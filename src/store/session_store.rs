@@ -142,7 +142,8 @@ pub trait SessionStore: Send + Sync {
 /// * [`end_user`](Self::end_user) ends all of them, even those that the index has lost.
 /// * **Limits.** [`create`](SessionStore::create) enforces the given [`Limits`] for any number of concurrent creations.
 pub trait UserStore: Send + Sync {
-    /// The live sessions of `user`, in any order.
+    /// The live sessions of `user`, oldest first: by [creation time](crate::store::Record::created_at), and within one millisecond
+    /// in the order of their creation.
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>>;
 
     /// Ends all existing sessions of `user` except `except`. Returns the ids of those that the index knew.

@@ -247,7 +247,7 @@ mod alone {
             assert_eq!((response.status(), header(&response, "retry-after")), (UNAVAILABLE, Some("5")), "{path}");
             let mut report = json_of(&response);
             assert!(report.as_object_mut().unwrap().remove("latency_ms").is_some());
-            let cause = "the session store does not answer: the test says so";
+            let cause = "the session store is unavailable: the test says so";
             let down = json!({ "status": "down", "store": "spy", "cause": cause, "since": clock.now().to_string() });
             assert_eq!(report, down);
         }

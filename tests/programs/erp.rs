@@ -1,6 +1,6 @@
 //! The example `erp` as its users run it: every row of its contract, in memory and in Redis.
 //!
-//! `cargo test` builds it; after `cargo test --test erp` alone it may be missing, or old: `cargo build --examples`.
+//! `cargo test` builds it; after `cargo test --test programs` alone it may be missing, or old: `cargo build --examples`.
 
 use crate::support::{
     client::{Client, Reply},

@@ -1,6 +1,6 @@
 //! The examples as their users run them: processes with an environment, an address and standard streams.
 //!
-//! `cargo test` builds them; after `cargo test --test examples` alone they may be missing, or old: `cargo build --examples`.
+//! `cargo test` builds them; after `cargo test --test programs` alone they may be missing, or old: `cargo build --examples`.
 
 /// The generated part of the gRPC example.
 #[allow(clippy::all, missing_docs, dead_code)]

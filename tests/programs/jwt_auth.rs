@@ -1,6 +1,6 @@
 //! The example `jwt_auth` as its users run it: every line of its contract, in memory and in Redis, by one, two and three processes.
 //!
-//! `cargo test` builds it; after `cargo test --test jwt_auth` alone it may be missing, or old: `cargo build --examples`.
+//! `cargo test` builds it; after `cargo test --test programs` alone it may be missing, or old: `cargo build --examples`.
 
 use std::{
     process::Stdio,

@@ -232,7 +232,7 @@ async fn the_cause_is_told_to_whoever_gets_no_answer() {
         let test = Test::away(mode).await;
         let error = test.store.load(&id(2)).await.unwrap_err();
         let away = error.source().unwrap();
-        assert_eq!(away.to_string(), "the main store is away");
+        assert_eq!(away.to_string(), "the main store is unavailable");
         assert_eq!(away.source().unwrap().to_string(), "the test says so");
     }
 }

@@ -1,6 +1,6 @@
 //! The examples as their users run them: processes with an environment, an address and standard streams.
 //!
-//! `cargo test` builds them; after `cargo test --test …` alone they may be missing, or old: `cargo build --examples`.
+//! `cargo test` builds them; after `cargo test --test programs` alone they may be missing, or old: `cargo build --examples`.
 
 use std::{
     env,

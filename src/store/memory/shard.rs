@@ -98,8 +98,11 @@ impl Shard {
         live.map(move |(id, kept)| (*id, kept.loaded(now)))
     }
 
+    /// The live sessions of a user, oldest first.
     pub(super) fn of_user(&self, tag: Tag, user: &str, now: Timestamp) -> Vec<(SessionId, Loaded)> {
-        self.kept_of_user(tag, user, now).map(|(id, kept)| (id, kept.loaded(now))).collect()
+        let mut kept: Vec<_> = self.kept_of_user(tag, user, now).collect();
+        kept.sort_unstable_by_key(|(_, kept)| (kept.record.created_at(), kept.order));
+        kept.into_iter().map(|(id, kept)| (id, kept.loaded(now))).collect()
     }
 
     fn kept_of_user(&self, tag: Tag, user: &str, now: Timestamp) -> impl Iterator<Item = (SessionId, &Kept)> {

@@ -270,6 +270,7 @@ impl MigratingStore {
         let mut sessions = self.begun(in_new).await?;
         let known = ids(&sessions);
         sessions.extend(in_old.into_iter().filter(|(id, _)| !known.contains(id)));
+        sessions.sort_by_key(|(_, loaded)| loaded.record.created_at());
         Ok(sessions)
     }
 

@@ -123,7 +123,7 @@ pub(super) fn client(
     if let Some(tls) = &config.tls
         && !matches!(info.addr(), ConnectionAddr::Unix(_))
     {
-        super::config::provider();
+        super::config::install_provider();
         let client_tls =
             tls.client.clone().map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
         let certificates = redis::TlsCertificates { client_tls, root_cert: tls.ca_cert.clone() };

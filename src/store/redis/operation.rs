@@ -11,7 +11,7 @@ use super::{
     error::Failure,
     health::Check,
     keys::Keys,
-    reply::{found, id, ids, is_record, loaded, number, outcome},
+    reply::{found, id, ids, is_record, loaded, number, order_of, outcome},
     request::Request,
     script::{Call, Script},
 };
@@ -289,14 +289,15 @@ impl Operation<'_> {
             if let ([_, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
                 match loaded(stored, *ttl) {
                     Ok(loaded) if loaded.record.user() == Some(user) && self.ended_here.get(&id).is_none() => {
-                        sessions.push((id, loaded));
+                        sessions.push((order_of(stored), (id, loaded)));
                     }
                     Ok(_) => {}
                     Err(_) => tracing::warn!(session = %id, "session record not readable"),
                 }
             }
         }
-        Ok(sessions)
+        sessions.sort_by_key(|(order, (_, loaded))| (loaded.record.created_at(), *order));
+        Ok(sessions.into_iter().map(|(_, session)| session).collect())
     }
 
     pub(super) async fn end_user(

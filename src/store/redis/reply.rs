@@ -35,6 +35,13 @@ fn without_added(stored: &[u8]) -> Cow<'_, [u8]> {
     if rest.len() == added.len() { stored.into() } else { [head, rest].concat().into() }
 }
 
+/// Orders the sessions of a user that were created within the same millisecond.
+pub(super) fn order_of(stored: &[u8]) -> u64 {
+    let added = stored.get(HEAD_LEN..).unwrap_or_default();
+    let rest = number_after(EPOCH, added).map_or(added, |(_, rest)| rest);
+    number_after(ORDER, rest).map_or(0, |(order, _)| order)
+}
+
 /// Whether the record was created before this epoch of its user.
 pub(super) fn is_before(stored: &[u8], epoch: u64) -> bool {
     let added = stored.get(HEAD_LEN..).and_then(|rest| number_after(EPOCH, rest));

@@ -171,6 +171,8 @@ async fn oldest_of_one_millisecond_goes(
         check!(created == Created::Done { evicted: expected }, "number {n}: {created:?}");
         ids.push(id);
     }
+    let listed: Vec<_> = answered(store.list(&user).await)?.into_iter().map(|(id, _)| id).collect();
+    check!(listed == ids[more..], "the sessions are not listed oldest first");
     alive(store, &user, &ids[more..], &ids).await
 }
 

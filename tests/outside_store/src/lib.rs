@@ -73,7 +73,9 @@ fn live(sessions: &Sessions, now: Timestamp, which: impl Fn(&Record) -> bool) ->
 }
 
 fn of_user(sessions: &Sessions, user: &str, now: Timestamp) -> Vec<(SessionId, Loaded)> {
-    live(sessions, now, |record| record.user() == Some(user))
+    let mut live = live(sessions, now, |record| record.user() == Some(user));
+    live.sort_by_key(|(id, loaded)| (loaded.record.created_at(), order(sessions, id)));
+    live
 }
 
 /// No session is ever removed, so the order is never used twice.

@@ -49,6 +49,8 @@ pub(in crate::store::redis) enum Problem {
     NoKey,
     NoCertificate,
     NoTls,
+    #[cfg_attr(not(feature = "redis-tls"), allow(dead_code))]
+    NoCrypto,
     #[cfg_attr(all(feature = "redis-tls", feature = "redis-sentinel", feature = "redis-cluster"), allow(dead_code))]
     Feature(&'static str),
 }
@@ -95,6 +97,7 @@ impl fmt::Display for InvalidRedisConfig {
             Problem::NoKey => "a client certificate without its key",
             Problem::NoCertificate => "a client key without its certificate",
             Problem::NoTls => "a certificate, and no TLS (rediss:// or REDIS_TLS)",
+            Problem::NoCrypto => "TLS without a crypto library: enable the feature `aws-lc` or `ring` of tower-keep",
             Problem::File(kind) => return write!(f, "the file cannot be read: {kind}"),
             Problem::Feature(name) => return write!(f, "needs the feature `{name}` of tower-keep"),
         })

@@ -21,7 +21,7 @@ use self::error::Problem;
 pub(super) use self::place::{Address, Servers};
 pub(super) use self::tls::Tls;
 #[cfg(feature = "redis-tls")]
-pub(super) use self::tls::provider;
+pub(super) use self::tls::install_provider;
 use crate::{
     lifetime::LONGEST,
     store::{Codec, MIN_TOMBSTONE_TTL},

@@ -3,6 +3,9 @@
 #[cfg(feature = "redis-tls")]
 use std::sync::Arc;
 
+#[cfg(feature = "redis-tls")]
+use rustls::crypto::CryptoProvider;
+
 use super::error::Problem;
 
 /// TLS to Redis.
@@ -29,6 +32,7 @@ fn check(_: &Tls) -> Result<(), Problem> {
 
 #[cfg(feature = "redis-tls")]
 fn check(tls: &Tls) -> Result<(), Problem> {
+    provider()?;
     if let Some(pem) = &tls.ca_cert {
         roots(pem)?;
     }
@@ -61,7 +65,7 @@ fn client(certificate: &[u8], key: &[u8]) -> Result<(), Problem> {
 
     let chain = certificates(certificate)?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Problem::Key)?;
-    rustls::ClientConfig::builder_with_provider(provider())
+    rustls::ClientConfig::builder_with_provider(provider()?)
         .with_safe_default_protocol_versions()
         .map_err(|_| Problem::Key)?
         .with_root_certificates(rustls::RootCertStore::empty())
@@ -70,16 +74,26 @@ fn client(certificate: &[u8], key: &[u8]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The cryptography of the process, if it has chosen one, else ring: the client panics where nobody has chosen.
+/// The crypto provider of the process, or else the library that the application has chosen.
 #[cfg(feature = "redis-tls")]
-pub(in crate::store::redis) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    use rustls::crypto::{CryptoProvider, ring};
+fn provider() -> Result<Arc<CryptoProvider>, Problem> {
+    CryptoProvider::get_default().cloned().or_else(|| chosen().map(Arc::new)).ok_or(Problem::NoCrypto)
+}
 
-    loop {
-        if let Some(provider) = CryptoProvider::get_default() {
-            return provider.clone();
-        }
-        // Whoever comes at the same moment may win.
-        let _ = ring::default_provider().install_default();
+#[cfg(feature = "redis-tls")]
+fn chosen() -> Option<CryptoProvider> {
+    #[cfg(feature = "aws-lc")]
+    return Some(rustls::crypto::aws_lc_rs::default_provider());
+    #[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+    return Some(rustls::crypto::ring::default_provider());
+    #[cfg(not(any(feature = "aws-lc", feature = "ring")))]
+    None
+}
+
+/// Before the first connection: the Redis client panics in a process without a crypto provider.
+#[cfg(feature = "redis-tls")]
+pub(in crate::store::redis) fn install_provider() {
+    if let (None, Some(chosen)) = (CryptoProvider::get_default(), chosen()) {
+        let _ = chosen.install_default(); // another thread may be faster
     }
 }
