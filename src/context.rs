@@ -88,7 +88,7 @@ impl LayerContext {
     }
 
     /// Whether a session waits for no other to end in its favour, or that has.
-    pub(crate) async fn has_begun(&self, id: &SessionId, record: &Record) -> Result<bool, StoreError> {
+    pub(crate) async fn is_activated(&self, id: &SessionId, record: &Record) -> Result<bool, StoreError> {
         Ok(match &record.replaces {
             Some(old) => match self.store.load(old).await? {
                 Found::Ended(ended) => ended.successor == Some(*id),
@@ -104,7 +104,7 @@ impl LayerContext {
     }
 
     /// A session has ended that had this record.
-    pub(crate) fn lived(&self, record: &Record) {
+    pub(crate) fn record_lifetime(&self, record: &Record) {
         if Stopwatch::RUNS {
             metrics::record(&LIFETIME, [], self.clock.now().since(record.created_at).as_secs_f64());
         }

@@ -85,9 +85,9 @@ impl Jwt {
     /// ```
     pub async fn issue_with<C: Serialize>(&self, session: &Session, claims: &C) -> Result<JwtPair, JwtIssueError> {
         let own = own_claims(claims)?;
-        session.check_given_away()?;
+        session.check_has_no_token()?;
         session.save().await?;
-        let (id, record) = session.give_away()?;
+        let (id, record) = session.for_jwt()?;
         self.pair(&id, &record, session.context().clock.now(), own)
     }
 

@@ -88,7 +88,7 @@ impl Jwt {
                 }
                 Standing::Reused => return Err(self.reused(sessions, id, &loaded).await.unwrap_or_else(failed)),
             }
-            if !context.has_begun(&id, &loaded.record).await.map_err(failed)? {
+            if !context.is_activated(&id, &loaded.record).await.map_err(failed)? {
                 return Err(JwtRefreshError::Unknown);
             }
             let Some(info) = SessionInfo::of(id, &loaded, now) else {
@@ -122,7 +122,7 @@ impl Jwt {
         let (context, user) = (sessions.context(), loaded.record.user.clone());
         security::token_reused(&id, user.as_deref(), sessions.client_ip());
         if let EndOutcome::Done = context.store.end(&id, End::For(EndReason::TokenReused)).await? {
-            context.lived(&loaded.record);
+            context.record_lifetime(&loaded.record);
             sessions.announce([(id, user, EventKind::Ended(EndReason::TokenReused))]).await;
         }
         Ok(JwtRefreshError::Ended(EndReason::TokenReused))

@@ -93,7 +93,7 @@ where
                     if exchange.nested {
                         return Poll::Ready(response);
                     }
-                    if exchange.session.is_settled() {
+                    if exchange.session.is_clean() {
                         return Poll::Ready(response.map(|response| respond::finish(response, &exchange.session)));
                     }
                     let delivery = if response.is_ok() { Delivery::Response } else { Delivery::None };
@@ -123,7 +123,7 @@ where
 impl<R> Drop for Exchange<R> {
     fn drop(&mut self) {
         if !self.nested {
-            self.session.leave();
+            self.session.request_ended();
         }
     }
 }

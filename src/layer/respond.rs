@@ -7,14 +7,14 @@ use crate::{
     session::Session,
 };
 
-/// Sets what the client must be told of its session, and what caches must know.
+/// Sets the session cookie, and the headers that caches need.
 pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Response<B> {
-    let Some(closing) = session.close() else {
-        return response; // the session was not read: nothing depends on it
+    let Some(finished) = session.finish() else {
+        return response; // no part of the response depends on the session
     };
     let credentials = &session.context().credentials;
     let headers = response.headers_mut();
-    if let (Some(set_cookie), Some(cookie)) = (closing.set_cookie, credentials.cookie()) {
+    if let (Some(set_cookie), Some(cookie)) = (finished.set_cookie, credentials.cookie()) {
         let others: Vec<_> =
             headers.get_all(header::SET_COOKIE).iter().filter(|other| !cookie.is_set_by(other)).cloned().collect();
         metrics::count(&SET_COOKIE, [("op", set_cookie.op)]);
@@ -28,7 +28,7 @@ pub(super) fn finish<B>(mut response: Response<B>, session: &Session) -> Respons
     response
 }
 
-/// Adds the names in `names` that are not there yet.
+/// Adds `names` to `Vary`, except those that it has.
 pub(super) fn vary(headers: &mut HeaderMap, names: &HeaderValue) {
     if !headers.contains_key(header::VARY) {
         headers.insert(header::VARY, names.clone());

@@ -1,12 +1,11 @@
-//! How the session of a request is found.
+//! The lookup: from the presented credentials to the session.
 
 use std::sync::Arc;
 
 use super::{
     Inner,
-    met::Met,
-    settle::cookie_until,
-    state::{Fate, Held, Known, Live, Untold},
+    lookup_outcome::LookupOutcome,
+    state::{CookieChange, Phase, Snapshot, TokenOrigin},
 };
 use crate::{
     context::OnCorrupt,
@@ -22,45 +21,56 @@ use crate::{
     token::SessionId,
 };
 
-/// What a look-up found.
-pub(super) struct Looked {
-    pub(super) known: Known,
-    pub(super) ended: Option<EndReason>,
-    pub(super) fate: Fate,
-    pub(super) untold: Option<Untold>,
-    /// The store answers less than it usually promises.
+/// The result of a lookup.
+pub(super) struct LookupResult {
+    pub(super) phase: Phase,
+    pub(super) end_reason: Option<EndReason>,
+    /// The token is old and should be rotated.
+    pub(super) renew: bool,
+    pub(super) cookie: Option<CookieChange>,
     pub(super) degraded: bool,
-    pub(super) met: Met,
+    pub(super) outcome: LookupOutcome,
 }
 
-impl Looked {
-    fn without_store(known: Known, met: Met) -> Self {
-        Self { known, ended: None, fate: Fate::Keep, untold: None, degraded: true, met }
+impl LookupResult {
+    fn without_session(phase: Phase, end_reason: Option<EndReason>, outcome: LookupOutcome) -> Self {
+        Self { phase, end_reason, renew: false, cookie: None, degraded: false, outcome }
+    }
+
+    fn without_store(phase: Phase, outcome: LookupOutcome) -> Self {
+        Self { degraded: true, ..Self::without_session(phase, None, outcome) }
     }
 }
 
-/// What one token, or signature, led to.
-enum Tried {
-    Live(Live, Standing),
-    /// There is a session, and the client is getting, or has, a newer token of it: this request may not act for it.
+/// The result for one token or signature.
+enum ProofResult {
+    Live(Snapshot, Standing),
+    /// The session exists, but the client has a newer token or is about to receive it.
     Superseded,
     Ended(EndReason),
     Unknown,
 }
 
 impl Inner {
-    /// Whether there is something that is still to be looked up. If there is not, there is no session, and that is known now.
-    pub(super) fn is_to_look_up(&self) -> bool {
+    /// Looks the session up, unless that is done already or the request presented nothing to look up.
+    pub(super) async fn load(&self) {
+        if self.needs_lookup() {
+            let result = self.look_up().await;
+            self.state().looked_up(result);
+        }
+    }
+
+    fn needs_lookup(&self) -> bool {
         let mut state = self.state();
-        match (&state.known, &self.presented) {
+        match (&state.phase, &self.presented) {
             (
-                Known::Unread | Known::Unavailable,
+                Phase::NotLoaded | Phase::Unavailable,
                 PresentedCredentials::Tokens(..) | PresentedCredentials::Signed(_),
             ) => true,
-            (Known::Unread, presented) => {
-                state.known = Known::Absent;
+            (Phase::NotLoaded, presented) => {
+                state.phase = Phase::Absent;
                 state.degraded = self.context.store.is_degraded();
-                if let Met::Malformed = Met::without_looking(presented) {
+                if let LookupOutcome::Malformed = LookupOutcome::without_lookup(presented) {
                     self.context.security.malformed(&*self.context.clock, presented.label(), self.ip());
                 }
                 false
@@ -69,22 +79,19 @@ impl Inner {
         }
     }
 
-    pub(super) async fn look_up(&self) -> Looked {
-        let before = self.context.store.is_degraded();
-        let looked = self.look_through().await;
-        // Whichever of the two it was when it answered.
-        let degraded = looked.degraded || before || self.context.store.is_degraded();
-        let met = match looked.met {
-            Met::Hit | Met::Unknown if degraded => Met::Degraded,
-            met => met,
-        };
-        Looked { degraded, met, ..looked }
+    async fn look_up(&self) -> LookupResult {
+        let degraded_before = self.context.store.is_degraded();
+        let mut result = self.try_proofs().await;
+        // The store may have changed while it replied.
+        result.degraded |= degraded_before || self.context.store.is_degraded();
+        if result.degraded && matches!(result.outcome, LookupOutcome::Hit | LookupOutcome::Unknown) {
+            result.outcome = LookupOutcome::Degraded;
+        }
+        result
     }
 
-    async fn look_through(&self) -> Looked {
-        let mut unknown = None;
-        let mut ended = None;
-        let mut known = Known::Absent;
+    async fn try_proofs(&self) -> LookupResult {
+        let (mut superseded, mut end_reason, mut unknown) = (false, None, None);
         for proof in self.presented.proofs() {
             let found = self.ask(self.context.store.load(&proof.session())).await;
             if let (Proof::Signature(signed), Err(error @ StoreError::Outage(_))) = (proof, &found)
@@ -93,38 +100,37 @@ impl Inner {
                 return self.signature_only(signed, error);
             }
             match self.try_proof(proof, found).await {
-                Ok(Tried::Live(live, standing)) => return self.found(live, standing),
-                Ok(Tried::Superseded) => (known, ended) = (Known::Ended, Some(EndReason::Replaced)),
-                Ok(Tried::Ended(reason)) => ended = ended.or(Some(reason)),
-                Ok(Tried::Unknown) => unknown = Some(proof.session()),
+                Ok(ProofResult::Live(live, standing)) => return self.live(live, standing),
+                Ok(ProofResult::Superseded) => (superseded, end_reason) = (true, Some(EndReason::Replaced)),
+                Ok(ProofResult::Ended(reason)) => end_reason = end_reason.or(Some(reason)),
+                Ok(ProofResult::Unknown) => unknown = Some(proof.session()),
                 Err(error) => {
                     self.context.counters.outages.count();
                     tracing::warn!(session = %proof.session(), error = %ErrorChain(&error), "session not loaded");
-                    return Looked::without_store(Known::Unavailable, Met::StoreError);
+                    return LookupResult::without_store(Phase::Unavailable, LookupOutcome::StoreError);
                 }
             }
         }
-        let met = match (&known, ended) {
-            (Known::Ended, _) => Met::Superseded,
-            (_, Some(reason)) => Met::Ended(reason),
-            (_, None) => Met::Unknown,
-        };
-        if let (Met::Unknown, Some(id)) = (met, unknown) {
+        if superseded {
+            return LookupResult::without_session(Phase::Ended, end_reason, LookupOutcome::Superseded);
+        }
+        if let (None, Some(id)) = (end_reason, unknown) {
             self.context.security.unknown(&*self.context.clock, &id, self.ip());
         }
-        Looked { known, ended, fate: Fate::Keep, untold: None, degraded: false, met }
+        let outcome = end_reason.map_or(LookupOutcome::Unknown, LookupOutcome::Ended);
+        LookupResult::without_session(Phase::Absent, end_reason, outcome)
     }
 
-    /// The store did not answer, and the signature is to suffice then.
-    fn signature_only(&self, signed: &Signed, error: &StoreError) -> Looked {
+    /// The store is unavailable, and the signature is enough.
+    fn signature_only(&self, signed: &Signed, error: &StoreError) -> LookupResult {
         let (session, user, error) = (signed.session, signed.user.as_deref(), ErrorChain(error));
         self.context.counters.outages.count();
         self.context.counters.signature_only.count();
-        tracing::warn!(%session, user, %error, "session not loaded: served on the signature alone");
-        Looked::without_store(Known::Vouched, Met::Degraded)
+        tracing::warn!(%session, user, %error, "session not loaded: accepted by its signature alone");
+        LookupResult::without_store(Phase::SignatureOnly, LookupOutcome::Degraded)
     }
 
-    async fn try_proof(&self, proof: Proof<'_>, found: Result<Found, StoreError>) -> Result<Tried, StoreError> {
+    async fn try_proof(&self, proof: Proof<'_>, found: Result<Found, StoreError>) -> Result<ProofResult, StoreError> {
         let id = proof.session();
         let found = match found {
             Err(StoreError::Corrupt(source)) => {
@@ -132,29 +138,29 @@ impl Inner {
                 if self.context.on_corrupt == OnCorrupt::Outage {
                     return Err(StoreError::Corrupt(source));
                 }
-                tracing::warn!(session = %id, "session record not readable: ended");
-                return self.give_up(id, None, EndReason::Corrupt).await;
+                tracing::warn!(session = %id, "session record is corrupt: session ended");
+                return self.end(id, None, EndReason::Corrupt).await;
             }
             found => found?,
         };
         let now = self.context.clock.now();
         let loaded = match found {
             Found::Live(loaded) => loaded,
-            // The client that logged in may have sent this before it knew.
+            // The client may have sent this before it received the token of its login.
             Found::Ended(Ended { reason: EndReason::Replaced, at, .. })
                 if now.since(at) < self.context.rotation.grace =>
             {
                 metrics::count(&ROTATION, [("case", "superseded")]);
-                return Ok(Tried::Superseded);
+                return Ok(ProofResult::Superseded);
             }
-            Found::Ended(ended) => return Ok(Tried::Ended(ended.reason)),
-            Found::Unknown => return Ok(Tried::Unknown),
+            Found::Ended(ended) => return Ok(ProofResult::Ended(ended.reason)),
+            Found::Unknown => return Ok(ProofResult::Unknown),
         };
         let standing = match proof {
             Proof::Token(_, token) => loaded.record.standing(token, now, self.context.rotation.grace),
-            // A session never changes its user.
+            // A session never changes its user, so the JWT is not for this session.
             Proof::Signature(Signed { user: Some(user), .. }) if loaded.record.user() != Some(user) => {
-                return Ok(Tried::Unknown);
+                return Ok(ProofResult::Unknown);
             }
             Proof::Signature(_) => Standing::Current,
         };
@@ -163,86 +169,77 @@ impl Inner {
             Standing::Graced => metrics::count(&ROTATION, [("case", "graced")]),
             Standing::Superseded => {
                 metrics::count(&ROTATION, [("case", "superseded")]);
-                return Ok(Tried::Superseded);
+                return Ok(ProofResult::Superseded);
             }
             Standing::Reused => {
                 security::token_reused(&id, loaded.record.user(), self.ip());
-                return self.give_up(id, Some(&loaded.record), EndReason::TokenReused).await;
+                return self.end(id, Some(&loaded.record), EndReason::TokenReused).await;
             }
         }
-        let Some(loaded) = self.begun(&id, loaded).await? else { return Ok(Tried::Unknown) };
+        let Some(loaded) = self.activated(&id, loaded).await? else { return Ok(ProofResult::Unknown) };
         let token = match (proof, standing) {
-            (Proof::Token(_, token), Standing::Graced) => Held::Minted(Box::new(loaded.record.current_token(token))),
-            (Proof::Token(place, _), _) => Held::Presented(place),
-            (Proof::Signature(_), _) => Held::Elsewhere,
+            (Proof::Token(_, token), Standing::Graced) => {
+                TokenOrigin::New(Box::new(loaded.record.current_token(token)))
+            }
+            (Proof::Token(index, _), _) => TokenOrigin::Presented(index),
+            (Proof::Signature(_), _) => TokenOrigin::Elsewhere,
         };
-        match self.alive(token, id, loaded, now) {
+        match snapshot(token, id, loaded, now) {
             Some(mut live) => {
                 self.touch(&mut live).await;
-                Ok(Tried::Live(live, standing))
+                Ok(ProofResult::Live(live, standing))
             }
-            None => Ok(Tried::Ended(EndReason::Expired)),
+            None => Ok(ProofResult::Ended(EndReason::Expired)),
         }
     }
 
-    /// What was loaded, unless it waits for another session to end in its favour. Once that has, it waits no more.
-    async fn begun(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Loaded>, StoreError> {
+    /// The session that was loaded, unless its login is still pending. A session whose login is complete is activated.
+    async fn activated(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Loaded>, StoreError> {
         let record = &loaded.record;
         if record.replaces.is_none() {
             return Ok(Some(loaded));
         }
-        if !self.ask(self.context.has_begun(id, record)).await? {
+        if !self.ask(self.context.is_activated(id, record)).await? {
             return Ok(None);
         }
-        // Best effort: if it fails, the next request sees to it.
+        // Best effort: if it fails, the next request tries again.
         let now = self.context.clock.now();
         let Ok(version) = record.version.next() else { return Ok(Some(loaded)) };
-        let begun = Record { version, replaces: None, ..Record::clone(record) };
-        let entry = Entry { record: Arc::new(begun), ttl: record.full_ttl(now) };
+        let activated = Record { version, replaces: None, ..Record::clone(record) };
+        let entry = Entry { record: Arc::new(activated), ttl: record.full_ttl(now) };
         Ok(Some(match self.ask(self.context.store.update(id, record.version, entry.clone())).await {
             Ok(Outcome::Done) => Loaded { record: entry.record, ttl: Some(entry.ttl) },
             _ => loaded,
         }))
     }
 
-    /// Ends a session that must not go on.
-    async fn give_up(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<Tried, StoreError> {
+    /// Ends a session that must not be used any more.
+    async fn end(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<ProofResult, StoreError> {
         let outcome = self.ask(self.context.store.end(&id, End::For(reason))).await?;
         if matches!(outcome, EndOutcome::Done) || reason == EndReason::Corrupt {
-            record.into_iter().for_each(|record| self.context.lived(record));
+            record.into_iter().for_each(|record| self.context.record_lifetime(record));
             let user = record.and_then(|record| record.user.clone());
             self.announce([(id, user, EventKind::Ended(reason))]).await;
         }
-        Ok(Tried::Ended(reason))
+        Ok(ProofResult::Ended(reason))
     }
 
-    fn found(&self, live: Live, standing: Standing) -> Looked {
-        let untold = (standing == Standing::Graced).then(|| Untold::Token(cookie_until(&live.record)));
+    fn live(&self, live: Snapshot, standing: Standing) -> LookupResult {
+        let cookie = (standing == Standing::Graced).then(|| CookieChange::give(&live.record));
         let by_cookie = self.presented.transport() == Some(Transport::Cookie);
         let age = self.context.clock.now().since(live.record.rotated_at());
-        let due = by_cookie && untold.is_none() && self.context.rotation.every.is_some_and(|every| age >= every);
-        // What a degraded store confirms may not last, and the client would be left with a token that nobody knows.
-        let due = due && !self.context.store.is_degraded();
-        let fate = if due { Fate::Renew } else { Fate::Keep };
-        Looked { known: Known::Live(Box::new(live)), ended: None, fate, untold, degraded: false, met: Met::Hit }
+        let due = by_cookie && cookie.is_none() && self.context.rotation.every.is_some_and(|every| age >= every);
+        // A degraded store may lose the rotation, and the client would keep a token that the store does not know.
+        let renew = due && !self.context.store.is_degraded();
+        let (phase, outcome) = (Phase::Live(Box::new(live)), LookupOutcome::Hit);
+        LookupResult { phase, end_reason: None, renew, cookie, degraded: false, outcome }
     }
 
-    /// What was loaded, unless its time is over.
-    fn alive(&self, token: Held, id: SessionId, Loaded { record, ttl }: Loaded, now: Timestamp) -> Option<Live> {
-        let left = record.ttl_left(now, ttl);
-        if left.is_zero() {
-            return None;
-        }
-        let expires_at = now.plus(left);
-        let last_seen = record.last_used(now, left);
-        Some(Live { id, token, last_seen, expires_at, is_new: false, record, disowned: false, moved: None })
-    }
-
-    /// Extends the idle timeout, if enough of it has passed. Now, and not with the response: a slow handler's session must not end
-    /// under its hands.
+    /// Extends the idle timeout, if enough of it has passed. This happens before the handler runs, so that the session does not end
+    /// during a slow handler.
     ///
-    /// Best effort: a read keeps working where writes fail, and the next request tries again.
-    async fn touch(&self, live: &mut Live) {
+    /// Best effort: a read works even if writes fail, and the next request tries again.
+    async fn touch(&self, live: &mut Snapshot) {
         let now = self.context.clock.now();
         let (left, ttl) = (live.expires_at.since(now), live.record.full_ttl(now));
         let due = ttl.saturating_sub(left) >= self.context.lifetime.touch_interval_of(live.record.idle_timeout);
@@ -255,4 +252,14 @@ impl Inner {
             Err(error) => tracing::debug!(session = %live.id, error = %ErrorChain(&error), "session not extended"),
         }
     }
+}
+
+/// The session that was loaded, unless it has expired.
+fn snapshot(token: TokenOrigin, id: SessionId, Loaded { record, ttl }: Loaded, now: Timestamp) -> Option<Snapshot> {
+    let left = record.ttl_left(now, ttl);
+    if left.is_zero() {
+        return None;
+    }
+    let (last_seen, expires_at) = (record.last_used(now, left), now.plus(left));
+    Some(Snapshot { id, token, record, last_seen, expires_at, is_new: false, token_superseded: false })
 }

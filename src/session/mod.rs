@@ -1,17 +1,45 @@
-//! The handle that a handler works with.
+//! The session of a request: the handle for handlers, and the state machine behind it.
+//!
+//! `lookup.rs` and `save.rs` do the I/O. The decisions are in two functions without I/O: `plan.rs` (state → next write) and
+//! `apply.rs` (write and reply → next state). A save alternates them until there is nothing to write:
+//!
+//! | phase | unsaved changes | write | reply | next phase |
+//! |---|---|---|---|---|
+//! | `Absent` | a value or a login | `Create` | done | `Live` |
+//! | `Live` | values, same user | `Update` | done | `Live` |
+//! | | | | conflict | `Live`, changes applied to what the other request wrote |
+//! | | | | gone | `Ended`; `Absent` after a login |
+//! | `Live` | `Renew`, `Rotate` | `Update` with a new token | as above | as above |
+//! | `Live` | `Destroy` | `End` | done, gone | `Ended`; `Absent` if there are later changes |
+//! | `Live` | login in another slot | `Create`, pending | done | `Transfer`: `Pending` |
+//! | `Transfer`: `Pending` | | `Replace` the old session | done | `Transfer`: `Replaced` |
+//! | | | | conflict | `Transfer`: `Stale` |
+//! | | | | gone | `Transfer`: `Detached` |
+//! | `Transfer`: `Stale` | | `Update`, pending, from the old session | done | `Transfer`: `Pending` |
+//! | | | | gone | `Live` with the old session |
+//! | `Transfer`: `Replaced` | | `Update`: activate | done | `Live` |
+//! | | | | gone | `Transfer`: `Lost` |
+//! | `Transfer`: `Lost` | | `Create` | done | `Live` |
+//! | `Transfer`: `Detached` | | `Update`: activate, empty | done | `Live` |
+//! | | | | gone | `Absent` |
+//! | `Transfer` | `Destroy`, or the response is sent | `End` of the old or the new session | done, gone | `Live` with the old session, `Ended`, or `Detached` |
+//! | any | a reply was lost | the same again | | |
 
-mod close;
+mod accessors;
+mod apply;
+mod changes;
+mod deadline;
 mod error;
-mod facts;
-mod life;
+mod finish;
+mod lifecycle;
 mod lookup;
-mod met;
-mod patience;
+mod lookup_outcome;
+mod plan;
 mod save;
-mod settle;
 mod state;
 mod typed;
 mod values;
+mod write;
 
 use std::{
     fmt,
@@ -22,11 +50,11 @@ use std::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) use self::save::Delivery;
-pub use self::{error::SessionError, typed::Typed};
 use self::{
-    patience::Patience,
-    state::{Known, State},
+    deadline::TimeBudget,
+    state::{Phase, State},
 };
+pub use self::{error::SessionError, typed::Typed};
 use crate::{
     context::LayerContext,
     credential::{PresentedCredentials, Transport},
@@ -35,23 +63,22 @@ use crate::{
 };
 #[cfg(feature = "jwt")]
 use {
-    self::state::Untold,
+    self::state::CookieChange,
     crate::{jwt::JwtIssueError, record::Record, token::SessionId},
 };
 
-/// The session of a request, as its handler sees it.
+/// The session of a request.
 ///
-/// The layer puts one into the extensions of every request. It is a handle: clones are the same session.
+/// The layer puts a `Session` into the extensions of every request. Clones are handles to the same session.
 ///
-/// 1. [`load`](Self::load) looks the session up (with axum, the extractor does). Until then every accessor says
-///    [`SessionError::NotLoaded`]: a session that was not looked up is never mistaken for an empty one.
-/// 2. Read and change it. Changes are kept here.
-/// 3. When the handler returns, the layer saves what has changed, before the head of the response leaves. If that fails, the client gets
-///    503 in place of the response. A handler that must know earlier, or changes the session while a body streams, calls
-///    [`save`](Self::save).
+/// 1. [`load`](Self::load) looks the session up. With axum, the extractor does that. Before, every accessor returns
+///    [`SessionError::NotLoaded`], so a session that was not loaded is never mistaken for an empty one.
+/// 2. Read and change it. Changes stay in memory.
+/// 3. When the handler returns, the layer saves the changes before it sends the head of the response. If that fails, the client gets 503
+///    instead of the response. To know earlier, or to change the session while a body streams, call [`save`](Self::save).
 ///
-/// Requests that change different keys of one session at the same time both win; of the same key, the later save does.
-/// A session that ended meanwhile, by a logout in another tab for example, stays ended, whatever this request changed.
+/// Concurrent requests that change different keys are both kept. For the same key the last save wins, unless
+/// [`SessionLayer::merge`](crate::SessionLayer::merge) has a merge function. A session that another request ends stays ended.
 ///
 /// ```
 /// use tower_keep::{Session, SessionError};
@@ -73,12 +100,12 @@ pub struct Session {
 struct Inner {
     context: Arc<LayerContext>,
     presented: PresentedCredentials,
-    /// Who the client is, if the layer is to know.
+    /// The client, if the layer determines it.
     client: Option<Metadata>,
     state: Mutex<State>,
-    /// One write at a time: two saves of one session take turns.
+    /// Saves of clones take turns.
     turn: Semaphore,
-    patience: Patience,
+    time_budget: TimeBudget,
 }
 
 impl Session {
@@ -89,8 +116,8 @@ impl Session {
         policy: Policy,
     ) -> Self {
         let state = Mutex::new(State::new());
-        let (turn, patience) = (Semaphore::new(1), Patience::default());
-        Self { inner: Arc::new(Inner { context, presented, client, state, turn, patience }), policy }
+        let (turn, time_budget) = (Semaphore::new(1), TimeBudget::default());
+        Self { inner: Arc::new(Inner { context, presented, client, state, turn, time_budget }), policy }
     }
 
     pub(crate) fn with_policy(&self, policy: Policy) -> Self {
@@ -99,32 +126,28 @@ impl Session {
 
     /// Looks the session up, unless that is done already.
     ///
-    /// Costs nothing when the request brought no token. After an outage it can be called again, within what the request may
-    /// [wait](crate::SessionLayer::deadline).
+    /// Costs nothing if the request has no token. After an outage it can be called again, within the
+    /// [deadline](crate::SessionLayer::deadline) of the request.
     ///
     /// # Errors
-    /// A [`Rejection`], which is a ready answer, when there is no live session and the [`Policy`] demands one, and when the
-    /// store does not answer and the policy says to reject that.
+    /// A [`Rejection`], which can be returned as the response: if there is no live session and the [`Policy`] requires one, or if the
+    /// store is unavailable and the policy rejects that.
     pub async fn load(&self) -> Result<(), Rejection> {
-        if self.inner.is_to_look_up() {
-            let found = self.inner.look_up().await;
-            // Another clone may have been faster, and the session may have changed since.
-            self.inner.state().looked_up(found);
-        }
+        self.inner.load().await;
         self.verdict()
     }
 
-    /// Saves now what has changed, instead of when the handler returns.
+    /// Saves the changes now instead of when the handler returns.
     ///
-    /// After it returns, the store has confirmed everything that was changed before. What the request may
-    /// [wait](crate::SessionLayer::deadline) for the store begins anew with that.
+    /// When it returns `Ok`, the store has confirmed every change made before the call. The [deadline](crate::SessionLayer::deadline)
+    /// of the request starts again.
     ///
     /// # Errors
-    /// * [`SessionError::Store`]: not confirmed; the changes are kept, and saved again later.
-    /// * [`SessionError::Ended`]: not saved, and never will be: somebody else ended the session meanwhile.
-    /// * [`SessionError::TooLarge`], [`SessionError::Conflict`]: not saved.
-    /// * [`SessionError::ResponseSent`]: a new token is needed, and the response has left that could have given it.
-    /// * [`SessionError::NotLoaded`], [`SessionError::Unavailable`]: there is nothing that could be saved.
+    /// * [`SessionError::Store`]: not confirmed. The changes are kept, and saved again when the handler returns.
+    /// * [`SessionError::Ended`]: not saved, because another request ended the session. The changes are lost.
+    /// * [`SessionError::TooLarge`], [`SessionError::Conflict`], [`SessionError::Full`]: not saved.
+    /// * [`SessionError::ResponseSent`]: not saved, because a new token can no longer be sent to the client.
+    /// * [`SessionError::NotLoaded`], [`SessionError::Unavailable`]: there is no session to save.
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -136,15 +159,15 @@ impl Session {
     /// ```
     pub async fn save(&self) -> Result<(), SessionError> {
         drop(self.loaded()?);
-        self.inner.write(Delivery::Response).await?;
-        self.inner.patience.renew();
+        self.inner.save(Delivery::Response).await?;
+        self.inner.time_budget.reset();
         Ok(())
     }
 
-    /// Loads the session and returns who is logged in, or else the answer to give: 401 without a login, 503 in an outage.
+    /// Loads the session and returns the user who is logged in.
     ///
     /// # Errors
-    /// A [`Rejection`], whatever the policy says: who cannot be recognised is not let in.
+    /// A [`Rejection`], for any policy: 401 without a login, 503 in an outage.
     ///
     /// ```
     /// # use tower_keep::{Rejection, Session};
@@ -162,34 +185,34 @@ impl Session {
 
     fn readable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
         let state = self.inner.state();
-        match state.known {
-            Known::Unread => Err(SessionError::NotLoaded),
-            Known::Unavailable if self.policy.rejects_outage() => Err(SessionError::Unavailable),
-            Known::Vouched => Err(SessionError::Unavailable),
+        match state.phase {
+            Phase::NotLoaded => Err(SessionError::NotLoaded),
+            Phase::Unavailable if self.policy.rejects_outage() => Err(SessionError::Unavailable),
+            Phase::SignatureOnly => Err(SessionError::Unavailable),
             _ => Ok(state),
         }
     }
 
     fn loaded(&self) -> Result<MutexGuard<'_, State>, SessionError> {
         let state = self.inner.state();
-        match state.known {
-            Known::Unread => Err(SessionError::NotLoaded),
-            Known::Unavailable | Known::Vouched => Err(SessionError::Unavailable),
-            Known::Absent | Known::Ended | Known::Live(_) => Ok(state),
+        match state.phase {
+            Phase::NotLoaded => Err(SessionError::NotLoaded),
+            Phase::Unavailable | Phase::SignatureOnly => Err(SessionError::Unavailable),
+            Phase::Absent | Phase::Ended | Phase::Live(_) | Phase::Transfer(_) => Ok(state),
         }
     }
 
     fn writable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
         let state = self.loaded()?;
-        if let Known::Ended = state.known { Err(SessionError::Ended) } else { Ok(state) }
+        if let Phase::Ended = state.phase { Err(SessionError::Ended) } else { Ok(state) }
     }
 
-    /// What the policy says to what the look-up found.
+    /// Whether the policy accepts the result of the lookup.
     fn verdict(&self) -> Result<(), Rejection> {
         let state = self.inner.state();
-        let rejection: fn(&Self) -> Rejection = match state.known {
-            Known::Unavailable if self.policy.rejects_outage() => Self::unavailable,
-            Known::Absent | Known::Ended if self.policy.rejects_missing() && !state.changes.create() => {
+        let rejection: fn(&Self) -> Rejection = match state.phase {
+            Phase::Unavailable if self.policy.rejects_outage() => Self::unavailable,
+            Phase::Absent | Phase::Ended if self.policy.rejects_missing() && !state.changes.creates() => {
                 Self::unauthenticated
             }
             _ => return Ok(()),
@@ -198,7 +221,7 @@ impl Session {
         Err(rejection(self))
     }
 
-    /// The answer to what the request brought, where that is not enough.
+    /// The response to credentials that are not sufficient.
     pub(crate) fn unauthenticated(&self) -> Rejection {
         let (reason, error) = match &self.inner.presented {
             PresentedCredentials::Nothing => (Reason::NoCredential, None),
@@ -212,31 +235,29 @@ impl Session {
             }
         };
         let bearer = self.inner.context.credentials.bearer();
-        let ended = self.inner.state().ended;
-        Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error))).because(ended)
+        let end_reason = self.inner.state().end_reason;
+        Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error))).because(end_reason)
     }
 }
 
-/// What the layer needs of a session.
+/// For the layer and for JWTs.
 impl Session {
-    /// Refuses a session that the request came with an opaque token of: its client would have two tokens, of which one is soon from
-    /// before. What has begun with this request has one that nobody knows.
+    /// Refuses a session whose client already has an opaque token: with a JWT it would have two.
     #[cfg(feature = "jwt")]
-    pub(crate) fn check_given_away(&self) -> Result<(), JwtIssueError> {
+    pub(crate) fn check_has_no_token(&self) -> Result<(), JwtIssueError> {
         match self.inner.presented {
             PresentedCredentials::Tokens(..) if !self.is_new()? => Err(JwtIssueError::HasToken),
             _ => Ok(()),
         }
     }
 
-    /// The session as it is stored, which from now on is opened by a JWT.
+    /// The stored session, which a JWT identifies from now on.
     #[cfg(feature = "jwt")]
-    pub(crate) fn give_away(&self) -> Result<(SessionId, Arc<Record>), JwtIssueError> {
-        self.check_given_away()?; // again: it may be another by now
+    pub(crate) fn for_jwt(&self) -> Result<(SessionId, Arc<Record>), JwtIssueError> {
+        self.check_has_no_token()?; // again: the session may have changed since
         let mut state = self.writable()?;
-        let begun = state.live().filter(|live| live.moved.is_none());
-        let stored = begun.map(|live| (live.id, live.record.clone())).ok_or(JwtIssueError::NoSession)?;
-        state.untold = Some(Untold::End); // an old cookie would only contradict the JWT
+        let stored = state.settled().map(|live| (live.id, live.record.clone())).ok_or(JwtIssueError::NoSession)?;
+        state.cookie = Some(CookieChange::Remove); // an old cookie would contradict the JWT
         Ok(stored)
     }
 
@@ -248,7 +269,7 @@ impl Session {
         &self.inner.presented
     }
 
-    /// A cookie and a bearer token came, and differ.
+    /// Logs that the request has a cookie and a bearer token that differ.
     pub(crate) fn report_disagreement(&self) {
         let context = &self.inner.context;
         context.security.disagreement(&*context.clock, self.inner.ip());
@@ -258,7 +279,7 @@ impl Session {
         Arc::ptr_eq(&self.inner.context, context)
     }
 
-    /// What an error does not know of the request it answers.
+    /// Adds to a rejection what only this request knows.
     pub(crate) fn complete(&self, rejection: Rejection) -> Rejection {
         match rejection.reason() {
             Reason::Unavailable => rejection.or(self.unavailable()),
@@ -277,7 +298,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the request came from, if that is known.
+    /// The client IP, if it is known.
     fn ip(&self) -> Option<IpAddr> {
         self.client.as_ref().and_then(Metadata::ip)
     }

@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 use super::{Session, SessionError};
 use crate::record::Json;
 
-/// The name that errors give to the whole.
+/// The key that errors name for the whole value.
 const WHOLE: &str = "*";
 
 /// A session whose values are the fields of a `T`: see [`Session::typed`].
 ///
-/// Each field is a value under its own name, so requests that change different fields at the same time both win, and
-/// [`Session::get`] sees what this sees. Values that are no field of `T` are left alone.
+/// Each field is a value under its own name: concurrent changes to different fields are both kept, and [`Session::get`] returns the same
+/// values. Values that are not a field of `T` do not change.
 pub struct Typed<T> {
     session: Session,
     of: PhantomData<fn() -> T>,
@@ -25,10 +25,10 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
         Self { session, of: PhantomData }
     }
 
-    /// What the session holds. A field that was never set needs a default (`#[serde(default)]`).
+    /// The current value. A field that was never set needs a default (`#[serde(default)]`).
     ///
     /// # Errors
-    /// [`SessionError::Decode`] when that is no `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::Decode`] if the values are not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -47,10 +47,10 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
         Json::encode(&values).and_then(|whole| whole.decode()).map_err(|_| undecodable())
     }
 
-    /// Changes what the session holds, field by field: only what `change` made different is written.
+    /// Changes the value. Only the fields that `change` modifies are written.
     ///
     /// # Errors
-    /// Those of [`get`](Self::get); [`SessionError::Encode`] when the changed value is no JSON object; [`SessionError::Ended`].
+    /// Those of [`get`](Self::get); [`SessionError::Encode`] if the changed value is not a JSON object; [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};

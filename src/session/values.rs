@@ -1,4 +1,4 @@
-//! What a session holds.
+//! The values of a session.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -8,12 +8,12 @@ use crate::{
     record::Json,
 };
 
-/// What it holds.
+/// # Values
 impl Session {
-    /// The value of `key`, or `None`. A key is a text, or a typed [`Key`](crate::Key).
+    /// The value of `key`, or `None`. A key is a string or a typed [`Key`](crate::Key).
     ///
     /// # Errors
-    /// [`SessionError::Decode`] when the value is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::Decode`] if the value is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -29,7 +29,7 @@ impl Session {
         value.map(|value| decode(key, &value)).transpose()
     }
 
-    /// Whether there is a value of `key`.
+    /// Whether `key` has a value.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -45,11 +45,10 @@ impl Session {
         Ok(self.readable()?.value(key.name()).is_some())
     }
 
-    /// Sets the value of `key`. The first value makes a session where there was none. Setting the value it has already
-    /// changes nothing, and costs no write.
+    /// Sets the value of `key`. The first value creates the session. Setting the value that the key already has costs no write.
     ///
     /// # Errors
-    /// [`SessionError::Encode`] when JSON cannot hold the value; [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
+    /// [`SessionError::Encode`] if the value cannot be written as JSON; [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -65,7 +64,7 @@ impl Session {
         Ok(())
     }
 
-    /// Removes the value of `key`, and says whether there was one. Removing what is not there costs no write.
+    /// Removes the value of `key`. Returns whether there was one. Removing a value that does not exist costs no write.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
@@ -81,10 +80,10 @@ impl Session {
         Ok(self.writable()?.set(key.name(), None))
     }
 
-    /// Removes the value of `key` and returns it: a message to be shown once.
+    /// Removes the value of `key` and returns it, for example a message to show once.
     ///
     /// # Errors
-    /// [`SessionError::Decode`] when the value is not a `T`: it is then kept; [`SessionError::NotLoaded`],
+    /// [`SessionError::Decode`] if the value is not a `T`; the value is kept then; [`SessionError::NotLoaded`],
     /// [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
@@ -101,12 +100,12 @@ impl Session {
         let Some(raw) = self.writable()?.value(key).cloned() else { return Ok(None) };
         let value = decode(key, &raw)?;
         let mut state = self.writable()?;
-        // Another clone may have taken it while this one decoded: only one gets it.
-        let mine = state.value(key).is_some_and(|current| current.is_same_as(&raw));
-        Ok((mine && state.set(key, None)).then_some(value))
+        // Another clone may have taken the value while this one decoded it.
+        let unchanged = state.value(key).is_some_and(|current| current.is_same_as(&raw));
+        Ok((unchanged && state.set(key, None)).then_some(value))
     }
 
-    /// Removes all values. Who is logged in stays so.
+    /// Removes all values. The user stays logged in.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
@@ -123,7 +122,7 @@ impl Session {
         Ok(())
     }
 
-    /// The session as one value of your own type: its fields are the values.
+    /// The session as a value of your own type: each field is a value of the session.
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};

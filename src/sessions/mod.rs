@@ -229,7 +229,7 @@ impl Sessions {
         let outcome = self.context.store.end(id, End::For(EndReason::Revoked)).await?;
         let ended = matches!(outcome, EndOutcome::Done);
         if ended {
-            record.iter().for_each(|record| self.context.lived(record));
+            record.iter().for_each(|record| self.context.record_lifetime(record));
             let user = record.and_then(|record| record.user.clone());
             self.announce([(*id, user, EventKind::Ended(EndReason::Revoked))]).await;
         }
@@ -300,7 +300,7 @@ impl Sessions {
         let claim = Version::first().map_err(|error| StoreError::Outage(error.into()))?;
         Ok(match self.context.store.consume(&id, claim).await? {
             Found::Live(loaded) => {
-                self.context.lived(&loaded.record);
+                self.context.record_lifetime(&loaded.record);
                 let user = loaded.record.user.clone();
                 self.announce([(id, user, EventKind::Ended(EndReason::Used))]).await;
                 self.alive(id, &loaded).map_or(Consumed::Unknown, Consumed::Now)
@@ -456,7 +456,7 @@ impl Sessions {
 
     /// A session that is alive, and does not wait for another to end.
     async fn begun(&self, id: SessionId, loaded: &Loaded) -> Result<Option<SessionInfo>, StoreError> {
-        let begun = self.context.has_begun(&id, &loaded.record).await?;
+        let begun = self.context.is_activated(&id, &loaded.record).await?;
         Ok(self.alive(id, loaded).filter(|_| begun))
     }
 }

@@ -7,5 +7,7 @@ pub(super) const TARGET: &str = "tower_keep::store";
 #[cfg(feature = "redis")]
 pub(super) fn current() -> Option<tracing::Span> {
     let enabled = tracing::span_enabled!(target: TARGET, tracing::Level::DEBUG);
-    enabled.then(tracing::Span::current).filter(|span| span.metadata().is_some_and(|metadata| metadata.target() == TARGET))
+    enabled
+        .then(tracing::Span::current)
+        .filter(|span| span.metadata().is_some_and(|metadata| metadata.target() == TARGET))
 }

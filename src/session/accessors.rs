@@ -1,24 +1,21 @@
-//! What is known of a session, besides what it holds.
+//! What is known about a session besides its values.
 
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 #[cfg(feature = "jwt")]
 use serde::de::DeserializeOwned;
 
-use super::{
-    Inner, Session, SessionError,
-    state::{Held, Known, Live},
-};
+use super::{Session, SessionError, state::Phase};
 use crate::{
-    credential::{PresentedCredentials, Signed},
+    credential::Signed,
     ended::EndReason,
     metadata::Metadata,
     token::{SessionId, Token},
 };
 
-/// What is known of it.
+/// # Information about the session
 impl Session {
-    /// Who is logged in.
+    /// The user who is logged in.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -39,7 +36,7 @@ impl Session {
         }
     }
 
-    /// The id of the stored session: for logs, and for users to tell their sessions apart. `None` until it is stored.
+    /// The id of the stored session, for logs and for lists of a user's sessions. `None` until the session is stored.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -60,8 +57,8 @@ impl Session {
         }
     }
 
-    /// The token of the stored session: for a client that is to send it as a bearer token. `None` until it is stored, so
-    /// [`save`](Self::save) first. With cookies the layer delivers it, and handlers have no use for it.
+    /// The token of the stored session, for a client that sends bearer tokens. `None` until the session is stored:
+    /// [`save`](Self::save) first. With cookies, the layer sends the token to the client.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -77,24 +74,25 @@ impl Session {
     /// ```
     pub fn token(&self) -> Result<Option<Token>, SessionError> {
         let state = self.readable()?;
-        let begun = state.live().filter(|live| live.moved.is_none());
-        Ok(begun.and_then(|live| self.inner.token_of(live)))
+        Ok(state.settled().and_then(|live| live.token_for_client(&self.inner.presented)))
     }
 
-    /// What the access token of the request says, as a type of your own: `None` when it brought none, or the session that it names is
-    /// not this request's any more. Verified, and its session is alive: or else the store [is away](Self::is_degraded), and a
-    /// [signature suffices](crate::JwtBuilder::accept_in_outage).
+    /// The claims of the request's access token, as your own type. `None` if the request has no access token, or not for the current
+    /// session.
+    ///
+    /// The token is verified and its session is alive. In an outage with
+    /// [`accept_in_outage`](crate::JwtBuilder::accept_in_outage), only the token is verified.
     ///
     /// # Errors
-    /// [`SessionError::Decode`] when that is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
+    /// [`SessionError::Decode`] if the claims are not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
     /// #[derive(serde::Deserialize)]
-    /// struct Mine { role: String }
+    /// struct Claims { role: String }
     ///
     /// fn is_admin(session: &Session) -> Result<bool, SessionError> {
-    ///     Ok(session.claims::<Mine>()?.is_some_and(|mine| mine.role == "admin"))
+    ///     Ok(session.claims::<Claims>()?.is_some_and(|claims| claims.role == "admin"))
     /// }
     /// # let _ = is_admin;
     /// ```
@@ -108,7 +106,7 @@ impl Session {
         signed.claims.decode().map(Some).map_err(|_| SessionError::Decode { key: "the access token".to_owned() })
     }
 
-    /// When the session was created or last logged in to. `None` until it is stored.
+    /// When the session was created, or when its user last logged in. `None` until the session is stored.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -124,8 +122,8 @@ impl Session {
         Ok(self.readable()?.live().map(|live| live.record.created_at.into()))
     }
 
-    /// When the session was last used before this request, up to the
-    /// [touch interval](crate::Lifetime::touch_every). `None` until it is stored.
+    /// When the session was last used before this request, with the precision of the
+    /// [touch interval](crate::Lifetime::touch_every). `None` until the session is stored.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -141,7 +139,7 @@ impl Session {
         Ok(self.readable()?.live().map(|live| live.last_seen.into()))
     }
 
-    /// When the session ends if nobody uses it. `None` until it is stored.
+    /// When the session expires if it is not used. `None` until the session is stored.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -157,7 +155,7 @@ impl Session {
         Ok(self.readable()?.live().map(|live| live.expires_at.into()))
     }
 
-    /// Whether the session began with this request, or has not begun yet.
+    /// Whether this request created the session, or there is no session yet.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -173,7 +171,8 @@ impl Session {
         Ok(self.readable()?.live().is_none_or(|live| live.is_new))
     }
 
-    /// Why the session of which the request brought a token has ended, as far as that is known: to tell its user.
+    /// Why the session of the request's token has ended, for a message to the user. `None` if it has not ended, or the reason is
+    /// unknown.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -188,13 +187,15 @@ impl Session {
     /// # }
     /// ```
     pub fn ended(&self) -> Result<Option<EndReason>, SessionError> {
-        Ok(self.readable()?.ended)
+        Ok(self.readable()?.end_reason)
     }
 
-    /// Whether the store did not answer as usual when the session was loaded. Either it did not answer at all, and the session is empty for
-    /// that reason only: see [`OnOutage`](crate::OnOutage); or a signature stands in for it, and all that is known is whose it is (see
-    /// `JwtBuilder::accept_in_outage`). Or a fallback did: the session may not be what the main store has, and what is
-    /// done to it is worth what its [`FallbackMode`](crate::store::FallbackMode) promises.
+    /// Whether the store gave less than its usual guarantees when the session was loaded. There are three cases:
+    ///
+    /// * The store was unavailable, and the session is empty for that reason: see [`OnOutage`](crate::OnOutage).
+    /// * The store was unavailable, and only a JWT identifies the user: see `JwtBuilder::accept_in_outage`.
+    /// * A fallback replied: the session may be older than in the main store, and changes have the guarantees of its
+    ///   [`FallbackMode`](crate::store::FallbackMode).
     ///
     /// ```
     /// # use tower_keep::Session;
@@ -206,8 +207,10 @@ impl Session {
         self.inner.state().degraded
     }
 
-    /// Keeps a text about the session, beside its values: the name of a device. It is [listed](crate::Sessions::list) with it,
-    /// and counts towards its size. `None` removes it. By itself this makes no session.
+    /// Stores a string about the session besides its values, for example the name of a device. `None` removes it.
+    ///
+    /// It is part of the [list](crate::Sessions::list) of a user's sessions, and counts towards the size of the session. Setting metadata
+    /// does not create a session.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
@@ -220,12 +223,12 @@ impl Session {
     /// # }
     /// ```
     pub fn set_metadata(&self, name: &str, value: Option<&str>) -> Result<(), SessionError> {
-        self.writable()?.set_metadata(name, value.map(Arc::from));
+        self.writable()?.changes.set_metadata(name, value.map(Arc::from));
         Ok(())
     }
 
-    /// What is stored about the client of the session: see [`SessionLayer::client_info`](crate::SessionLayer::client_info). `None` until
-    /// it is stored.
+    /// What is stored about the client: see [`SessionLayer::client_info`](crate::SessionLayer::client_info). `None` until the session is
+    /// stored.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -241,38 +244,22 @@ impl Session {
         Ok(self.readable()?.live().map(|live| live.record.metadata.clone()))
     }
 
-    /// Where the request came from, if the layer is [told to look](crate::SessionLayer::client_info). It needs no session, and nothing is
-    /// asked of the store.
+    /// The client IP of this request, if the layer [determines it](crate::SessionLayer::client_info). Needs no session and no store.
     ///
     /// ```
     /// # use tower_keep::Session;
-    /// fn is_from_here(session: &Session) -> bool {
+    /// fn is_local(session: &Session) -> bool {
     ///     session.client_ip().is_some_and(|ip| ip.is_loopback())
     /// }
-    /// # let _ = is_from_here;
+    /// # let _ = is_local;
     /// ```
     pub fn client_ip(&self) -> Option<IpAddr> {
         self.inner.ip()
     }
 
-    /// What the request brought, if that is all there is to go by.
+    /// The verified JWT, if the store was unavailable and the JWT is enough.
     fn signature_only(&self) -> Option<&Signed> {
         let signed = self.inner.presented.signed()?;
-        matches!(self.inner.state().known, Known::Vouched).then_some(signed)
-    }
-}
-
-impl Inner {
-    /// The token that its client is to use.
-    pub(super) fn token_of(&self, live: &Live) -> Option<Token> {
-        self.held(live).filter(|_| !live.disowned)
-    }
-
-    pub(super) fn held(&self, live: &Live) -> Option<Token> {
-        match (&live.token, &self.presented) {
-            (Held::Minted(token), _) => Some(Token::clone(token)),
-            (Held::Presented(place), PresentedCredentials::Tokens(_, candidates)) => candidates.get(*place).cloned(),
-            (Held::Presented(_) | Held::Elsewhere, _) => None,
-        }
+        matches!(self.inner.state().phase, Phase::SignatureOnly).then_some(signed)
     }
 }

@@ -6,7 +6,7 @@ use crate::{
 };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Met {
+pub(super) enum LookupOutcome {
     Hit,
     Degraded,
     Anonymous,
@@ -20,9 +20,9 @@ pub(super) enum Met {
     StoreError,
 }
 
-impl Met {
-    /// What shows without a look-up.
-    pub(super) fn without_looking(presented: &PresentedCredentials) -> Self {
+impl LookupOutcome {
+    /// The outcome that is known without a lookup.
+    pub(super) fn without_lookup(presented: &PresentedCredentials) -> Self {
         match presented {
             PresentedCredentials::Nothing => Self::Anonymous,
             PresentedCredentials::Foreign(Transport::Cookie) | PresentedCredentials::Malformed => Self::Malformed,

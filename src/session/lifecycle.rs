@@ -1,4 +1,4 @@
-//! How a session goes on: with another user, another token, another lifetime, or not at all.
+//! Login, logout, rotation, lifetime, and single use.
 
 use std::sync::Arc;
 
@@ -10,16 +10,15 @@ use crate::{
     store::{Found, StoreExt},
 };
 
-/// How it goes on.
+/// # Login, logout and lifetime
 impl Session {
-    /// Binds the session to `user`, gives it a new token, and starts its absolute timeout anew.
+    /// Logs `user` in: binds the session to the user, gives it a new token, and restarts its absolute timeout.
     ///
-    /// The token the request came with is dead once this is saved, so a token that somebody else planted is worth
-    /// nothing (session fixation). What an anonymous session holds is carried on in a session of the user, which has another id; the
-    /// session of another user ends, and none of its values is handed on.
+    /// After the save, the previous token is not accepted any more, which prevents session fixation. The values of an anonymous
+    /// session are kept, in a session with another id. If another user was logged in, that session ends and none of its values is kept.
     ///
-    /// How many sessions a user may have, [`SessionLayer::limits`](crate::SessionLayer::limits) says. One more is
-    /// refused when this is saved ([`SessionError::Full`], 429), or another ends.
+    /// If the user has as many sessions as [`SessionLayer::limits`](crate::SessionLayer::limits) allows, another session ends or the
+    /// save fails with [`SessionError::Full`] (429).
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -39,7 +38,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session of the user: [`destroy`](Self::destroy) by the name that handlers look for.
+    /// Logs the user out. The same as [`destroy`](Self::destroy).
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -56,10 +55,10 @@ impl Session {
         self.destroy()
     }
 
-    /// Ends the session, with all its values, and takes the client's cookie away.
+    /// Ends the session with all its values, and removes the client's cookie.
     ///
-    /// What is inserted afterwards makes another session, with another token. Whatever other requests do to the session meanwhile,
-    /// change, touch or rotate it: it has ended.
+    /// Values that are inserted afterwards belong to a new session with a new token. Concurrent requests cannot bring the ended session
+    /// back.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -77,11 +76,10 @@ impl Session {
         Ok(())
     }
 
-    /// Gives the session a new token; the old one is dead once this is saved. The id stays.
+    /// Gives the session a new token. After the save, the previous token is not accepted any more. The id does not change.
     ///
-    /// For every change of what the session may do that is no [`login`](Self::login). Does nothing when there is no session.
-    /// To change tokens from time to time, without such a change, there is
-    /// [`SessionLayer::rotate_every`](crate::SessionLayer::rotate_every).
+    /// Call it when the privileges of the session change without a [`login`](Self::login). Does nothing without a session. To rotate
+    /// tokens regularly, use [`SessionLayer::rotate_every`](crate::SessionLayer::rotate_every).
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
@@ -99,10 +97,10 @@ impl Session {
         Ok(())
     }
 
-    /// Gives this session a lifetime of its own, which it keeps: "remember me".
+    /// Gives this session its own lifetime, for example for "remember me".
     ///
-    /// The absolute timeout still counts from when the session was created or logged in to: one that is over already ends the
-    /// session. By itself this makes no session.
+    /// The absolute timeout counts from the creation of the session or its last login. If that is over already, the session ends.
+    /// Setting a lifetime does not create a session.
     ///
     /// # Errors
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
@@ -122,13 +120,13 @@ impl Session {
         Ok(())
     }
 
-    /// Ends a session that is for a single use, and says whether this request is the one that used it.
+    /// Uses up a single-use session. Returns whether this request is the one that used it.
     ///
-    /// Of any number of requests at once, on any number of instances, exactly one gets `true`. It happens at once, not with the
-    /// response; changes that were not saved before are dropped. What the session holds must be read first.
+    /// Of all concurrent requests, on all instances, exactly one gets `true`. The session ends immediately, and unsaved changes
+    /// are dropped. Read its values first.
     ///
     /// # Errors
-    /// [`SessionError::Store`]: it is not known whether it was used; [`SessionError::NotLoaded`],
+    /// [`SessionError::Store`] if it is unknown whether the session was used: call it again. [`SessionError::NotLoaded`],
     /// [`SessionError::Unavailable`].
     ///
     /// ```
@@ -148,7 +146,7 @@ impl Session {
 impl Inner {
     async fn consume(&self) -> Result<bool, SessionError> {
         let _turn = self.turn().await;
-        let (id, user) = match self.state().begun() {
+        let (id, user) = match self.state().active() {
             Some(live) => (live.id, live.record.user.clone()),
             None => return Ok(false),
         };
@@ -156,21 +154,21 @@ impl Inner {
         let claim = self.state().claim()?;
         let found = self.ask(context.store.consume(&id, claim)).await;
         let found = found.inspect_err(|_| context.counters.outages.count())?;
-        let mine = matches!(found, Found::Live(_));
+        let by_us = matches!(found, Found::Live(_));
         if let Found::Live(loaded) = &found {
-            context.lived(&loaded.record);
+            context.record_lifetime(&loaded.record);
         }
         self.state().consumed(
-            mine,
+            by_us,
             match found {
                 Found::Live(_) => Some(EndReason::Used),
                 Found::Ended(ended) => Some(ended.reason),
                 Found::Unknown => None,
             },
         );
-        if mine {
+        if by_us {
             self.announce([(id, user, EventKind::Ended(EndReason::Used))]).await;
         }
-        Ok(mine)
+        Ok(by_us)
     }
 }
