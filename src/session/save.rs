@@ -48,7 +48,7 @@ impl Inner {
             if self.state().response_sent {
                 self.time_budget.reset(); // no client waits
             }
-            let reply = self.send(&sent.write).await;
+            let reply = self.ask(self.send(&sent.write)).await;
             let reply = reply.inspect_err(|_| self.context.counters.outages.count())?;
             let conflict = sent.write.conflict_in(&reply);
             events.extend(self.apply(&sent, repeated, reply)?);
@@ -84,14 +84,14 @@ impl Inner {
         match write {
             Write::Create(NewSession { id, entry, .. }) => {
                 let limits = self.context.limits_of(entry.record.user());
-                self.ask(store.create(id, entry.clone(), limits)).await.map(Reply::Created)
+                store.create(id, entry.clone(), limits).await.map(Reply::Created)
             }
             Write::Update { id, expected, entry, .. } => {
-                self.ask(store.update(id, *expected, entry.clone())).await.map(Reply::Updated)
+                store.update(id, *expected, entry.clone()).await.map(Reply::Updated)
             }
-            Write::End { id, reason } => self.ask(store.end(id, End::For(*reason))).await.map(Reply::Ended),
+            Write::End { id, reason } => store.end(id, End::For(*reason)).await.map(Reply::Ended),
             Write::Replace { id, expected, successor } => {
-                self.ask(store.replace(id, *expected, successor)).await.map(Reply::Ended)
+                store.replace(id, *expected, successor).await.map(Reply::Ended)
             }
         }
     }
