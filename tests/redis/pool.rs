@@ -12,19 +12,19 @@ use crate::support::{
 };
 use bb8::Pool;
 use bb8_redis::RedisConnectionManager;
-use redis::{ConnectionInfo, IntoConnectionInfo, Value, io::tcp::TcpSettings};
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisError, Value, io::tcp::TcpSettings};
 use tokio::task::JoinSet;
 use tower_keep::{
     HealthStatus,
     store::{
         StoreExt,
-        redis::{RedisConfig, RedisStore},
+        redis::{PooledConnection, RedisConfig, RedisPool, RedisStore},
     },
 };
 
-type RedisPool = Pool<RedisConnectionManager>;
+type Bb8Pool = Pool<RedisConnectionManager>;
 
-fn pool(url: &str, connections: u32) -> RedisPool {
+fn pool(url: &str, connections: u32) -> Bb8Pool {
     let manager = RedisConnectionManager::new(url).unwrap();
     Pool::builder().max_size(connections).connection_timeout(PATIENCE).build_unchecked(manager)
 }
@@ -43,6 +43,52 @@ async fn it_keeps_the_contract() {
 async fn it_keeps_the_contract_for_many_at_once() {
     let server = RedisServer::start().await;
     assert_keeps_the_contract_for_many(RedisConfig::from_pool(pool(&server.url(), 4))).await;
+}
+
+/// A pool of another library behind the trait.
+struct Deadpool(deadpool_redis::Pool);
+
+impl Deadpool {
+    fn new(url: &str) -> Self {
+        let runtime = Some(deadpool_redis::Runtime::Tokio1);
+        Self(deadpool_redis::Config::from_url(url).create_pool(runtime).unwrap())
+    }
+}
+
+impl RedisPool for Deadpool {
+    fn connection(&self) -> PooledConnection<'_> {
+        Box::pin(async { Ok((*self.0.get().await.map_err(deadpool_error)?).clone()) })
+    }
+
+    fn dedicated_connection(&self) -> PooledConnection<'_> {
+        Box::pin(async { Ok(deadpool_redis::Connection::take(self.0.get().await.map_err(deadpool_error)?)) })
+    }
+}
+
+fn deadpool_error(error: deadpool_redis::PoolError) -> RedisError {
+    match error {
+        deadpool_redis::PoolError::Backend(error) => error,
+        deadpool_redis::PoolError::Timeout(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+        error => std::io::Error::other(error).into(),
+    }
+}
+
+#[tokio::test]
+async fn a_deadpool_keeps_the_contract() {
+    let server = RedisServer::start().await;
+    assert_keeps_the_contract(RedisConfig::from_pool(Deadpool::new(&server.url()))).await;
+}
+
+#[tokio::test]
+async fn a_deadpool_survives_a_restart_of_redis() {
+    let mut server = RedisServer::stopped();
+    let sessions = sessions(patient(RedisConfig::from_pool(Deadpool::new(&server.url()))));
+    server.run().await;
+    sessions.create("ana").await.unwrap();
+    server.stop();
+    assert!(sessions.create("ana").await.is_err());
+    server.run().await;
+    eventually("it serves again", async || sessions.create("ana").await.is_ok()).await;
 }
 
 /// RESP2, the default of the client, and RESP3.

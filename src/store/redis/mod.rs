@@ -109,7 +109,7 @@ mod health;
 mod keys;
 mod link;
 mod operation;
-#[cfg(feature = "redis-bb8")]
+#[cfg(feature = "redis-pool")]
 mod pool;
 mod reply;
 mod request;
@@ -127,6 +127,8 @@ use tokio::time::Instant;
 
 pub use self::config::{InvalidRedisConfig, RedisConfig};
 pub(crate) use self::error::status_code;
+#[cfg(feature = "redis-pool")]
+pub use self::pool::{PooledConnection, RedisPool};
 use self::{ended_here::EndedHere, keys::Prefix, operation::Operation, route::Route, script::Scripts};
 use super::{
     Version,
@@ -198,8 +200,8 @@ impl RedisStore {
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(feature = "redis-bb8")]
-    pub fn from_pool(pool: bb8::Pool<bb8_redis::RedisConnectionManager>) -> Self {
+    #[cfg(feature = "redis-pool")]
+    pub fn from_pool(pool: impl RedisPool + 'static) -> Self {
         Self::new(RedisConfig::from_pool(pool))
     }
 

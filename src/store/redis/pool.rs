@@ -1,14 +1,14 @@
-//! Connections of a pool that the application has.
+//! Redis through a connection pool of the application.
 
 use std::{
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use bb8::{Pool, RunError};
-use bb8_redis::RedisConnectionManager;
-use redis::{Value, aio::MultiplexedConnection};
+use redis::{RedisError, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -17,12 +17,85 @@ use super::{
     request::Request,
 };
 
-/// How long requests use a connection before the pool is asked for one again, which may send a ping first.
+/// A pool of Redis connections that the application has already.
+///
+/// The feature `redis-bb8` implements it for `bb8::Pool<bb8_redis::RedisConnectionManager>`. For another pool, implement it in a few
+/// lines, here for deadpool-redis:
+///
+/// ```
+/// use deadpool_redis::{Connection, Pool, PoolError};
+/// use redis::{RedisError, aio::MultiplexedConnection};
+/// use tower_keep::store::redis::{PooledConnection, RedisPool, RedisStore};
+///
+/// struct Deadpool(Pool);
+///
+/// impl RedisPool for Deadpool {
+///     fn connection(&self) -> PooledConnection<'_> {
+///         Box::pin(async { Ok((*self.0.get().await.map_err(error)?).clone()) })
+///     }
+///
+///     fn dedicated_connection(&self) -> PooledConnection<'_> {
+///         Box::pin(async { Ok(Connection::take(self.0.get().await.map_err(error)?)) })
+///     }
+/// }
+///
+/// fn error(error: PoolError) -> RedisError {
+///     match error {
+///         PoolError::Backend(error) => error,
+///         PoolError::Timeout(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+///         error => std::io::Error::other(error).into(),
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = deadpool_redis::Config::from_url("redis://127.0.0.1:6379").create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
+/// let store = RedisStore::from_pool(Deadpool(pool));
+/// # let _ = store;
+/// # Ok(())
+/// # }
+/// ```
+pub trait RedisPool: Send + Sync {
+    /// A connection of the pool. The store keeps a clone for up to a second, and the pool can lend the connection to others meanwhile.
+    ///
+    /// # Errors
+    /// Those of the pool. If the pool timed out, an [`std::io::ErrorKind::TimedOut`].
+    fn connection(&self) -> PooledConnection<'_>;
+
+    /// A connection that nobody else uses. The store asks for one when a connection of the pool has failed, and for writes that wait
+    /// for replicas.
+    ///
+    /// # Errors
+    /// As for [`connection`](Self::connection).
+    fn dedicated_connection(&self) -> PooledConnection<'_>;
+}
+
+/// What a [`RedisPool`] returns.
+pub type PooledConnection<'a> = Pin<Box<dyn Future<Output = Result<MultiplexedConnection, RedisError>> + Send + 'a>>;
+
+#[cfg(feature = "redis-bb8")]
+impl RedisPool for bb8::Pool<bb8_redis::RedisConnectionManager> {
+    fn connection(&self) -> PooledConnection<'_> {
+        Box::pin(async {
+            match self.get().await {
+                Ok(connection) => Ok((*connection).clone()),
+                Err(bb8::RunError::User(error)) => Err(error),
+                Err(bb8::RunError::TimedOut) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+            }
+        })
+    }
+
+    fn dedicated_connection(&self) -> PooledConnection<'_> {
+        Box::pin(Self::dedicated_connection(self))
+    }
+}
+
+/// How long requests share a connection before the next one is taken from the pool, which may send a ping first.
 const TURN: Duration = Duration::from_secs(1);
 
 /// The pool.
 pub(super) struct Pooled {
-    pool: Pool<RedisConnectionManager>,
+    pool: Arc<dyn RedisPool>,
     present: Mutex<Present>,
     writes: Writes,
 }
@@ -39,12 +112,12 @@ enum Present {
 }
 
 impl Pooled {
-    pub(super) fn new(pool: Pool<RedisConnectionManager>) -> Self {
+    pub(super) fn new(pool: Arc<dyn RedisPool>) -> Self {
         Self { pool, present: Mutex::new(Present::None), writes: Writes::default() }
     }
 
     /// A connection of its own, beside the pool's: what waits on it holds nobody up.
-    pub(super) fn apart(pool: Pool<RedisConnectionManager>) -> Self {
+    pub(super) fn apart(pool: Arc<dyn RedisPool>) -> Self {
         Self { pool, present: Mutex::new(Present::Lost), writes: Writes::default() }
     }
 
@@ -97,11 +170,7 @@ impl Pooled {
 
     /// It is multiplexed: a clone does, and others can have the original at once.
     async fn borrow(&self) -> Result<MultiplexedConnection, Failure> {
-        let connection = match self.pool.get().await {
-            Ok(connection) => (*connection).clone(),
-            Err(RunError::User(error)) => return Err(error.into()),
-            Err(RunError::TimedOut) => return Err(Failure::timeout()),
-        };
+        let connection = self.pool.connection().await?;
         *self.present() = Present::Lent(connection.clone(), Instant::now() + TURN);
         Ok(connection)
     }
@@ -136,6 +205,6 @@ impl Server for Pooled {
 
 impl fmt::Debug for Pooled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pooled").field("state", &self.pool.state()).finish()
+        f.debug_struct("Pooled").finish_non_exhaustive()
     }
 }

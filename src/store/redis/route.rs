@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 #[cfg(feature = "redis-cluster")]
 use super::cluster::Cluster;
-#[cfg(feature = "redis-bb8")]
+#[cfg(feature = "redis-pool")]
 use super::pool::Pooled;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
@@ -23,7 +23,7 @@ pub(super) enum Route {
     One(Link),
     #[cfg(feature = "redis-cluster")]
     Cluster(Cluster),
-    #[cfg(feature = "redis-bb8")]
+    #[cfg(feature = "redis-pool")]
     Pool(Pooled),
 }
 
@@ -39,7 +39,7 @@ impl Route {
             }
             #[cfg(feature = "redis-cluster")]
             Servers::Cluster(nodes) => Self::Cluster(Cluster::new(nodes, config)),
-            #[cfg(feature = "redis-bb8")]
+            #[cfg(feature = "redis-pool")]
             Servers::Pool(pool) => Self::Pool(Pooled::new(pool)),
         }
     }
@@ -47,7 +47,7 @@ impl Route {
     /// The same, where a request may wait and hold up those behind it.
     pub(super) fn patient(config: &RedisConfig) -> Self {
         match &config.servers {
-            #[cfg(feature = "redis-bb8")]
+            #[cfg(feature = "redis-pool")]
             Servers::Pool(pool) => Self::Pool(Pooled::apart(pool.clone())),
             _ => Self::new(config),
         }
@@ -63,7 +63,7 @@ impl Route {
             Self::One(link) => link.call(request, deadline).await,
             #[cfg(feature = "redis-cluster")]
             Self::Cluster(cluster) => cluster.call(key, request, deadline).await,
-            #[cfg(feature = "redis-bb8")]
+            #[cfg(feature = "redis-pool")]
             Self::Pool(pool) => pool.call(request, deadline).await,
         }
     }
@@ -99,7 +99,7 @@ impl Route {
             Self::One(link) => check.of(link, deadline).await,
             #[cfg(feature = "redis-cluster")]
             Self::Cluster(cluster) => cluster.health(check, deadline).await,
-            #[cfg(feature = "redis-bb8")]
+            #[cfg(feature = "redis-pool")]
             Self::Pool(pool) => check.of(pool, deadline).await,
         }
     }
@@ -122,7 +122,7 @@ impl fmt::Debug for Route {
             Self::One(link) => link.fmt(f),
             #[cfg(feature = "redis-cluster")]
             Self::Cluster(cluster) => cluster.fmt(f),
-            #[cfg(feature = "redis-bb8")]
+            #[cfg(feature = "redis-pool")]
             Self::Pool(pool) => pool.fmt(f),
         }
     }

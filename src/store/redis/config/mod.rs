@@ -11,6 +11,8 @@ mod parts;
 mod place;
 mod tls;
 
+#[cfg(feature = "redis-pool")]
+use std::sync::Arc;
 use std::{fmt, time::Duration};
 
 use redis::RedisConnectionInfo;
@@ -22,6 +24,8 @@ pub(super) use self::place::{Address, Servers};
 pub(super) use self::tls::Tls;
 #[cfg(feature = "redis-tls")]
 pub(super) use self::tls::install_provider;
+#[cfg(feature = "redis-pool")]
+use super::pool::RedisPool;
 use crate::{
     lifetime::LONGEST,
     store::{Codec, MIN_TOMBSTONE_TTL},
@@ -208,9 +212,9 @@ impl RedisConfig {
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(feature = "redis-bb8")]
-    pub fn from_pool(pool: bb8::Pool<bb8_redis::RedisConnectionManager>) -> Self {
-        Self::of(Servers::Pool(pool), RedisConnectionInfo::default())
+    #[cfg(feature = "redis-pool")]
+    pub fn from_pool(pool: impl RedisPool + 'static) -> Self {
+        Self::of(Servers::Pool(Arc::new(pool)), RedisConnectionInfo::default())
     }
 
     fn of(servers: Servers, login: RedisConnectionInfo) -> Self {

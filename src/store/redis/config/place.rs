@@ -1,10 +1,14 @@
 //! Where Redis is.
 
+#[cfg(feature = "redis-pool")]
+use std::sync::Arc;
 use std::{fmt, net::Ipv6Addr, path::PathBuf, str::FromStr};
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use super::error::Problem;
+#[cfg(feature = "redis-pool")]
+use crate::store::redis::pool::RedisPool;
 
 /// Where Redis is, one server or several.
 #[derive(Clone)]
@@ -19,8 +23,8 @@ pub(in crate::store::redis) enum Servers {
     },
     #[cfg(feature = "redis-cluster")]
     Cluster(Vec<Address>),
-    #[cfg(feature = "redis-bb8")]
-    Pool(bb8::Pool<bb8_redis::RedisConnectionManager>),
+    #[cfg(feature = "redis-pool")]
+    Pool(Arc<dyn RedisPool>),
 }
 
 /// Where a server listens.
@@ -69,7 +73,7 @@ impl fmt::Display for Servers {
             Self::Sentinel { sentinels, master, .. } => write!(f, "{master} of {}", List(sentinels)),
             #[cfg(feature = "redis-cluster")]
             Self::Cluster(nodes) => write!(f, "{}", List(nodes)),
-            #[cfg(feature = "redis-bb8")]
+            #[cfg(feature = "redis-pool")]
             Self::Pool(_) => f.write_str("a pool"),
         }
     }
