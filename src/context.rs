@@ -22,7 +22,7 @@ use crate::{
     record::{Json, Record},
     security,
     session::SessionError,
-    store::{Found, SessionStore, StoreError, StoreExt},
+    store::{Ability, Found, SessionStore, StoreError, StoreExt},
     time::Clock,
     token::SessionId,
 };
@@ -33,7 +33,8 @@ pub(crate) struct LayerContext {
     pub(crate) credentials: Credentials,
     pub(crate) lifetime: Lifetime,
     pub(crate) rotation: Rotation,
-    pub(crate) limits: Arc<dyn Fn(&str) -> Limits + Send + Sync>,
+    /// The limits that the application sets. `None`: the default, if the store can enforce limits.
+    pub(crate) limits: Option<Arc<dyn Fn(&str) -> Limits + Send + Sync>>,
     pub(crate) merges: HashMap<Arc<str>, Merge>,
     pub(crate) client_info: Option<ClientInfo>,
     pub(crate) on_corrupt: OnCorrupt,
@@ -83,8 +84,18 @@ impl LayerContext {
         Ok(())
     }
 
-    pub(crate) fn limits_of(&self, user: Option<&str>) -> Limits {
-        user.map_or(Limits::none(), |user| (self.limits)(user))
+    /// The limits for a new session of `user`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] if the application sets limits that the store cannot enforce.
+    pub(crate) fn limits_of(&self, user: Option<&str>) -> Result<Limits, StoreError> {
+        let Some(user) = user else { return Ok(Limits::none()) };
+        let limits = self.limits.as_ref().map(|limits| limits(user));
+        match (self.store.users(), limits) {
+            (Some(_), limits) => Ok(limits.unwrap_or_default()),
+            (None, Some(limits)) if limits.sessions().is_some() => Err(StoreError::Unsupported(Ability::Users)),
+            (None, _) => Ok(Limits::none()),
+        }
     }
 
     /// Whether a session waits for no other to end in its favour, or that has.

@@ -14,7 +14,7 @@ use crate::{
     observe::Stats,
     record::Json,
     sessions::Sessions,
-    store::{SessionStore, observed::Observed},
+    store::{Ability, SessionStore, StoreError, observed::Observed},
     time::{Clock, SystemClock},
 };
 
@@ -71,7 +71,7 @@ impl SessionLayer {
             credentials: Credentials::new(Some(SessionCookie::default())),
             lifetime: Lifetime::default(),
             rotation: Rotation { every: None, grace: Duration::from_secs(30) },
-            limits: Arc::new(|_| Limits::default()),
+            limits: None,
             merges: HashMap::new(),
             client_info: None,
             on_corrupt: OnCorrupt::default(),
@@ -144,12 +144,15 @@ impl<R> SessionLayer<R> {
         self
     }
 
-    /// How many sessions a user may have. Default: [`Limits::default`].
+    /// The maximum number of sessions per user. Default: [`Limits::default`], or no limit over a store without
+    /// [`users`](SessionStore::users).
+    ///
+    /// [`check`](Self::check) finds limits that the store cannot enforce.
     pub fn limits(self, limits: Limits) -> Self {
         self.limits_by(move |_| limits)
     }
 
-    /// How many sessions this user may have.
+    /// The maximum number of sessions, for each user.
     ///
     /// ```
     /// # use tower_keep::{Limits, MemoryStore, SessionLayer, WhenFull};
@@ -158,8 +161,33 @@ impl<R> SessionLayer<R> {
     /// # let _ = layer;
     /// ```
     pub fn limits_by(mut self, limits: impl Fn(&str) -> Limits + Send + Sync + 'static) -> Self {
-        self.context_mut().limits = Arc::new(limits);
+        self.context_mut().limits = Some(Arc::new(limits));
+        if let Err(error) = self.check() {
+            tracing::error!(%error, "limits are set, and the store cannot enforce them: logins will fail; use another store, or no limits");
+        }
         self
+    }
+
+    /// Checks that the store can do what the layer is configured to do. Call it when the program starts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] if [`limits`](Self::limits) are set and the store has no [`users`](SessionStore::users). Logins would
+    /// fail with the same error, and status 500.
+    ///
+    /// ```
+    /// use tower_keep::{Limits, MemoryStore, SessionLayer, store::StoreError};
+    ///
+    /// # fn main() -> Result<(), StoreError> {
+    /// let layer = SessionLayer::new(MemoryStore::new()).limits(Limits::default());
+    /// layer.check()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn check(&self) -> Result<(), StoreError> {
+        match (&self.context.limits, self.context.store.users()) {
+            (Some(_), None) => Err(StoreError::Unsupported(Ability::Users)),
+            (None, _) | (_, Some(_)) => Ok(()),
+        }
     }
 
     /// What becomes of the value of `key` when two requests have changed it at the same time: made of what it was, what this request

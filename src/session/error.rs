@@ -59,7 +59,11 @@ pub enum SessionError {
 impl SessionError {
     /// Whether the store is the cause, so that trying again later may help.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable | Self::Store(_) | Self::Conflict)
+        match self {
+            Self::Unavailable | Self::Conflict => true,
+            Self::Store(error) => !matches!(error, StoreError::Unsupported(_)),
+            _ => false,
+        }
     }
 }
 

@@ -83,7 +83,7 @@ impl Inner {
         let store = &*self.context.store;
         match write {
             Write::Create(NewSession { id, entry, .. }) => {
-                let limits = self.context.limits_of(entry.record.user());
+                let limits = self.context.limits_of(entry.record.user())?;
                 store.create(id, entry.clone(), limits).await.map(Reply::Created)
             }
             Write::Update { id, expected, entry, .. } => {

@@ -114,7 +114,7 @@ impl Sessions {
         context.check_size(&record)?;
         let user = record.user.clone();
         let token = Token::mint(user.as_deref().map(Tag::of_user))?;
-        let (id, limits) = (token.id(), context.limits_of(user.as_deref()));
+        let (id, limits) = (token.id(), context.limits_of(user.as_deref())?);
         let (ttl, record) = (record.full_ttl(now), Arc::new(record));
         let entry = Entry { ttl, record: record.clone() };
         match context.store.create(&id, entry, limits).await? {

@@ -7,6 +7,7 @@ mod support;
 
 mod basics;
 mod conformance;
+mod core_store;
 mod fallback;
 mod guard;
 mod key_value;

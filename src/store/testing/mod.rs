@@ -46,9 +46,10 @@ use std::{
 };
 
 pub use self::parallel::{Task, run_parallel};
-use super::{EndOutcome, Entry, Outcome, SessionStore, StoreError};
+use super::{Ability, EndOutcome, Entry, Loaded, Outcome, SessionStore, StoreError};
 use crate::{
     lifetime::Lifetime,
+    limits::Limits,
     record::{Json, Record, Version},
     time::{Clock, SystemClock},
     token::{SessionId, Tag, Token},
@@ -56,10 +57,12 @@ use crate::{
 
 /// Asks `store` everything that the [contract](SessionStore) promises, and reports what it did not keep.
 ///
+/// Of the optional abilities, it tests those that the store has: see [`Report::skipped`].
+///
 /// `advance` makes that time pass by which the store's sessions expire: it moves the store's clock, or waits. It is asked for some
 /// seconds in all. Nobody else may use the store meanwhile; what is in it may stay.
 pub async fn run(store: &dyn SessionStore, advance: impl AsyncFn(Duration)) -> Report {
-    let mut report = Report { passed: 0, failures: Vec::new() };
+    let mut report = Report::new(store);
     // Scans come first: every session that the others leave makes them longer.
     many::run(store, &advance, &mut report).await;
     records::run(store, &mut report).await;
@@ -75,6 +78,7 @@ pub async fn run(store: &dyn SessionStore, advance: impl AsyncFn(Duration)) -> R
 pub struct Report {
     passed: usize,
     failures: Vec<Failure>,
+    skipped: Vec<Ability>,
 }
 
 /// A case in which the store did not keep the contract.
@@ -88,6 +92,12 @@ pub struct Failure {
 }
 
 impl Report {
+    fn new(store: &dyn SessionStore) -> Self {
+        let missing = [(Ability::Users, store.users().is_none()), (Ability::Scan, store.scans().is_none())];
+        let skipped = missing.into_iter().filter_map(|(ability, is_missing)| is_missing.then_some(ability)).collect();
+        Self { passed: 0, failures: Vec::new(), skipped }
+    }
+
     /// How many cases passed.
     pub fn passed(&self) -> usize {
         self.passed
@@ -96,6 +106,11 @@ impl Report {
     /// The cases that did not.
     pub fn failures(&self) -> &[Failure] {
         &self.failures
+    }
+
+    /// The optional abilities that the store does not have. Their cases did not run.
+    pub fn skipped(&self) -> &[Ability] {
+        &self.skipped
     }
 
     /// Panics unless all passed, and names those that did not.
@@ -121,6 +136,9 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} cases passed, {} failed", self.passed, self.failures.len())?;
+        for ability in &self.skipped {
+            writeln!(f, "  skipped: {ability}")?;
+        }
         for Failure { case, problem } in self.failures.iter().take(20) {
             writeln!(f, "  {case}: {problem}")?;
         }
@@ -153,6 +171,19 @@ fn ended(reply: Result<EndOutcome, StoreError>) -> Result<Outcome, String> {
         EndOutcome::Gone => Ok(Outcome::Gone),
         EndOutcome::Claimed(_) => Err("the reply to a claim, without a claim".into()),
     }
+}
+
+/// The listed sessions of `user`. `None` if the store does not index them.
+async fn listed(store: &dyn SessionStore, user: &str) -> Result<Option<Vec<(SessionId, Loaded)>>, String> {
+    match store.users() {
+        Some(users) => answered(users.list(user).await).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The default limits, if the store can enforce limits.
+fn limits(store: &dyn SessionStore) -> Limits {
+    if store.users().is_some() { Limits::default() } else { Limits::none() }
 }
 
 /// The id of a session that never was.

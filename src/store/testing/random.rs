@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
-    HOUR, Report, all, answered, check, ended,
+    HOUR, Report, all, answered, check, ended, listed,
     model::{Op, Session},
     new_entry, new_id, new_user, new_version,
 };
@@ -106,7 +106,7 @@ impl World<'_> {
             10 => Op::Replace { expected: Some(expected), successor: new_id(None)? },
             11 => Op::Replace { expected: Some(new_version()?), successor: new_id(None)? },
             12 => Op::Consume(self.claims[self.random.below(2)]),
-            13 => {
+            13 if self.store.users().is_some() => {
                 let spared = self.random.below(SESSIONS + 1);
                 return Ok(Deed::All((spared < SESSIONS).then_some(spared), reason));
             }
@@ -119,6 +119,7 @@ impl World<'_> {
         let policies = [WhenFull::Reject, WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed];
         let policy = self.random.one_of(&policies).unwrap_or_default();
         let limits = match self.random.below(6) {
+            _ if self.store.users().is_none() => Limits::none(),
             0..=1 => Limits::none(),
             limit => Limits::per_user(limit, policy),
         };
@@ -246,7 +247,7 @@ impl World<'_> {
         for place in 0..SESSIONS {
             self.check(place).await.map_err(|problem| format!("at the end, session {place}: {problem}"))?;
         }
-        let listed = answered(self.store.list(&self.user).await)?;
+        let Some(listed) = listed(self.store, &self.user).await? else { return Ok(()) };
         let live = self.live();
         check!(listed.len() == live.len(), "{} are listed, and {} alive", listed.len(), live.len());
         for (id, loaded) in listed {

@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeMap, net::Ipv6Addr, sync::Arc, time::Duration};
 
-use super::{HOUR, Report, answered, check, new_id, new_record, new_user};
+use super::{HOUR, Report, answered, check, limits, listed, new_id, new_record, new_user};
 use crate::{
-    limits::Limits,
     metadata::Metadata,
     record::{Json, Record},
     store::{Created, Entry, Found, Outcome, SessionStore, StoreExt},
@@ -83,8 +82,9 @@ async fn round_trip(store: &dyn SessionStore, of_user: bool, change: Change) -> 
     let is = async |written: &Entry| -> Result<(), String> {
         let Found::Live(loaded) = answered(store.load(&id).await)? else { return Err("it is not there".into()) };
         same(&loaded.record, &written.record)?;
-        if let Some(user) = &user {
-            let listed = answered(store.list(user).await)?;
+        if let Some(user) = &user
+            && let Some(listed) = listed(store, user).await?
+        {
             check!(listed.len() == 1, "it is listed {} times", listed.len());
             same(&listed[0].1.record, &written.record)?;
         }
@@ -92,7 +92,7 @@ async fn round_trip(store: &dyn SessionStore, of_user: bool, change: Change) -> 
     };
 
     let first = shaped()?;
-    let created = answered(store.create(&id, first.clone(), Limits::default()).await)?;
+    let created = answered(store.create(&id, first.clone(), limits(store)).await)?;
     check!(matches!(created, Created::Done { .. }), "{created:?}");
     is(&first).await?;
     let second = shaped()?;
