@@ -34,7 +34,7 @@ pub(crate) struct LayerContext {
     pub(crate) lifetime: Lifetime,
     pub(crate) rotation: Rotation,
     /// The limits that the application sets. `None`: the default, if the store can enforce limits.
-    pub(crate) limits: Option<Arc<dyn Fn(&str) -> Limits + Send + Sync>>,
+    pub(crate) limits: Option<LimitsByUser>,
     pub(crate) merges: HashMap<Arc<str>, Merge>,
     pub(crate) client_info: Option<ClientInfo>,
     pub(crate) on_corrupt: OnCorrupt,
@@ -48,6 +48,9 @@ pub(crate) struct LayerContext {
     pub(crate) security: Arc<security::EventRateLimit>,
     pub(crate) monitor: Arc<Monitor>,
 }
+
+/// The limits of a user.
+pub(crate) type LimitsByUser = Arc<dyn Fn(&str) -> Limits + Send + Sync>;
 
 /// Makes one value of what two requests made of it: from what it was, what is to be saved, and what was saved first.
 pub(crate) type Merge = Arc<dyn Fn(Option<&Json>, Option<&Json>, Option<&Json>) -> Option<Json> + Send + Sync>;

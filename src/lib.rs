@@ -118,15 +118,34 @@
 //! another instance is logged there.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::await_holding_lock)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The docs of one feature may link to those of another.
+#![cfg_attr(
+    not(all(
+        feature = "axum",
+        feature = "grpc",
+        feature = "jwt",
+        feature = "messagepack",
+        feature = "metrics",
+        feature = "operator",
+        feature = "redis-bb8",
+        feature = "redis-cluster",
+        feature = "redis-sentinel",
+        feature = "redis-tls",
+        feature = "testing"
+    )),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 #[cfg(feature = "axum")]
-pub mod axum;
+mod axum_integration; // not `axum`: `use tower_keep::*` must not shadow the crate
 mod context;
 mod credential;
 mod ended;
 mod event;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod health;
 #[cfg(feature = "jwt")]
 mod jwt;

@@ -17,14 +17,14 @@ use super::{
 };
 
 pub(super) enum SigningKey {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     Rsa(RsaKeyPair, &'static dyn RsaEncoding),
     Ecdsa(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
 }
 
 pub(super) enum VerifyingKey {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     /// In the form that the algorithm wants.
     Public(&'static dyn VerificationAlgorithm, Vec<u8>),
 }
@@ -37,7 +37,7 @@ pub(super) fn hmac(algorithm: JwtAlgorithm, secret: &[u8]) -> Result<(SigningKey
         _ => return Err(InvalidJwtKey::WrongKind),
     };
     let key = hmac::Key::new(algorithm, secret);
-    Ok((SigningKey::Hmac(key.clone()), VerifyingKey::Hmac(key)))
+    Ok((SigningKey::Hmac(Box::new(key.clone())), VerifyingKey::Hmac(Box::new(key))))
 }
 
 /// A key pair from PEM. It has signed once, so that an unusable key is found at startup and not by the first login.

@@ -139,7 +139,7 @@ impl Journal {
     }
 
     fn put(&mut self, of: EndOf, end: End) {
-        let noted = self.ends.get_or_put(of, Noted { end: end.clone(), times: 0 });
+        let noted = self.ends.get_or_put(of, Noted { end, times: 0 });
         noted.times += 1;
         // It may not have ended by that. Else what ended stays as it ended.
         if let End::Replaced { expected: Some(_), .. } = noted.end {
@@ -149,7 +149,7 @@ impl Journal {
 
     pub(super) fn some_ends(&self, count: usize) -> Vec<Untold> {
         let ends = self.ends.first(count);
-        ends.map(|(of, Noted { end, times })| Untold { of: of.clone(), end: end.clone(), times: *times }).collect()
+        ends.map(|(of, Noted { end, times })| Untold { of: of.clone(), end: *end, times: *times }).collect()
     }
 
     pub(super) fn told(&mut self, end: &Untold) {

@@ -84,8 +84,8 @@ impl<S: SessionStore> Guard<S> {
         }
     }
 
-    /// How long an operation may take, all in all. Default: 250 ms, several times what a store needs that is well, and not so
-    /// long that a user goes away. [`count`](SessionStore::count), which looks at every session, may take twenty times as long.
+    /// The deadline of an operation. Default: 250 ms, several times what a healthy store needs.
+    /// [`count`](crate::store::ScanStore::count), which visits every session, has twenty times as long.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline.min(LONGEST);

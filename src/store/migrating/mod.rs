@@ -77,14 +77,14 @@ const PAGE: usize = 100;
 /// * **Time**: a session lives longer by the time its move took: milliseconds.
 /// * **What ended in the old store** before it came to the new one is remembered there, so its end is no longer explained
 ///   once the old store is gone.
-/// * [`count`](SessionStore::count) is the sum of both: it counts what moves in that moment twice. A scan shows what moves
-///   meanwhile once or twice. [`list`](SessionStore::list) shows each session once; if a user's sessions move, end and begin all the while it
+/// * [`count`](ScanStore::count) is the sum of both: it counts what moves in that moment twice. A scan shows what moves
+///   meanwhile once or twice. [`list`](UserStore::list) shows each session once; if a user's sessions move, end and begin all the while it
 ///   is asked, one may be listed that has just ended, or one missing that has just begun.
-/// * **[Ending all](SessionStore::end_user)** sessions of a user ends those of the old store first. One that begins in between ends as
+/// * **[Ending all](UserStore::end_user)** sessions of a user ends those of the old store first. One that begins in between ends as
 ///   well, and two callers at once may both name a session that was on its way.
 /// * **Limits** hold across both stores: a user's sessions are moved before one more is created. Those of the old store that
 ///   instances of the other kind create in the same moment are not counted.
-/// * [Events](SessionStore::events) are those of the new store.
+/// * [Events](EventStore::events) are those of the new store.
 /// * [Values](SessionStore::values) are those of the new store too. They are not moved: those of the old one stay there, and are not seen.
 #[derive(Clone)]
 pub struct MigratingStore {

@@ -1,21 +1,4 @@
-//! axum: [`Session`] and [`SingleUse`] as extractors, and the errors as responses.
-//!
-//! ```
-//! use axum::{Router, routing::get};
-//! use tower_keep::{MemoryStore, Session, SessionError, SessionLayer};
-//!
-//! async fn visits(session: Session) -> Result<String, SessionError> {
-//!     let visits = session.get("visits")?.unwrap_or(0) + 1;
-//!     session.insert("visits", &visits)?;
-//!     Ok(format!("visit number {visits}"))
-//! }
-//!
-//! let app: Router = Router::new().route("/", get(visits)).layer(SessionLayer::new(MemoryStore::new()));
-//! # let _ = app;
-//! ```
-//!
-//! The extractor loads the session. Where it cannot, or must not without a live session, the client gets the answer that the layer is
-//! configured to give, and the handler is not called.
+//! axum: [`Session`] and [`SingleUse`] as extractors, and the errors as responses. The guide for users is `docs/axum.md`.
 
 use axum_core::{
     body::Body,
@@ -26,6 +9,7 @@ use http::request::Parts;
 
 use crate::{Reason, Rejection, Session, SessionError, SingleUse, SingleUseError};
 
+/// Loads the session. If that fails, the client gets the [`Rejection`] and the handler does not run.
 impl<S: Sync> FromRequestParts<S> for Session {
     type Rejection = Rejection;
 
