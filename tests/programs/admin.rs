@@ -163,14 +163,14 @@ async fn without_redis_at_the_start_it_tries_three_times_and_goes_on_in_memory()
         assert!(log.contains(&format!("attempt={attempt} ")), "{log}");
     }
     assert!(!log.contains("attempt=4 "), "{log}");
-    assert_eq!(log.matches("falling back").count(), 1, "{log}");
+    assert_eq!(log.matches("using the fallback").count(), 1, "{log}");
     let client = admin(&server, "admin").await;
     assert!(is(&client, "admin").await);
 
     redis.run().await;
     // Whether somebody asks or not.
     eventually("it is told what it has missed", async || !redis.sessions().await.is_empty()).await;
-    eventually("it says so", async || server.log().contains("the session store is back")).await;
+    eventually("it says so", async || server.log().contains("the session store has recovered")).await;
     let other = Server::on(NAME, &redis).await;
     assert!(is(&client.at(&other.url), "admin").await);
 }
@@ -204,7 +204,7 @@ async fn redis_goes_and_comes_back_while_it_serves() {
     redis.run().await;
     eventually("it is back", async || {
         who(&meanwhile).await.unwrap();
-        server.log().contains("the session store is back")
+        server.log().contains("the session store has recovered")
     })
     .await;
     assert!(is(&before, "before").await && is(&meanwhile, "meanwhile").await);
@@ -213,7 +213,11 @@ async fn redis_goes_and_comes_back_while_it_serves() {
     assert!(is(&meanwhile.at(&other.url), "meanwhile").await && is(&before.at(&other.url), "before").await);
     assert_eq!(who(&token.at(&other.url)).await, None);
     let log = server.log();
-    assert_eq!((log.matches("falling back").count(), log.matches("store is back").count()), (1, 1), "{log}");
+    assert_eq!(
+        (log.matches("using the fallback").count(), log.matches("store has recovered").count()),
+        (1, 1),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -230,7 +234,7 @@ async fn password_acl_user_and_tls() {
         let client = admin(&server, "admin").await;
         assert!(is(&client, "admin").await);
         let log = server.log();
-        assert!(log.contains("the session store is there") && !log.contains("s3cret"), "{log}");
+        assert!(log.contains("the session store is available") && !log.contains("s3cret"), "{log}");
     }
     assert_eq!(redis.sessions().await.len(), 2);
 
@@ -243,7 +247,7 @@ async fn password_acl_user_and_tls() {
     .await;
     let client = admin(&server, "admin").await;
     assert!(is(&client, "admin").await);
-    assert!(server.log().contains("the session store is there"));
+    assert!(server.log().contains("the session store is available"));
 }
 
 #[tokio::test]

@@ -181,7 +181,8 @@ async fn without_redis_it_goes_on() {
     assert!(!is_in(&laptop).await);
 
     redis.run().await;
-    eventually("it is back", async || is_in(&phone).await && server.log().contains("the session store is back")).await;
+    eventually("it is back", async || is_in(&phone).await && server.log().contains("the session store has recovered"))
+        .await;
     let other = Server::on(NAME, &redis).await;
     assert!(!is_in(&laptop.at(&other.url)).await, "what ended in the outage has ended");
     assert_eq!(devices(&phone.at(&other.url)).await, BTreeSet::from(["phone", "tablet"].map(String::from)));

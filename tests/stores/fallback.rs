@@ -255,7 +255,7 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_is_over() {
         let [begins, over] = lines[..] else { panic!("{mode:?}: {text}") };
         assert!(begins.contains("WARN") && begins.contains("the test says so"), "{begins}");
         assert!(begins.contains(format!("{mode:?}").split(' ').next().unwrap()), "{begins}");
-        assert!(over.contains("INFO") && over.contains("is back"), "{over}");
+        assert!(over.contains("INFO") && over.contains("has recovered"), "{over}");
     }
 }
 
@@ -1196,7 +1196,7 @@ async fn a_changed_password_is_logged_as_an_error() {
     is_known(&store).await;
     assert_eq!(ana.one(json!(["user"])).await, "ana");
     let text = log.text();
-    let lines: Vec<_> = text.lines().filter(|line| line.contains("falling back")).collect();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("using the fallback")).collect();
     let [line] = lines[..] else { panic!("{text}") };
     assert!(line.contains("ERROR") && line.contains("NOAUTH"), "{line}");
 }

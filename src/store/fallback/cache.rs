@@ -1,7 +1,7 @@
-//! What this process has seen of sessions lately: bounded, the longest unused forgotten.
+//! The recently used sessions: bounded, the least recently used is evicted.
 //!
-//! What is learnt late must not hide what was learnt meanwhile: the answer to a look-up may be on its way while the session ends.
-//! So whatever is learnt gets a number, and an answer counts only if nothing was learnt of the session since it was asked for.
+//! A late reply must not hide a newer observation: the reply to a lookup may be on its way while the session ends. So each observation has
+//! a sequence number, and a reply is ignored if the session was observed after the request was sent.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry as Place},
@@ -23,16 +23,16 @@ use crate::{
     token::{SessionId, Tag},
 };
 
-/// All sessions of a user are in one.
+/// All sessions of a user are in one shard.
 const SHARDS: usize = 16;
 
-/// How many ends without a slot a shard remembers: more than happen while an answer is on its way.
+/// The number of ends without a slot that a shard remembers: more than happen while a reply is on its way.
 const MAX_BARRIERS: usize = 32;
 
 pub(super) struct Cache {
     shards: [Mutex<Shard>; SHARDS],
     capacity: usize,
-    /// The number of what was learnt last.
+    /// The last sequence number.
     last: AtomicU64,
     len: AtomicUsize,
 }
@@ -40,9 +40,9 @@ pub(super) struct Cache {
 #[derive(Default)]
 struct Shard {
     slots: HashMap<SessionId, Slot>,
-    /// Each id once, about in the order of use.
+    /// Each id once, approximately in the order of use.
     queue: VecDeque<SessionId>,
-    /// What was asked for before the number, of sessions with that tag, counts no more: some may have ended that have no slot.
+    /// Replies to requests from before the number are ignored for sessions with the tag, because some without a slot may have ended.
     barriers: VecDeque<(Tag, u64)>,
     /// The same for all sessions.
     floor: u64,
@@ -58,7 +58,7 @@ impl Shard {
         }
     }
 
-    fn counts(&self, tag: Tag, sent: Sequence) -> bool {
+    fn is_current(&self, tag: Tag, sent: Sequence) -> bool {
         sent.0 >= self.floor && !self.barriers.iter().any(|(of, number)| *of == tag && *number > sent.0)
     }
 }
@@ -67,24 +67,24 @@ struct Slot {
     state: State,
     observed_at: u64,
     seen_at: Timestamp,
-    /// Used since it was queued: it is queued again when its turn comes.
+    /// Used since it was queued: instead of being evicted, it is queued again.
     used: bool,
 }
 
-/// What is known of a session.
+/// What is known about a session.
 #[derive(Clone)]
 pub(super) enum State {
     Live {
         record: Arc<Record>,
         until: Timestamp,
     },
-    /// It has ended; and who consumed it, and what it was.
+    /// The session has ended. If it was used up, the claim and its content.
     Ended(Ended, Option<Box<(Version, Loaded)>>),
-    /// It may have ended: the main store was told, and did not answer.
+    /// The session may have ended: the reply was lost.
     InDoubt,
 }
 
-/// When something was asked for.
+/// When a request was sent.
 #[derive(Clone, Copy)]
 pub(super) struct Sequence(u64);
 
@@ -106,9 +106,9 @@ impl Cache {
         Sequence(self.last.load(Ordering::SeqCst))
     }
 
-    /// Whether what was asked of this session then counts still.
-    pub(super) fn counts(&self, id: &SessionId, sent: Sequence) -> bool {
-        self.shard(id.tag()).counts(id.tag(), sent)
+    /// Whether a reply to a request that was `sent` then may be used.
+    pub(super) fn is_current(&self, id: &SessionId, sent: Sequence) -> bool {
+        self.shard(id.tag()).is_current(id.tag(), sent)
     }
 
     /// Applies what a reply of the main store says, unless something newer was observed since the request was `sent`; then it returns `false`.
@@ -136,7 +136,7 @@ impl Cache {
     fn live(&self, id: &SessionId, loaded: &Loaded, sent: Sequence, now: Timestamp) -> bool {
         let until = now.plus(loaded.ttl.unwrap_or_else(|| loaded.record.ttl_left(now, None)));
         let mut shard = self.shard(id.tag());
-        let counts = shard.counts(id.tag(), sent)
+        let is_current = shard.is_current(id.tag(), sent)
             && match shard.slots.get(id) {
                 Some(Slot { state: State::Live { record, .. }, .. }) => {
                     !record.version().is_after(loaded.record.version())
@@ -144,13 +144,13 @@ impl Cache {
                 Some(slot) => slot.observed_at <= sent.0,
                 None => true,
             };
-        if counts {
+        if is_current {
             self.put(&mut shard, id, State::Live { record: loaded.record.clone(), until }, now);
         }
-        counts
+        is_current
     }
 
-    /// The life of this version of a session was extended.
+    /// This version of a session was extended.
     fn extended(&self, id: &SessionId, extended: &Entry, sent: Sequence, now: Timestamp) {
         if let Some(slot) = self.shard(id.tag()).slots.get_mut(id)
             && slot.observed_at <= sent.0
@@ -161,7 +161,7 @@ impl Cache {
         }
     }
 
-    /// Nothing that was asked for before makes this session alive again.
+    /// The session has ended. Earlier requests cannot make it live again.
     fn ended(&self, id: &SessionId, state: State, now: Timestamp) {
         let mut shard = self.shard(id.tag());
         let known = shard.slots.get(id).is_some_and(|slot| matches!(slot.state, State::Ended(..)));
@@ -170,7 +170,7 @@ impl Cache {
         }
     }
 
-    /// Whoever asks for ids that nobody has does not fill the memory.
+    /// Unknown ids are not cached, so that they cannot fill the memory.
     fn not_live(&self, id: &SessionId, sent: Sequence) {
         if let Some(slot) = self.shard(id.tag()).slots.get_mut(id)
             && let State::Live { .. } = slot.state
@@ -181,10 +181,10 @@ impl Cache {
         }
     }
 
-    /// A session that may have ended is not served from here any more.
+    /// A session that may have ended is not served from the cache.
     fn in_doubt(&self, id: &SessionId) {
         let mut shard = self.shard(id.tag());
-        // That it is alive may be on its way.
+        // A reply that it is live may be on its way.
         shard.add_barrier(id.tag(), self.next());
         if let Some(slot) = shard.slots.get_mut(id)
             && let State::Live { .. } = slot.state
@@ -194,7 +194,7 @@ impl Cache {
         }
     }
 
-    /// All sessions of `user` but one have ended, or may have: those that are known, and those that are on their way.
+    /// All sessions of `user` except one have ended, or may have.
     fn all_ended(&self, user: &str, except: Option<&SessionId>, state: &State) {
         let tag = Tag::of_user(user);
         let mut shard = self.shard(tag);
@@ -210,7 +210,7 @@ impl Cache {
         }
     }
 
-    /// What can be said of a session without asking: it was alive not longer than `max_age` ago, and may be so still, or it has ended.
+    /// A session that was live at most `max_age` ago, or has ended.
     pub(super) fn stale(&self, id: &SessionId, max_age: Duration, now: Timestamp) -> Option<Found> {
         let mut shard = self.shard(id.tag());
         let slot = shard.slots.get_mut(id)?;
@@ -224,7 +224,7 @@ impl Cache {
         }
     }
 
-    /// Everything that was seen not longer than `max_age` ago, and all that is known to have ended.
+    /// All sessions that were seen at most `max_age` ago, and all that have ended.
     pub(super) fn all(&self, max_age: Duration, now: Timestamp) -> Vec<(SessionId, State)> {
         let mut all = Vec::with_capacity(self.len());
         for shard in &self.shards {

@@ -1,4 +1,4 @@
-//! Why the main store was not asked, or not waited for.
+//! Why an operation fails during an outage.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -6,13 +6,13 @@ use crate::store::error::StoreError;
 
 #[derive(Debug)]
 pub(super) enum Cause {
-    /// It is known to be away, for this reason.
-    Away(Arc<StoreError>),
-    /// So much has begun, changed or ended in the outage as may.
+    /// The main store is known to be unavailable, for this reason.
+    Unavailable(Arc<StoreError>),
+    /// The memory for changes is full.
     Full,
-    /// It may have applied an operation that must not be repeated: there was no reply.
+    /// The main store may have applied an operation that must not be repeated: there was no reply.
     InDoubt,
-    /// The outage ended in this moment: the operation goes to the main store again. Never returned to a caller.
+    /// The outage has just ended: the operation goes to the main store again. Never returned to a caller.
     Recovered,
 }
 
@@ -27,10 +27,10 @@ impl Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Away(_) => "the main store is unavailable",
-            Self::Full => "the memory for changes is full until the main store is back",
+            Self::Unavailable(_) => "the main store is unavailable",
+            Self::Full => "the memory for changes is full until the main store recovers",
             Self::InDoubt => "the main store did not reply, and may have applied the operation",
-            Self::Recovered => "the main store is back",
+            Self::Recovered => "the main store has recovered",
         })
     }
 }
@@ -38,7 +38,7 @@ impl fmt::Display for Cause {
 impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Away(cause) => cause.source(),
+            Self::Unavailable(cause) => cause.source(),
             Self::Full | Self::InDoubt | Self::Recovered => None,
         }
     }

@@ -137,7 +137,7 @@ impl<S: SessionStore> ScanStore for InMemory<'_, S> {
     }
 }
 
-/// Nothing is published in an outage, and nothing can be read.
+/// Events are neither published nor read during an outage.
 impl<S: SessionStore> EventStore for InMemory<'_, S> {
     fn publish<'a>(&'a self, _: &'a Event) -> StoreFuture<'a, ()> {
         StoreFuture::ready(Ok(()))
@@ -180,7 +180,7 @@ impl<S: SessionStore> ValueStore for InMemory<'_, S> {
         })
     }
 
-    /// Whether the main store is connected, and what is kept in its place.
+    /// The statistics of the main store, and the number of values in memory.
     fn stats(&self) -> StoreFuture<'_, ValueStats> {
         StoreFuture::boxed(async {
             let main = match self.fallback.main.require_values() {

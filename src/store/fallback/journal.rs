@@ -1,58 +1,58 @@
-//! What the main store has to be told when it is back.
+//! The journal: the changes of an outage that the main store must receive.
 
 use std::sync::Arc;
 
-use super::line::Line;
+use super::ordered_map::OrderedMap;
 use crate::{ended::EndReason, limits::Limits, record::Version, store::types::End, token::SessionId};
 
-/// Ends have a room of their own, as large as that of the writes: however much begins, what has begun can end.
+/// Ends and writes have separate capacities, so that sessions can end even if the journal is full of writes.
 pub(super) struct Journal {
-    ends: Line<EndOf, Noted>,
-    writes: Line<SessionId, Pending>,
+    ends: OrderedMap<EndOf, JournalEntry>,
+    writes: OrderedMap<SessionId, Pending>,
     capacity: usize,
 }
 
-/// What ended.
+/// The sessions that ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum EndOf {
     One(SessionId),
-    /// All sessions of a user, but one.
+    /// All sessions of a user except one.
     All(Arc<str>, Option<SessionId>),
 }
 
-/// An end, and how often it was noted: it may come again while it is being told.
+/// An end, and how often it was journaled: it may be journaled again during the replay.
 #[derive(Clone)]
-struct Noted {
+struct JournalEntry {
     end: End,
     times: u64,
 }
 
-/// An end, as it was when it was taken out to be told.
+/// An end to replay.
 #[derive(Debug)]
-pub(super) struct Untold {
+pub(super) struct JournaledEnd {
     pub(super) of: EndOf,
     pub(super) end: End,
     times: u64,
 }
 
-/// A session that was written in memory. What is to be written is what memory holds of it when it is told.
+/// A session that was written in memory. The replay writes what memory holds at that time.
 pub(super) struct Pending {
     pub(super) base: Base,
-    /// The versions that the main store has been told, and may or may not have taken.
+    /// The versions that were sent to the main store, which may or may not have applied them.
     pub(super) sent: Vec<Version>,
-    /// Its client has another token than the one that the main store knows.
+    /// The client has a newer token than the main store knows.
     pub(super) rotated: bool,
 }
 
-/// What the main store is believed to have.
+/// What the main store is expected to have.
 #[derive(Clone, Copy)]
 pub(super) enum Base {
-    /// Nothing: it began here, within these limits.
+    /// Nothing: the session was created during the outage, with these limits.
     Nothing(Limits),
     Version(Version),
 }
 
-/// More interrupted attempts than this, and what one of them has left may be taken for another's.
+/// The number of sent versions that are kept. With more interrupted attempts, a version of this process may look like another's.
 const SENT: usize = 8;
 
 impl Pending {
@@ -60,8 +60,8 @@ impl Pending {
         Self { base, sent: Vec::new(), rotated: false }
     }
 
-    /// Whether the main store has never heard of it.
-    fn is_unheard_of(&self) -> bool {
+    /// Whether the main store does not know the session.
+    fn is_unknown_to_main(&self) -> bool {
         matches!(self.base, Base::Nothing(_)) && self.sent.is_empty()
     }
 
@@ -77,7 +77,7 @@ impl Pending {
 
 impl Journal {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { ends: Line::new(), writes: Line::new(), capacity }
+        Self { ends: OrderedMap::new(), writes: OrderedMap::new(), capacity }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -92,7 +92,7 @@ impl Journal {
         self.writes.len() < self.capacity || self.writes.contains(id)
     }
 
-    /// What is only used leaves room for what begins and changes.
+    /// Touches use half of the capacity at most.
     pub(super) fn has_room_for_touch(&self, id: &SessionId) -> bool {
         self.writes.len() < self.capacity / 2 || self.writes.contains(id)
     }
@@ -101,30 +101,30 @@ impl Journal {
         self.writes.contains(id)
     }
 
-    /// A session was written, on top of `base`.
+    /// Journals a write on top of `base`.
     pub(super) fn written(&mut self, id: &SessionId, base: Base, sent: Option<Version>) -> &mut Pending {
-        let pending = self.writes.get_or_put(*id, Pending::new(base));
+        let pending = self.writes.get_or_insert(*id, Pending::new(base));
         if let Some(version) = sent {
             pending.send(version);
         }
         pending
     }
 
-    /// A session ended.
+    /// Journals the end of a session.
     pub(super) fn ended(&mut self, id: &SessionId, end: End) {
         let pending = self.writes.remove(id);
-        if pending.is_none_or(|pending| self.is_worth_telling(&pending)) {
+        if pending.is_none_or(|pending| self.is_worth_replaying(&pending)) {
             self.put(EndOf::One(*id), end);
         }
     }
 
-    /// All sessions of a user ended but one; these were known.
+    /// Journals the end of all sessions of a user except one. `ids` are those in memory.
     pub(super) fn all_ended(&mut self, user: &str, except: Option<&SessionId>, reason: EndReason, ids: &[SessionId]) {
         for id in ids {
-            // Its creation may be on its way, and come later.
+            // Its creation may still be on its way to the main store.
             if let Some(pending) = self.writes.remove(id)
                 && matches!(pending.base, Base::Nothing(_))
-                && self.is_worth_telling(&pending)
+                && self.is_worth_replaying(&pending)
             {
                 self.put(EndOf::One(*id), End::For(reason));
             }
@@ -132,33 +132,34 @@ impl Journal {
         self.put(EndOf::All(user.into(), except.copied()), End::For(reason));
     }
 
-    /// What the main store has never heard of, it need not hear the end of: only so that it can say how it ended. Whoever logs in
-    /// and out all the time takes half of the room at most.
-    fn is_worth_telling(&self, pending: &Pending) -> bool {
-        !pending.is_unheard_of() || self.ends.len() < self.capacity / 2
+    /// Whether to replay the end. If the main store does not know the session, only its tombstone is useful: such ends use half of the
+    /// capacity at most.
+    fn is_worth_replaying(&self, pending: &Pending) -> bool {
+        !pending.is_unknown_to_main() || self.ends.len() < self.capacity / 2
     }
 
     fn put(&mut self, of: EndOf, end: End) {
-        let noted = self.ends.get_or_put(of, Noted { end, times: 0 });
-        noted.times += 1;
-        // It may not have ended by that. Else what ended stays as it ended.
-        if let End::Replaced { expected: Some(_), .. } = noted.end {
-            noted.end = end;
+        let entry = self.ends.get_or_insert(of, JournalEntry { end, times: 0 });
+        entry.times += 1;
+        // A conditional end may have failed. Otherwise the first end counts.
+        if let End::Replaced { expected: Some(_), .. } = entry.end {
+            entry.end = end;
         }
     }
 
-    pub(super) fn some_ends(&self, count: usize) -> Vec<Untold> {
+    pub(super) fn first_ends(&self, count: usize) -> Vec<JournaledEnd> {
         let ends = self.ends.first(count);
-        ends.map(|(of, Noted { end, times })| Untold { of: of.clone(), end: *end, times: *times }).collect()
+        ends.map(|(of, JournalEntry { end, times })| JournaledEnd { of: of.clone(), end: *end, times: *times })
+            .collect()
     }
 
-    pub(super) fn told(&mut self, end: &Untold) {
-        if self.ends.get(&end.of).is_some_and(|noted| noted.times == end.times) {
+    pub(super) fn end_replayed(&mut self, end: &JournaledEnd) {
+        if self.ends.get(&end.of).is_some_and(|entry| entry.times == end.times) {
             self.ends.remove(&end.of);
         }
     }
 
-    pub(super) fn some_writes(&self, count: usize) -> Vec<SessionId> {
+    pub(super) fn first_writes(&self, count: usize) -> Vec<SessionId> {
         self.writes.first(count).map(|(id, _)| *id).collect()
     }
 
@@ -166,12 +167,13 @@ impl Journal {
         self.writes.get(id)
     }
 
-    /// Forgets a write: it was made, or must not be.
+    /// Removes a write that was replayed, or must not be.
     pub(super) fn forget(&mut self, id: &SessionId) -> Option<Pending> {
         self.writes.remove(id)
     }
 
-    /// Ends what has another token, and says how many: the main store would take the old one for good, and the new one for a thief's.
+    /// Ends the sessions that were rotated, because the main store would accept the previous token and report the new one as stolen.
+    /// Returns their number.
     pub(super) fn end_rotated(&mut self) -> usize {
         let rotated = self.writes.first(usize::MAX).filter(|(_, pending)| pending.rotated);
         let rotated: Vec<_> = rotated.map(|(id, _)| *id).collect();
@@ -181,10 +183,10 @@ impl Journal {
         rotated.len()
     }
 
-    /// Forgets all writes, and says how many there were.
+    /// Drops all writes. Returns their number.
     pub(super) fn drop_writes(&mut self) -> usize {
         let dropped = self.writes.len();
-        self.writes = Line::new();
+        self.writes = OrderedMap::new();
         dropped
     }
 }

@@ -1,13 +1,11 @@
-//! The sessions of an outage: a store in memory, and the journal of what the main store has to be told.
-//!
-//! Both change together, under one lock.
+//! The sessions of an outage: a memory store and the journal, which change together under one lock.
 
 use std::sync::Arc;
 
 use super::{
     cache::{Cache, State},
     journal::{Base, Journal, Pending},
-    replay::{Task, Told, Writing},
+    replay::{ReplayReply, ReplayTask, ReplayWrite},
     values::LocalValues,
 };
 use crate::{
@@ -28,25 +26,24 @@ pub(super) struct Local {
     store: MemoryStore,
     journal: Journal,
     values: LocalValues,
-    /// Changes are told to the main store; else they are forgotten.
+    /// Whether changes are replayed, or dropped.
     merges: bool,
     capacity: usize,
-    /// Of how many sessions and values changes were given up on the way.
+    /// The number of changes that were lost.
     lost: usize,
-    /// The main store has been told everything, and is asked again.
-    over: bool,
+    /// Everything is replayed, and the main store serves again.
+    done: bool,
 }
 
-/// What comes next when the main store is back.
+/// The next step of a replay.
 pub(super) enum Next {
-    /// It has to be told this.
-    Tell(Vec<Task>),
-    /// Nothing: it is the main store again that is asked. So many changes were forgotten.
-    Over(usize),
+    Replay(Vec<ReplayTask>),
+    /// Everything is replayed. This many changes were dropped.
+    Done(usize),
 }
 
 impl Local {
-    /// With what was seen lately; for so many sessions more, and as many ends; and for so many bytes of values.
+    /// Starts with the recently cached sessions. `capacity` limits the writes and the ends, `values_capacity` the bytes of values.
     pub(super) fn new(
         cached: Vec<(SessionId, State)>,
         merges: bool,
@@ -55,7 +52,7 @@ impl Local {
         clock: impl Clock,
     ) -> Self {
         let now = clock.now();
-        // What it is bounded by is the journal.
+        // The journal is the real limit.
         let places = cached.len().saturating_add(capacity).saturating_mul(2);
         let store = MemoryStore::new().capacity(places).reject_when_full().clock(clock);
         for (id, state) in cached {
@@ -78,11 +75,11 @@ impl Local {
             }
         }
         let (journal, values) = (Journal::new(capacity), LocalValues::new(values_capacity));
-        Self { store, journal, values, merges, capacity: places, lost: 0, over: false }
+        Self { store, journal, values, merges, capacity: places, lost: 0, done: false }
     }
 
-    pub(super) fn is_over(&self) -> bool {
-        self.over
+    pub(super) fn is_done(&self) -> bool {
+        self.done
     }
 
     pub(super) fn store(&self) -> &MemoryStore {
@@ -105,7 +102,7 @@ impl Local {
         self.record_of(id).map(|record| record.version())
     }
 
-    /// `sent`: the main store was told as well, and did not answer.
+    /// `sent`: the main store may have applied the creation as well.
     pub(super) fn create(
         &mut self,
         id: &SessionId,
@@ -121,7 +118,7 @@ impl Local {
         }
         let created = self.store.create_now(id, new.clone(), limits);
         if created == Created::Full && self.store.len() >= self.capacity {
-            return Err(full()); // and not of the user's limit
+            return Err(full()); // not the limit of the user
         }
         match (before, &created) {
             (Found::Unknown, Created::Done { evicted }) => {
@@ -130,7 +127,7 @@ impl Local {
                 }
                 self.journal.written(id, Base::Nothing(limits), sent.then_some(version));
             }
-            // The main store may have taken what is refused here.
+            // The main store may have applied what is refused here.
             (_, Created::Full) if sent => {
                 self.store.end_now(id, &End::For(EndReason::Evicted), now);
                 self.journal.ended(id, End::For(EndReason::Evicted));
@@ -161,7 +158,7 @@ impl Local {
                 let pending = self.journal.written(id, Base::Version(expected), sent.then_some(version));
                 pending.rotated |= before.generation() != new.record.generation();
             }
-            // The main store may have taken what is refused here: it is no newer than what was written instead.
+            // The main store may have applied what is refused here. The version in memory is newer.
             (Outcome::Conflict(ours), _) if sent => {
                 self.journal.written(id, Base::Version(ours.record.version()), Some(version));
             }
@@ -189,7 +186,7 @@ impl Local {
     }
 
     fn end_unconditionally(&mut self, id: &SessionId, end: End, now: Timestamp) -> Result<EndOutcome, StoreError> {
-        // The main store already knows that it ended, or is going to. Except by expiry: another process may have extended it.
+        // The main store knows the end already, or will. An expired session may have been extended by another process.
         if let Found::Ended(Ended { reason, .. }) = self.store.load_now(id)
             && reason != EndReason::Expired
         {
@@ -214,7 +211,7 @@ impl Local {
             Found::Live(loaded) if expected.is_some_and(|expected| expected != loaded.record.version()) => {
                 return Ok(EndOutcome::Conflict(loaded));
             }
-            // It has ended here, whatever version another process writes.
+            // The session has ended here, whatever version another process writes.
             Found::Live(_) => None,
             Found::Ended(_) | Found::Unknown => expected,
         };
@@ -258,7 +255,7 @@ impl Local {
             Observation::Live(id, loaded) => {
                 let is_old = |ours: Arc<Record>| ours.version().is_after(loaded.record.version());
                 if !self.journal.is_written(id) && !self.record_of(id).is_some_and(is_old) {
-                    self.have(id, loaded, now);
+                    self.copy_from_main(id, loaded, now);
                 }
             }
             Observation::Extended(id, entry) => self.store.touch_now(id, entry),
@@ -278,8 +275,8 @@ impl Local {
         }
     }
 
-    /// Has what the main store has, unless it ended here.
-    fn have(&self, id: &SessionId, loaded: &Loaded, now: Timestamp) {
+    /// Copies a session of the main store to memory, unless it ended here.
+    fn copy_from_main(&self, id: &SessionId, loaded: &Loaded, now: Timestamp) {
         let theirs = entry(loaded.clone(), now);
         match self.store.load_now(id) {
             Found::Live(ours) => drop(self.store.update_now(id, ours.record.version(), theirs)),
@@ -288,28 +285,28 @@ impl Local {
         }
     }
 
-    /// What to tell the main store next: what ended comes first, whenever it did.
+    /// The next changes to replay. Ends come first.
     pub(super) fn next(&mut self, count: usize, now: Timestamp) -> Next {
-        let ends = self.journal.some_ends(count);
+        let ends = self.journal.first_ends(count);
         if !ends.is_empty() {
-            return Next::Tell(ends.into_iter().map(Task::End).collect());
+            return Next::Replay(ends.into_iter().map(ReplayTask::End).collect());
         }
         let mut tasks = Vec::new();
         while self.merges && tasks.is_empty() {
-            let writes = self.journal.some_writes(count);
+            let writes = self.journal.first_writes(count);
             if writes.is_empty() {
                 break;
             }
             tasks.extend(writes.iter().filter_map(|id| self.task_of(id)));
         }
         if !tasks.is_empty() {
-            return Next::Tell(tasks);
+            return Next::Replay(tasks);
         }
         if self.merges {
             let (tasks, lost) = self.values.tasks(count, now);
             self.lost += lost;
             if !tasks.is_empty() {
-                return Next::Tell(tasks.into_iter().map(Task::Value).collect());
+                return Next::Replay(tasks.into_iter().map(ReplayTask::Value).collect());
             }
         }
         let ended = self.journal.end_rotated();
@@ -317,12 +314,12 @@ impl Local {
             self.lost += ended;
             return self.next(count, now);
         }
-        self.over = true;
-        Next::Over(self.lost + self.journal.drop_writes() + self.values.changed())
+        self.done = true;
+        Next::Done(self.lost + self.journal.drop_writes() + self.values.changed())
     }
 
-    /// What to write, and that it will be. What has expired needs no writing.
-    fn task_of(&mut self, id: &SessionId) -> Option<Task> {
+    /// The write to replay. An expired session needs none.
+    fn task_of(&mut self, id: &SessionId) -> Option<ReplayTask> {
         let Found::Live(Loaded { record, ttl }) = self.store.load_now(id) else {
             self.journal.forget(id);
             return None;
@@ -331,82 +328,82 @@ impl Local {
         let entry = Entry { record, ttl: ttl.unwrap_or_default() };
         let pending = self.journal.write(id)?;
         let writing = match pending.base {
-            Base::Nothing(limits) => Writing::Create(entry, limits),
-            Base::Version(base) if base == version => Writing::Touch(entry),
-            Base::Version(base) => Writing::Update(base, entry),
+            Base::Nothing(limits) => ReplayWrite::Create(entry, limits),
+            Base::Version(base) if base == version => ReplayWrite::Touch(entry),
+            Base::Version(base) => ReplayWrite::Update(base, entry),
         };
-        if !matches!(writing, Writing::Touch(_)) {
+        if !matches!(writing, ReplayWrite::Touch(_)) {
             pending.send(version);
         }
-        Some(Task::Write(*id, writing))
+        Some(ReplayTask::Write(*id, writing))
     }
 
-    /// Takes in what the main store said to a task; returns how many changes of the outage that has cost.
-    pub(super) fn settle(&mut self, task: &Task, told: Told, cache: &Cache, now: Timestamp) -> u64 {
+    /// Applies the reply to a replay. Returns the number of lost changes.
+    pub(super) fn apply_reply(&mut self, task: &ReplayTask, reply: ReplayReply, cache: &Cache, now: Timestamp) -> u64 {
         let (id, writing) = match task {
-            Task::End(end) => {
-                self.journal.told(end);
+            ReplayTask::End(end) => {
+                self.journal.end_replayed(end);
                 return 0;
             }
-            Task::Write(id, writing) => (id, writing),
-            Task::Value(task) => {
-                return match told {
-                    Told::Value(told) => self.values.settle(task, told),
+            ReplayTask::Write(id, writing) => (id, writing),
+            ReplayTask::Value(task) => {
+                return match reply {
+                    ReplayReply::Value(reply) => self.values.apply_reply(task, reply),
                     _ => 0,
                 };
             }
         };
         let written = writing.entry().record.version();
-        match told {
-            Told::Done(evicted) => {
+        match reply {
+            ReplayReply::Done(evicted) => {
                 if self.journal.is_written(id) {
                     let Entry { record, ttl } = writing.entry().clone();
                     let rotated = self.record_of(id).filter(|ours| ours.version() != written);
                     let rotated = rotated.map(|ours| ours.generation() != record.generation());
-                    // Of a touch it has not said whether it has the session at all.
-                    if !matches!(writing, Writing::Touch(_)) {
+                    // The reply to a touch does not say whether the session exists.
+                    if !matches!(writing, ReplayWrite::Touch(_)) {
                         cache.observe(&Observation::Live(id, Loaded { record, ttl: Some(ttl) }), cache.sequence(), now);
                     }
                     match (self.journal.write(id), rotated) {
-                        // Written again meanwhile: that comes next.
+                        // Written again: that is replayed next.
                         (Some(pending), Some(rotated)) => {
                             *pending = Pending { rotated, ..Pending::new(Base::Version(written)) };
                         }
                         _ => drop(self.journal.forget(id)),
                     }
                 }
-                let lost = evicted.iter().map(|id| self.ended_there(id, EndReason::Evicted, cache, now));
+                let lost = evicted.iter().map(|id| self.ended_in_main(id, EndReason::Evicted, cache, now));
                 lost.sum()
             }
-            // An attempt of ours from before, whose answer was lost: the next goes on from there.
-            Told::Other(theirs) if self.is_ours(id, theirs.record.version()) => {
+            // An earlier write of this process, whose reply was lost.
+            ReplayReply::Conflict(theirs) if self.is_ours(id, theirs.record.version()) => {
                 if let Some(pending) = self.journal.write(id) {
                     pending.base = Base::Version(theirs.record.version());
                 }
                 0
             }
-            Told::Other(theirs) => {
+            ReplayReply::Conflict(theirs) => {
                 let Some(lost) = self.journal.forget(id) else { return 0 };
-                tracing::debug!(session = %id, "session changed elsewhere in the outage: changes dropped");
+                tracing::debug!(session = %id, "session changed by another process during the outage; changes dropped");
                 if lost.rotated {
-                    // The old token must not come back, and the new one would be taken for a thief's.
+                    // The previous token must not be accepted again, and the new one would look stolen.
                     self.journal.ended(id, End::For(EndReason::Revoked));
-                    self.ended_there(id, EndReason::Revoked, cache, now);
+                    self.ended_in_main(id, EndReason::Revoked, cache, now);
                 } else {
-                    self.have(id, &theirs, now);
+                    self.copy_from_main(id, &theirs, now);
                     cache.observe(&Observation::Live(id, theirs), cache.sequence(), now);
                 }
                 1
             }
-            Told::Gone(reason) => self.ended_there(id, reason, cache, now),
-            Told::Value(_) => 0,
+            ReplayReply::Gone(reason) => self.ended_in_main(id, reason, cache, now),
+            ReplayReply::Value(_) => 0,
         }
     }
 
-    /// The main store has not taken this, for it is away.
-    pub(super) fn not_told(&mut self, task: &Task) {
-        if let Task::Value(task) = task {
-            self.values.not_told(task);
+    /// A change was not replayed, because the main store is unavailable.
+    pub(super) fn not_replayed(&mut self, task: &ReplayTask) {
+        if let ReplayTask::Value(task) = task {
+            self.values.not_replayed(task);
         }
     }
 
@@ -414,14 +411,14 @@ impl Local {
         self.journal.write(id).is_some_and(|pending| pending.sent.contains(&version))
     }
 
-    /// A session ended in the main store: here too, with what was changed.
-    fn ended_there(&mut self, id: &SessionId, reason: EndReason, cache: &Cache, now: Timestamp) -> u64 {
+    /// A session has ended in the main store: it ends here too, and its changes are lost.
+    fn ended_in_main(&mut self, id: &SessionId, reason: EndReason, cache: &Cache, now: Timestamp) -> u64 {
         let ended = Ended::new(reason, now);
         self.store.bury_now(id, ended);
         cache.observe(&Observation::Ended(id, ended, None), cache.sequence(), now);
         let lost = self.journal.forget(id).is_some();
         if lost {
-            tracing::debug!(session = %id, %reason, "session ended elsewhere in the outage: changes dropped");
+            tracing::debug!(session = %id, %reason, "session ended by another process during the outage; changes dropped");
         }
         lost.into()
     }

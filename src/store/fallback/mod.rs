@@ -1,31 +1,31 @@
-//! What to do when a store is away.
+//! What to do while a store is unavailable.
 //!
 //! ```text
 //!        an operation fails, and the store is down
-//!   Up ────────────────────────────────────────────▶ Down ──┐ a request sees, now and then, whether it is back
+//!   up ────────────────────────────────────────────▶ down ──┐ a request probes the store now and then
 //!    ▲                                                 │ ◀──┘
-//!    └──── it is back, and has been told everything ────┘
+//!    └──── the store has recovered, and everything is replayed
 //! ```
-//! * `mode.rs` — what is done, and what that promises;
-//! * `start.rs` — whether the main store is there, at the beginning and while nobody asks;
-//! * `switch.rs` — which of the two is asked;
-//! * `outage.rs` — when the store is away, and what is done meanwhile;
-//! * `cache.rs` — the recently seen sessions;
-//! * `in_memory.rs` — every operation in an outage;
-//! * `local.rs`, `journal.rs`, `line.rs` — the sessions of an outage, and what the main store has to be told of them;
-//! * `replay.rs` — telling it;
-//! * `values/` — the same for the values beside the sessions.
+//! * `mode.rs`: the modes and their guarantees
+//! * `startup.rs`: probes at startup and by a background task
+//! * `switch.rs`: chooses between the main store and the fallback
+//! * `outage.rs`: how an outage begins, and what serves operations
+//! * `cache.rs`: the recently used sessions
+//! * `in_memory.rs`: every operation during an outage
+//! * `local.rs`, `journal.rs`: the sessions of an outage, and the changes to replay
+//! * `replay.rs`: the replay
+//! * `values/`: the same for values
 
 mod cache;
 mod error;
 mod in_memory;
 mod journal;
-mod line;
 mod local;
 mod mode;
+mod ordered_map;
 mod outage;
 mod replay;
-mod start;
+mod startup;
 mod stats;
 mod switch;
 mod values;
@@ -38,7 +38,7 @@ use std::{
 
 use self::{
     cache::Cache,
-    outage::{Outage, SEEING},
+    outage::{Outage, PROBE_BUDGET},
     stats::Counts,
 };
 pub use self::{
@@ -56,29 +56,25 @@ use super::{
 };
 use crate::time::{Clock, SystemClock};
 
-/// A store, and what to do when it is away: see [`FallbackMode`], which says what each mode promises.
+/// A store with a fallback for outages. [`FallbackMode`] says what each mode does and guarantees.
 ///
-/// * **Away** is a store that fails an operation and whose [health](SessionStore::health), asked then, is [`Down`](Health::Down), or not known
-///   within a tenth of a second. One that refuses writes and serves reads, because it is full or a replica, is not away: its errors are the
-///   caller's. Nor is one that has lost a single operation, nor a Redis Cluster of which some nodes are there: it serves the sessions that these have, and
-///   the others are an outage until a replica takes over, in any mode. One that lets nobody in (a wrong password) is away like one that is dead; that is
-///   logged as an error.
-/// * **Once that is known**, no request waits for it, in any mode. Now and then ([`probe_interval`](Self::probe_interval)) one request at a time asks
-///   for its health, which costs nothing with a store that knows that it is down, as
-///   [`RedisStore`](super::redis::RedisStore) and [`Guard`](super::Guard) do. Wrap any other that has no deadline of its own in a `Guard`.
-/// * **It is back** when its health is better than down and it has taken what it has to be told. One request at a time tells it, a bounded number of
-///   sessions, and the next ones the rest; until all is told, requests are served as before. So nobody sees half of it. A question for the
-///   health of this store does the same as a request: where requests are rare, a readiness probe brings the return about.
-/// * **An outage is logged** when it begins, as a warning with its cause, and when it is over, with what came of it. Sessions loaded
-///   meanwhile [say so](crate::Session::is_degraded).
+/// * **An outage begins** when an operation fails and the [health](SessionStore::health) of the store is then [`Down`](Health::Down), or unknown
+///   after 100 ms. A store that only refuses writes is not down, and a single lost reply is not an outage. A Redis Cluster is down if all of
+///   its nodes are.
+/// * **During an outage**, requests do not wait for the main store. Every [`probe_interval`](Self::probe_interval), one request probes its
+///   health. [`RedisStore`](super::redis::RedisStore) and [`Guard`](super::Guard) reply to a probe immediately when they are down; wrap any other
+///   store without a deadline in a `Guard`.
+/// * **The outage ends** when the store is no longer down and everything is replayed. One request at a time replays a bounded number of
+///   changes; the others are still served by the fallback. A health check replays too.
+/// * **Logs**: a warning with the cause when an outage begins, and a summary when it ends. Sessions that are loaded during an outage are
+///   [degraded](crate::Session::is_degraded).
 ///
 /// # Memory
-/// Mode `Reject` keeps nothing. In the others some [`capacity`](Self::capacity) sessions are remembered as they were last seen, the longest unused
-/// forgotten first: about half a kilobyte and its values each. In mode `Memory` an outage has as many sessions again, and room for as many that
-/// begin or change, and as many that end; what is merely used takes half of it at most. What exceeds that fails with an outage: 503. Values
-/// have [a room of their own](Self::values_capacity).
+/// Mode `Reject` keeps nothing. The other modes cache the last [`capacity`](Self::capacity) sessions: about half a kilobyte each, and the
+/// values. In mode `Memory`, an outage can have as many new or changed sessions, and as many ends; more fail with 503. Values have
+/// [their own limit](Self::values_capacity).
 ///
-/// It needs a tokio runtime with a timer, and starts no task: see [`start`](Self::start) and [`watch`](Self::watch).
+/// It needs a tokio runtime with a timer. It starts no task: see [`start`](Self::start) and [`watch`](Self::watch).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -109,7 +105,7 @@ pub struct Fallback<S> {
 }
 
 impl<S: SessionStore> Fallback<S> {
-    /// `main`, with a fallback of this mode.
+    /// Creates a fallback for the store `main`.
     pub fn new(main: S, mode: FallbackMode) -> Self {
         const CAPACITY: usize = 10_000;
         let seen_within = match mode {
@@ -131,10 +127,10 @@ impl<S: SessionStore> Fallback<S> {
         }
     }
 
-    /// How lately before an outage a session must have been seen by this process to go on in mode `Memory`. Default: ten minutes.
+    /// How recently this process must have used a session to serve it in mode `Memory`. Default: 10 minutes.
     ///
-    /// The longer, the more users stay logged in; and the longer ago another instance may have ended a session that is
-    /// served here once more. For mode `ReadStale` it is the `max_age`.
+    /// With a longer time, more users stay logged in, and a session that another process ended may be served for longer. In mode `ReadStale`,
+    /// this is the `max_age`.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -147,7 +143,8 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
-    /// How many sessions are remembered, and how many may begin or change, or end, in an outage. Default: 10,000; at least one.
+    /// The number of cached sessions, and of sessions that can be created or changed, and that can end, during an outage. Default: 10,000. At
+    /// least 1.
     ///
     /// ```
     /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
@@ -160,8 +157,8 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
-    /// How many bytes the values of a [`KeyValue`](crate::KeyValue) may take in an outage, each with its key and 128 bytes more. Default: 64 MiB.
-    /// There is room beside them for as many bytes of keys that were set or deleted. What does not fit fails with an outage.
+    /// The number of bytes of [values](crate::KeyValue) during an outage: each value, its key, and 128 bytes. Default: 64 MiB. The keys to replay
+    /// can use as many bytes again. An operation that exceeds the limit fails with an outage.
     ///
     /// ```
     /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
@@ -173,7 +170,7 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
-    /// How often, in an outage, a request sees whether the main store is back. Default: every 100 ms.
+    /// The interval at which requests probe the main store during an outage. Default: 100 ms.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -186,7 +183,7 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
-    /// The clock that sessions and values of an outage expire by. Default: the system's.
+    /// The clock for the expiry of sessions and values during an outage. Default: the system clock.
     ///
     /// ```
     /// # use tower_keep::{ManualClock, MemoryStore, store::{Fallback, FallbackMode}};
@@ -213,7 +210,7 @@ impl<S: SessionStore> Fallback<S> {
         &self.main
     }
 
-    /// Where it stands, and what it has counted.
+    /// The current state, and counters.
     ///
     /// ```
     /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
@@ -240,7 +237,7 @@ impl<S: SessionStore> Fallback<S> {
     }
 
     async fn health_of_both(&self) -> Result<Health, StoreError> {
-        let health = match self.present_outage().await {
+        let health = match self.current_outage().await {
             Some(outage) => Ok(outage.health()),
             None => self.main.health().await,
         };
@@ -252,7 +249,7 @@ impl<S: SessionStore> Fallback<S> {
         }
     }
 
-    /// No session depends on events: they neither begin an outage nor wait for its end.
+    /// Events do not begin an outage, because no session depends on them.
     async fn run_event<O: Operation>(&self, operation: O) -> Result<O::Reply, StoreError> {
         match (self.outage(), O::skipped()) {
             (Some(_), Some(reply)) => Ok(reply),
@@ -277,12 +274,12 @@ impl<S: SessionStore> StoreWrapper for Fallback<S> {
         })
     }
 
-    /// That of the main store. In an outage: degraded if another mode than `Reject` serves sessions.
+    /// The health of the main store. During an outage: degraded, or down in mode `Reject`.
     fn wrapper_health(&self) -> StoreFuture<'_, Health> {
         StoreFuture::boxed(self.health_of_both())
     }
 
-    /// That of the main store, or `"memory"` while memory serves all sessions.
+    /// The name of the main store, or `"memory"` while memory serves.
     fn wrapper_name(&self) -> &'static str {
         match (self.mode, self.outage()) {
             (FallbackMode::Memory { .. }, Some(_)) => "memory",
@@ -290,9 +287,9 @@ impl<S: SessionStore> StoreWrapper for Fallback<S> {
         }
     }
 
-    /// Twice that of the main store, because a replay may take as long, and the time to probe it.
+    /// Twice the deadline of the main store, because a replay takes as long, and the time for a probe.
     fn wrapper_deadline(&self) -> Option<Duration> {
-        self.main.operation_deadline().map(|deadline| deadline.saturating_mul(2).saturating_add(SEEING))
+        self.main.operation_deadline().map(|deadline| deadline.saturating_mul(2).saturating_add(PROBE_BUDGET))
     }
 
     fn wrapper_is_degraded(&self) -> bool {

@@ -1,4 +1,4 @@
-//! An outage: since when, why, and what is done meanwhile. And how one is told from an operation that was lost.
+//! An outage: when it began, why, and what serves operations. Also how to distinguish an outage from one lost reply.
 
 use std::{
     future::{Future, poll_fn},
@@ -16,30 +16,29 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{error::Cause, local::Local, replay::TELLING};
+use super::{error::Cause, local::Local, replay::REPLAY_BUDGET};
 use crate::{
     observe::ErrorChain,
     store::{error::StoreError, health::Health, operation::Operation, session_store::SessionStore},
 };
 
-/// How long the main store has to say how it is; and how long an operation takes before it is asked.
-const MOMENT: Duration = Duration::from_millis(100);
-/// How long it has to say so when it comes back, perhaps from afar.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
-/// What a request may wait that sees to the return of the main store, besides its own operation and the last that it tells: it asks whether
-/// the store is back, tells it, and asks whether it is there still if it does not take a value.
-pub(super) const SEEING: Duration = PATIENCE.saturating_mul(2).saturating_add(TELLING);
+/// The time after which the main store is probed during a slow operation, and the timeout of that probe.
+const PROBE_DELAY: Duration = Duration::from_millis(100);
+/// The timeout of a probe for recovery.
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The extra time of a request that probes the main store: one probe, the replay, and a second probe if a value is refused.
+pub(super) const PROBE_BUDGET: Duration = PROBE_TIMEOUT.saturating_mul(2).saturating_add(REPLAY_BUDGET);
 
 pub(super) struct Outage {
     pub(super) began: Instant,
     cause: Arc<StoreError>,
     pub(super) state: OutageState,
-    /// Whoever has it sees whether the main store is back.
-    turn: Semaphore,
-    look_at: Mutex<Instant>,
-    /// That it is back and does not take everything has been logged.
+    /// Its holder probes the main store.
+    probe: Semaphore,
+    next_probe: Mutex<Instant>,
+    /// A refused replay has been logged.
     refused: AtomicBool,
-    /// What was replayed, dropped and refused before.
+    /// The number of replayed, dropped and refused changes when the outage began.
     pub(super) counts: [u64; 3],
 }
 
@@ -60,18 +59,18 @@ impl Outage {
             began: now,
             cause: Arc::new(cause),
             state,
-            turn: Semaphore::new(1),
-            look_at: Mutex::new(now + probe_interval),
+            probe: Semaphore::new(1),
+            next_probe: Mutex::new(now + probe_interval),
             refused: AtomicBool::new(false),
             counts,
         }
     }
 
-    /// The sessions in memory, if there are any and the main store has not been told all of them.
+    /// The sessions in memory, unless everything is replayed.
     pub(super) fn local(&self) -> Option<MutexGuard<'_, Local>> {
         match &self.state {
             OutageState::Unavailable | OutageState::ReadStale => None,
-            OutageState::InMemory(local) => Some(lock(local)).filter(|local| !local.is_over()),
+            OutageState::InMemory(local) => Some(lock(local)).filter(|local| !local.is_done()),
         }
     }
 
@@ -79,25 +78,25 @@ impl Outage {
         Health::down(&*self.cause)
     }
 
-    /// What everybody is told for whom nothing can be done.
+    /// The error of operations that cannot be served.
     pub(super) fn error(&self) -> StoreError {
-        Cause::Away(self.cause.clone()).into()
+        Cause::Unavailable(self.cause.clone()).into()
     }
 
-    /// The turn to see whether the main store is back, if it is time, and nobody else is at it.
-    pub(super) fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        let is_due = *lock(&self.look_at) <= Instant::now();
-        self.turn.try_acquire().ok().filter(|_| is_due)
+    /// The permit to probe the main store, if a probe is due and no other request probes.
+    pub(super) fn probe_permit(&self) -> Option<SemaphorePermit<'_>> {
+        let is_due = *lock(&self.next_probe) <= Instant::now();
+        self.probe.try_acquire().ok().filter(|_| is_due)
     }
 
-    pub(super) fn look_in(&self, pause: Duration) {
-        *lock(&self.look_at) = Instant::now() + pause;
+    pub(super) fn probe_in(&self, pause: Duration) {
+        *lock(&self.next_probe) = Instant::now() + pause;
     }
 
-    /// The main store is back, and does not take what it has missed.
+    /// The main store has recovered and refuses a replay.
     pub(super) fn refused(&self, store: &str, error: &StoreError) {
         if !self.refused.swap(true, Ordering::Relaxed) {
-            tracing::warn!(store, error = %ErrorChain(error), "the session store does not take all that it has missed yet");
+            tracing::warn!(store, error = %ErrorChain(error), "the session store refuses a change from the outage; it will be replayed again");
         }
     }
 }
@@ -107,7 +106,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The result of running an operation on the main store.
-pub(super) enum Asked<T> {
+pub(super) enum MainReply<T> {
     Replied(Result<T, StoreError>),
     /// The main store is unavailable. `in_doubt`: it may have applied an operation that must not be repeated.
     Unavailable {
@@ -117,10 +116,10 @@ pub(super) enum Asked<T> {
 }
 
 /// Runs an operation on the main store. While a slow operation runs, the health of the store is probed, so that takes no extra time.
-pub(super) async fn ask<O: Operation>(main: &impl SessionStore, operation: O) -> Asked<O::Reply> {
+pub(super) async fn run_on_main<O: Operation>(main: &impl SessionStore, operation: O) -> MainReply<O::Reply> {
     let mut probe = pin!(async {
-        sleep(MOMENT).await;
-        is_down(main, MOMENT).await
+        sleep(PROBE_DELAY).await;
+        is_down(main, PROBE_DELAY).await
     });
     let mut probed = None;
     let mut running = operation.run(main);
@@ -136,30 +135,30 @@ pub(super) async fn ask<O: Operation>(main: &impl SessionStore, operation: O) ->
     })
     .await;
     let failure = reply.as_ref().map_or_else(Some, O::doubt_in);
-    // A client that may not log in can do nothing either.
+    // A client that is rejected cannot be served either.
     if !matches!(failure, Some(StoreError::Outage(_) | StoreError::Configuration(_))) {
-        return Asked::Replied(reply);
+        return MainReply::Replied(reply);
     }
     let down = match probed {
         Some(down) => down,
-        None => is_down(main, MOMENT).await,
+        None => is_down(main, PROBE_DELAY).await,
     };
     match reply {
-        reply if !down => Asked::Replied(reply),
-        Err(cause) => Asked::Unavailable { cause, in_doubt: false },
+        reply if !down => MainReply::Replied(reply),
+        Err(cause) => MainReply::Unavailable { cause, in_doubt: false },
         Ok(reply) => match O::confirmed(reply) {
-            Ok(reply) => Asked::Replied(Ok(reply)),
-            Err(cause) => Asked::Unavailable { cause, in_doubt: true },
+            Ok(reply) => MainReply::Replied(Ok(reply)),
+            Err(cause) => MainReply::Unavailable { cause, in_doubt: true },
         },
     }
 }
 
-/// Whether the store is back.
-pub(super) async fn is_back(store: &impl SessionStore) -> bool {
-    !is_down(store, PATIENCE).await
+/// Whether the store serves again.
+pub(super) async fn has_recovered(store: &impl SessionStore) -> bool {
+    !is_down(store, PROBE_TIMEOUT).await
 }
 
-/// Whether nothing can be had from the store.
-async fn is_down(store: &impl SessionStore, patience: Duration) -> bool {
-    !matches!(timeout(patience, store.health()).await, Ok(Ok(Health::Up | Health::Degraded(_))))
+/// Whether the store is down, or does not reply in time.
+async fn is_down(store: &impl SessionStore, limit: Duration) -> bool {
+    !matches!(timeout(limit, store.health()).await, Ok(Ok(Health::Up | Health::Degraded(_))))
 }

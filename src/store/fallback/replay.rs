@@ -1,19 +1,19 @@
-//! The main store is back: it is told what it has missed.
+//! The replay of an outage to the main store, after it has recovered.
 //!
 //! ```text
-//!   ends, all of them ──▶ what began and changed, session by session ──▶ values ──▶ over: it is asked again
-//!      ▲                                            │                      │
-//!      └──────────── what ended meanwhile ──────────┴──────────────────────┘
+//!   all ends ──▶ new and changed sessions ──▶ values ──▶ done: the main store serves again
+//!      ▲                   │                    │
+//!      └──── new ends ─────┴────────────────────┘
 //! ```
-//! A request tells it, one at a time, and not more than a bounded number of sessions; what is left the next ones tell. The others are served from
-//! memory meanwhile, and what they do is journalled too. What has no answer stays in the journal, and is told again: every write
-//! can be repeated, but that which adds to a number.
+//! One request at a time replays a bounded number of changes; the next requests replay the rest. Other requests are still served from
+//! memory, and their changes are journaled too. A change without a reply stays in the journal and is replayed again. Every write can be
+//! repeated, except an increment.
 
 use std::time::Duration;
 
 use super::{
-    journal::{EndOf, Untold},
-    values::{ToldValue, ValueTask},
+    journal::{EndOf, JournaledEnd},
+    values::{ValueReplay, ValueReply},
 };
 use crate::{
     ended::EndReason,
@@ -28,27 +28,26 @@ use crate::{
     token::SessionId,
 };
 
-/// How many sessions are told at once: enough to keep the main store busy, so that the end comes nearer however much is
-/// written meanwhile.
-pub(super) const AT_ONCE: usize = 64;
-/// How often a request does that before it goes on with its own work, and for how long it begins another time.
-pub(super) const ROUNDS: usize = 16;
-pub(super) const TELLING: Duration = Duration::from_millis(50);
+/// The number of changes that are replayed concurrently: enough to finish even if requests keep writing.
+pub(super) const BATCH: usize = 64;
+/// The number of batches that one request replays, and the time after which it starts no other batch.
+pub(super) const BATCHES: usize = 16;
+pub(super) const REPLAY_BUDGET: Duration = Duration::from_millis(50);
 
-/// Something the main store has to be told.
-pub(super) enum Task {
-    End(Untold),
-    Write(SessionId, Writing),
-    Value(ValueTask),
+/// A change to replay.
+pub(super) enum ReplayTask {
+    End(JournaledEnd),
+    Write(SessionId, ReplayWrite),
+    Value(ValueReplay),
 }
 
-pub(super) enum Writing {
+pub(super) enum ReplayWrite {
     Create(Entry, Limits),
     Update(Version, Entry),
     Touch(Entry),
 }
 
-impl Writing {
+impl ReplayWrite {
     pub(super) fn entry(&self) -> &Entry {
         match self {
             Self::Create(entry, _) | Self::Update(_, entry) | Self::Touch(entry) => entry,
@@ -56,77 +55,83 @@ impl Writing {
     }
 }
 
-/// What it said to that.
-pub(super) enum Told {
-    /// It has it now. These made room for it.
+/// The reply of the main store.
+pub(super) enum ReplayReply {
+    /// The change is applied. These sessions were evicted.
     Done(Vec<SessionId>),
-    /// It has this, and keeps it.
-    Other(Loaded),
-    /// It has no such session, or has no place for it.
+    /// The main store has this newer version, and keeps it.
+    Conflict(Loaded),
+    /// The session does not exist in the main store, or the main store is full.
     Gone(EndReason),
-    /// That, about a value.
-    Value(ToldValue),
+    /// The reply about a value.
+    Value(ValueReply),
 }
 
 /// # Errors
-/// When the main store is away again, or does not take this now: it must be told again.
-pub(super) async fn tell<S: SessionStore>(main: &S, task: &Task) -> Result<Told, StoreError> {
-    let told = match task {
-        Task::End(Untold { of: EndOf::All(user, except), end, .. }) => {
-            main.end_user(user, except.as_ref(), end.reason()).await.map(|_| Told::Done(Vec::new()))
+/// If the main store is unavailable again, or refuses the change for now: the change must be replayed again.
+pub(super) async fn replay<S: SessionStore>(main: &S, task: &ReplayTask) -> Result<ReplayReply, StoreError> {
+    let reply = match task {
+        ReplayTask::End(JournaledEnd { of: EndOf::All(user, except), end, .. }) => {
+            main.end_user(user, except.as_ref(), end.reason()).await.map(|_| ReplayReply::Done(Vec::new()))
         }
-        Task::End(Untold { of: EndOf::One(id), end, .. }) => tell_end(main, id, end).await,
-        Task::Write(id, writing) => tell_write(main, id, writing).await,
-        Task::Value(task) => return Ok(Told::Value(task.tell(main).await?)),
+        ReplayTask::End(JournaledEnd { of: EndOf::One(id), end, .. }) => replay_end(main, id, end).await,
+        ReplayTask::Write(id, writing) => replay_write(main, id, writing).await,
+        ReplayTask::Value(task) => return Ok(ReplayReply::Value(task.replay(main).await?)),
     };
-    match told {
-        // What is there cannot be read: it cannot be served either, and there is nothing to be gained by telling it for ever. Unless it is
-        // about all sessions of somebody, of which others can.
-        Err(StoreError::Corrupt(source)) if !matches!(task, Task::End(Untold { of: EndOf::All(..), .. })) => {
-            tracing::warn!(%source, "a session of the outage cannot be told to the store: its record is not readable");
-            Ok(Told::Gone(EndReason::Corrupt))
+    match reply {
+        // A corrupt record cannot be served, so replaying the change again is pointless. The end of all sessions of a user is about
+        // other records too.
+        Err(StoreError::Corrupt(source))
+            if !matches!(task, ReplayTask::End(JournaledEnd { of: EndOf::All(..), .. })) =>
+        {
+            tracing::warn!(%source, "a change from the outage cannot be replayed: the record in the store is corrupt");
+            Ok(ReplayReply::Gone(EndReason::Corrupt))
         }
-        told => told,
+        reply => reply,
     }
 }
 
-async fn tell_end<S: SessionStore>(main: &S, id: &SessionId, end: &End) -> Result<Told, StoreError> {
+async fn replay_end<S: SessionStore>(main: &S, id: &SessionId, end: &End) -> Result<ReplayReply, StoreError> {
     let outcome = main.end(id, *end).await?;
     // If the creation of a used session is still on its way, it must not succeed.
     if let (End::Used { .. }, EndOutcome::Gone) = (end, outcome) {
         main.end(id, End::For(EndReason::Used)).await?;
     }
-    Ok(Told::Done(Vec::new()))
+    Ok(ReplayReply::Done(Vec::new()))
 }
 
-async fn tell_write<S: SessionStore>(main: &S, id: &SessionId, writing: &Writing) -> Result<Told, StoreError> {
+async fn replay_write<S: SessionStore>(
+    main: &S,
+    id: &SessionId,
+    writing: &ReplayWrite,
+) -> Result<ReplayReply, StoreError> {
     Ok(match writing {
-        Writing::Create(entry, limits) => match main.create(id, entry.clone(), *limits).await? {
-            Created::Done { evicted } => Told::Done(evicted),
-            Created::Full => Told::Gone(EndReason::Evicted),
+        ReplayWrite::Create(entry, limits) => match main.create(id, entry.clone(), *limits).await? {
+            Created::Done { evicted } => ReplayReply::Done(evicted),
+            Created::Full => ReplayReply::Gone(EndReason::Evicted),
             Created::Taken => match main.load(id).await? {
-                Found::Live(loaded) => Told::Other(loaded),
-                Found::Ended(ended) => Told::Gone(ended.reason),
-                Found::Unknown => Told::Gone(EndReason::Expired),
+                Found::Live(loaded) => ReplayReply::Conflict(loaded),
+                Found::Ended(ended) => ReplayReply::Gone(ended.reason),
+                Found::Unknown => ReplayReply::Gone(EndReason::Expired),
             },
         },
-        Writing::Update(expected, entry) => match main.update(id, *expected, entry.clone()).await? {
-            Outcome::Done => Told::Done(Vec::new()),
-            Outcome::Conflict(loaded) => Told::Other(loaded),
+        ReplayWrite::Update(expected, entry) => match main.update(id, *expected, entry.clone()).await? {
+            Outcome::Done => ReplayReply::Done(Vec::new()),
+            Outcome::Conflict(loaded) => ReplayReply::Conflict(loaded),
             Outcome::Gone => match main.load(id).await? {
-                Found::Ended(ended) => Told::Gone(ended.reason),
-                // Forgotten, or lost.
-                Found::Unknown | Found::Live(_) => Told::Gone(EndReason::Expired),
+                Found::Ended(ended) => ReplayReply::Gone(ended.reason),
+                // Expired, or lost by the main store.
+                Found::Unknown | Found::Live(_) => ReplayReply::Gone(EndReason::Expired),
             },
         },
-        Writing::Touch(entry) => {
-            // Somebody may have used it elsewhere, and later.
+        ReplayWrite::Touch(entry) => {
+            // Another process may have used the session later.
             if let Found::Live(theirs) = main.load(id).await?
                 && theirs.ttl.is_some_and(|ttl| ttl < entry.ttl)
             {
                 main.touch(id, entry.clone()).await?;
             }
-            Told::Done(Vec::new())
+            ReplayReply::Done(Vec::new())
         }
     })
 }

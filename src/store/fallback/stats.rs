@@ -1,4 +1,4 @@
-//! What a fallback counts.
+//! The statistics of a fallback.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,7 +48,7 @@ impl Count {
     }
 }
 
-/// Where a [`Fallback`](super::Fallback) stands, and what it has counted since it was made.
+/// The state of a [`Fallback`](super::Fallback), and its counters since it was created.
 ///
 /// ```
 /// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnRecovery}};
@@ -60,23 +60,23 @@ impl Count {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FallbackStats {
-    /// The main store is away, or has not been told everything yet.
+    /// The main store is unavailable, or not everything is replayed yet.
     pub using_fallback: bool,
-    /// Sessions that are remembered as they were last seen.
+    /// The number of sessions in the cache.
     pub cached: usize,
-    /// Sessions that go on in memory.
+    /// The number of sessions in memory during an outage.
     pub in_memory: usize,
-    /// Values that are kept in memory.
+    /// The number of values in memory during an outage.
     pub values_in_memory: usize,
-    /// What the main store has to be told still, of sessions and of values.
+    /// The number of changes waiting to be replayed.
     pub journalled: usize,
-    /// How often the main store went away.
+    /// The number of outages.
     pub outages: u64,
-    /// What it was told on its returns.
+    /// The number of changes that were replayed.
     pub replayed: u64,
-    /// Sessions that began or were changed in an outage, of which that was lost: forgotten, or the main store had
-    /// something newer; and values that were written in one: forgotten, or the main store did not take them.
+    /// The number of sessions and values whose changes from an outage were lost: the mode drops them, the main store had a newer version,
+    /// or it refused a value.
     pub dropped: u64,
-    /// What had no room in an outage, and failed.
+    /// The number of operations that failed because the memory for changes was full.
     pub refused: u64,
 }

@@ -1,4 +1,4 @@
-//! Which of the two is asked: the main store, or what there is without it.
+//! Chooses between the main store and the fallback, and ends an outage.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,8 +10,8 @@ use super::{
     error::Cause,
     in_memory::InMemory,
     local::{Local, Next},
-    outage::{Asked, Outage, OutageState, ask, is_back},
-    replay::{AT_ONCE, ROUNDS, TELLING, Task, Told, tell},
+    outage::{MainReply, Outage, OutageState, has_recovered, run_on_main},
+    replay::{BATCH, BATCHES, REPLAY_BUDGET, ReplayReply, ReplayTask, replay},
 };
 use crate::{
     metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY},
@@ -20,17 +20,17 @@ use crate::{
     time::Clock,
 };
 
-/// How far the return of the main store has come.
+/// The progress of a recovery.
 enum Progress {
-    /// It has been told everything.
-    Over,
+    /// Everything is replayed.
+    Done,
     More,
-    /// It is away again, or does not take everything yet.
-    Away,
+    /// The main store is unavailable again, or refuses a change for now.
+    Unavailable,
 }
 
-fn fails_values(tasks: &[Task], answers: &[Result<Told, StoreError>]) -> bool {
-    tasks.iter().zip(answers).any(|(task, answer)| matches!((task, answer), (Task::Value(_), Err(_))))
+fn fails_values(tasks: &[ReplayTask], replies: &[Result<ReplayReply, StoreError>]) -> bool {
+    tasks.iter().zip(replies).any(|(task, reply)| matches!((task, reply), (ReplayTask::Value(_), Err(_))))
 }
 
 impl<S: SessionStore> Fallback<S> {
@@ -42,16 +42,16 @@ impl<S: SessionStore> Fallback<S> {
     pub(super) async fn perform<O: Operation>(&self, operation: O) -> Result<O::Reply, StoreError> {
         let mut sent = false;
         loop {
-            let outage = match self.present_outage().await {
+            let outage = match self.current_outage().await {
                 Some(outage) => outage,
                 None => {
                     let sequence = self.cache.sequence();
-                    match ask(&self.main, operation.clone()).await {
-                        Asked::Replied(reply) => {
+                    match run_on_main(&self.main, operation.clone()).await {
+                        MainReply::Replied(reply) => {
                             self.observe(&operation, &reply, sequence);
                             return reply;
                         }
-                        Asked::Unavailable { cause, in_doubt } => {
+                        MainReply::Unavailable { cause, in_doubt } => {
                             let outage = self.begin_outage(cause);
                             // It may have been applied, and must not be applied twice.
                             if in_doubt {
@@ -89,10 +89,10 @@ impl<S: SessionStore> Fallback<S> {
         if !self.cache.observe(observation, sequence, now) {
             return;
         }
-        // A reply from before the outage that arrived during the outage.
+        // The reply to a request from before the outage.
         if let Some(outage) = self.outage()
             && let Some(mut local) = outage.local()
-            && observation.alive().is_none_or(|id| self.cache.counts(id, sequence))
+            && observation.alive().is_none_or(|id| self.cache.is_current(id, sequence))
         {
             local.observe(observation, now);
         }
@@ -111,7 +111,7 @@ impl<S: SessionStore> Fallback<S> {
         })
     }
 
-    /// The main store is away, since now or before.
+    /// Begins an outage, unless one has begun.
     pub(super) fn begin_outage(&self, cause: StoreError) -> Arc<Outage> {
         let mut outage = self.outage.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*outage
@@ -122,9 +122,9 @@ impl<S: SessionStore> Fallback<S> {
         let (store, mode, error) = (self.main.name(), self.mode, ErrorChain(&cause));
         match cause {
             StoreError::Configuration(_) => {
-                tracing::error!(store, ?mode, %error, "the session store lets nobody in: falling back");
+                tracing::error!(store, ?mode, %error, "the session store rejects this client; using the fallback");
             }
-            _ => tracing::warn!(store, ?mode, %error, "the session store is away: falling back"),
+            _ => tracing::warn!(store, ?mode, %error, "the session store is unavailable; using the fallback"),
         }
         self.counts.outages.add(1);
         let state = match self.mode {
@@ -143,68 +143,68 @@ impl<S: SessionStore> Fallback<S> {
         begun
     }
 
-    /// The outage, unless the main store turns out to be back.
-    pub(super) async fn present_outage(&self) -> Option<Arc<Outage>> {
+    /// The current outage, unless a probe finds that the main store has recovered.
+    pub(super) async fn current_outage(&self) -> Option<Arc<Outage>> {
         let outage = self.outage()?;
-        let Some(turn) = outage.turn() else { return Some(outage) };
-        let progress = if is_back(&self.main).await { self.tell(&outage).await } else { Progress::Away };
+        let Some(permit) = outage.probe_permit() else { return Some(outage) };
+        let progress = if has_recovered(&self.main).await { self.replay(&outage).await } else { Progress::Unavailable };
         match progress {
-            Progress::Over => {
+            Progress::Done => {
                 self.end(&outage);
                 return None;
             }
-            // The next request goes on with it.
+            // The next request continues the replay.
             Progress::More => {}
-            Progress::Away => outage.look_in(self.probe_interval),
+            Progress::Unavailable => outage.probe_in(self.probe_interval),
         }
-        drop(turn);
+        drop(permit);
         Some(outage)
     }
 
-    /// Tells the main store some of what it has missed.
-    async fn tell(&self, outage: &Outage) -> Progress {
+    /// Replays some of the changes to the main store.
+    async fn replay(&self, outage: &Outage) -> Progress {
         let began = Instant::now();
-        for _ in 0..ROUNDS {
-            if began.elapsed() > TELLING {
+        for _ in 0..BATCHES {
+            if began.elapsed() > REPLAY_BUDGET {
                 break;
             }
-            let next = outage.local().map(|mut local| local.next(AT_ONCE, self.clock.now()));
+            let next = outage.local().map(|mut local| local.next(BATCH, self.clock.now()));
             let tasks = match next {
-                Some(Next::Tell(tasks)) => tasks,
-                Some(Next::Over(dropped)) => {
+                Some(Next::Replay(tasks)) => tasks,
+                Some(Next::Done(dropped)) => {
                     self.counts.dropped.add(dropped as u64);
-                    return Progress::Over;
+                    return Progress::Done;
                 }
-                None => return Progress::Over,
+                None => return Progress::Done,
             };
-            let answers = all(tasks.iter().map(|task| tell(&self.main, task))).await;
-            // A value that it does not take must not keep the sessions from it. A session is told until it is taken.
-            let is_there = fails_values(&tasks, &answers) && is_back(&self.main).await;
-            let Some(mut local) = outage.local() else { return Progress::Over };
-            let mut away = false;
-            for (task, answer) in tasks.iter().zip(answers) {
-                match answer {
-                    Ok(told) => {
-                        self.counts.dropped.add(local.settle(task, told, &self.cache, self.clock.now()));
+            let replies = all(tasks.iter().map(|task| replay(&self.main, task))).await;
+            // A refused value must not keep the sessions from their store. Sessions are replayed until they are accepted.
+            let is_available = fails_values(&tasks, &replies) && has_recovered(&self.main).await;
+            let Some(mut local) = outage.local() else { return Progress::Done };
+            let mut is_unavailable = false;
+            for (task, reply) in tasks.iter().zip(replies) {
+                match reply {
+                    Ok(reply) => {
+                        self.counts.dropped.add(local.apply_reply(task, reply, &self.cache, self.clock.now()));
                         self.counts.replayed.add(1);
                     }
                     Err(error) => {
                         outage.refused(self.main.name(), &error);
                         match task {
-                            Task::Value(task) if is_there => {
+                            ReplayTask::Value(task) if is_available => {
                                 self.counts.dropped.add(local.values().failed(task, &error));
-                                away |= !local.values().has_more_than(task);
+                                is_unavailable |= !local.values().has_more_than(task);
                             }
                             _ => {
-                                local.not_told(task);
-                                away = true;
+                                local.not_replayed(task);
+                                is_unavailable = true;
                             }
                         }
                     }
                 }
             }
-            if away {
-                return Progress::Away;
+            if is_unavailable {
+                return Progress::Unavailable;
             }
         }
         Progress::More
@@ -214,7 +214,7 @@ impl<S: SessionStore> Fallback<S> {
         {
             let mut outage = self.outage.write().unwrap_or_else(PoisonError::into_inner);
             if !outage.as_ref().is_some_and(|outage| Arc::ptr_eq(outage, ended)) {
-                return; // it has ended before, and there may be another
+                return; // another request ended it
             }
             *outage = None;
             metrics::set(&FALLBACK_ACTIVE, [], 0.0);
@@ -227,11 +227,11 @@ impl<S: SessionStore> Fallback<S> {
             replayed = replayed - before[0],
             dropped = dropped - before[1],
             refused = refused - before[2],
-            "the session store is back"
+            "the session store has recovered"
         );
     }
 
-    /// Replayed, dropped, refused.
+    /// The number of replayed, dropped and refused changes.
     fn counted(&self) -> [u64; 3] {
         [&self.counts.replayed, &self.counts.dropped, &self.counts.refused].map(super::stats::Count::get)
     }

@@ -1,13 +1,12 @@
-//! The values of an outage, and what the main store has to be told of them.
+//! The values that this process writes during an outage, and the changes to replay.
 //!
-//! What this process has not written in the outage is not known, and not touched: for each key that it has written, the main store is told what has
-//! become of it.
+//! Other values are unknown and not changed.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    super::{error::Cause, line::Line},
-    task::{Telling, ToldValue, ValueTask},
+    super::{error::Cause, ordered_map::OrderedMap},
+    replay::{ValueReplay, ValueReply, ValueWrite},
 };
 use crate::{
     observe::ErrorChain,
@@ -20,48 +19,49 @@ use crate::{
 
 pub(in super::super) struct LocalValues {
     values: Values,
-    changes: Line<Arc<str>, Change>,
-    /// What the changes take, in bytes.
+    changes: OrderedMap<Arc<str>, Change>,
+    /// The size of the changes in bytes.
     size: usize,
     capacity: usize,
-    /// That one was given up has been logged.
+    /// A dropped change has been logged.
     has_given_up: bool,
 }
 
-/// A key that was written in the outage, and how often: it may be written again while it is being told.
+/// The change of a key.
 struct Change {
     how: How,
+    /// How often the key was written: it may be written again during the replay.
     times: u64,
-    /// How often the main store was there and did not take it.
+    /// How often the main store was available and refused the change.
     failures: u32,
 }
 
-/// After so many failures a change is given up, so that the sessions have their store again.
+/// A change is dropped after this many failures, so that it does not keep the sessions from their store.
 const FAILURES: u32 = 3;
 
 enum How {
-    /// It was set or deleted: what memory has of it now is what counts.
-    Wholly,
-    /// It was only added to, and perhaps given a time to live.
-    ByAdding {
-        /// What was added, as far as the main store has not been told.
-        untold: Option<i64>,
-        /// Something is being told. If nobody comes back to say what came of it, it may have been lost.
-        on_its_way: bool,
+    /// Set or deleted: the value in memory is replayed.
+    Written,
+    /// Incremented, and perhaps given a time to live.
+    Incremented {
+        /// The sum of the increments that are not replayed yet.
+        unsent: Option<i64>,
+        /// An increment is being replayed. Without a reply, it may be lost.
+        in_flight: bool,
         expires: bool,
     },
 }
 
 impl LocalValues {
     pub(in super::super) fn new(capacity: usize) -> Self {
-        Self { values: Values::default(), changes: Line::new(), size: 0, capacity, has_given_up: false }
+        Self { values: Values::default(), changes: OrderedMap::new(), size: 0, capacity, has_given_up: false }
     }
 
     pub(in super::super) fn len(&mut self, now: Timestamp) -> usize {
         self.values.len(now)
     }
 
-    /// How many keys the main store has to be told of.
+    /// The number of keys to replay.
     pub(in super::super) fn changed(&self) -> usize {
         self.changes.len()
     }
@@ -88,73 +88,73 @@ impl LocalValues {
         self.check_room(key)?;
         let until = ttl.map(|ttl| until(ttl, now));
         self.values.set(key, value.to_vec(), until, self.capacity, now).map_err(|_| Cause::Full)?;
-        self.change(key).how = How::Wholly;
+        self.change(key).how = How::Written;
         Ok(())
     }
 
     pub(in super::super) fn delete(&mut self, key: &str, now: Timestamp) -> Result<bool, StoreError> {
         self.check_room(key)?;
-        self.change(key).how = How::Wholly;
+        self.change(key).how = How::Written;
         Ok(self.values.remove(key, now))
     }
 
     pub(in super::super) fn expire(&mut self, key: &str, ttl: Duration, now: Timestamp) -> bool {
-        let is_there = self.values.expire(key, until(ttl, now), now);
-        if is_there {
+        let is_available = self.values.expire(key, until(ttl, now), now);
+        if is_available {
             let is_new = !self.changes.contains(&key.into());
             let change = self.change(key);
             match &mut change.how {
-                // What it is the main store has been told already, and others may have written it since.
-                how if is_new => *how = How::ByAdding { untold: None, on_its_way: false, expires: true },
-                How::ByAdding { expires, .. } => *expires = true,
-                How::Wholly => {}
+                // The main store has the value already, and other processes may have written it since.
+                how if is_new => *how = How::Incremented { unsent: None, in_flight: false, expires: true },
+                How::Incremented { expires, .. } => *expires = true,
+                How::Written => {}
             }
         }
-        is_there
+        is_available
     }
 
     pub(in super::super) fn add(&mut self, key: &str, by: i64, now: Timestamp) -> Result<Added, StoreError> {
         self.check_room(key)?;
         let key: Arc<str> = key.into();
-        let is_there = self.values.exists(&key, now);
-        let untold = match self.changes.get(&key).map(|change| &change.how) {
-            Some(How::Wholly) => None,
-            // It has expired: what comes now begins anew, there as well.
-            Some(How::ByAdding { .. }) if !is_there => None,
-            Some(How::ByAdding { untold: Some(before), .. }) => match before.checked_add(by) {
-                Some(untold) => Some(untold),
+        let is_available = self.values.exists(&key, now);
+        let unsent = match self.changes.get(&key).map(|change| &change.how) {
+            Some(How::Written) => None,
+            // The key has expired: the increment starts a new value, in the main store too.
+            Some(How::Incremented { .. }) if !is_available => None,
+            Some(How::Incremented { unsent: Some(before), .. }) => match before.checked_add(by) {
+                Some(unsent) => Some(unsent),
                 None => return Ok(Added::Overflow),
             },
-            Some(How::ByAdding { .. }) | None => Some(by),
+            Some(How::Incremented { .. }) | None => Some(by),
         };
         let added = self.values.add(&key, by, self.capacity, now).map_err(|_| Cause::Full)?;
         if let Added::To(_) = added {
             let is_new = self.changes.get(&key).is_none();
             let change = self.change(&key);
-            change.how = match (untold, &change.how) {
-                (None, _) => How::Wholly,
-                (_, How::ByAdding { on_its_way, expires, .. }) if !is_new => {
-                    How::ByAdding { untold, on_its_way: *on_its_way, expires: *expires }
+            change.how = match (unsent, &change.how) {
+                (None, _) => How::Written,
+                (_, How::Incremented { in_flight, expires, .. }) if !is_new => {
+                    How::Incremented { unsent, in_flight: *in_flight, expires: *expires }
                 }
-                _ => How::ByAdding { untold, on_its_way: false, expires: false },
+                _ => How::Incremented { unsent, in_flight: false, expires: false },
             };
         }
         Ok(added)
     }
 
-    /// What is known leaves room for what becomes of it.
+    /// Checks that the change of a key fits.
     fn check_room(&mut self, key: &str) -> Result<(), StoreError> {
         let fits = self.size + weight(key, &[]) <= self.capacity || self.changes.contains(&key.into());
         if fits { Ok(()) } else { Err(Cause::Full.into()) }
     }
 
-    /// The change of a key that is written now.
+    /// The change of a key that is being written.
     fn change(&mut self, key: &str) -> &mut Change {
         let key: Arc<str> = key.into();
         if !self.changes.contains(&key) {
             self.size += weight(&key, &[]);
         }
-        let change = self.changes.get_or_put(key, Change { how: How::Wholly, times: 0, failures: 0 });
+        let change = self.changes.get_or_insert(key, Change { how: How::Written, times: 0, failures: 0 });
         change.times += 1;
         change
     }
@@ -165,8 +165,8 @@ impl LocalValues {
         }
     }
 
-    /// What to tell the main store next, and how many changes were lost on their way to it.
-    pub(in super::super) fn tasks(&mut self, count: usize, now: Timestamp) -> (Vec<ValueTask>, usize) {
+    /// The next changes to replay, and the number of increments that were lost.
+    pub(in super::super) fn tasks(&mut self, count: usize, now: Timestamp) -> (Vec<ValueReplay>, usize) {
         let (mut tasks, mut lost) = (Vec::new(), 0);
         while tasks.is_empty() && self.changes.len() > 0 {
             for key in self.next_keys(count) {
@@ -179,7 +179,7 @@ impl LocalValues {
         (tasks, lost)
     }
 
-    /// What has failed is told alone: what is told with it must not fail with it.
+    /// A change that has failed is replayed alone, so that others do not fail with it.
     fn next_keys(&self, count: usize) -> Vec<Arc<str>> {
         let has_failed = self.failures_of_first() > Some(0);
         let next = self.changes.first(if has_failed { 1 } else { count });
@@ -190,76 +190,76 @@ impl LocalValues {
         self.changes.first(1).next().map(|(_, change)| change.failures)
     }
 
-    fn task_of(&mut self, key: &Arc<str>, lost: &mut usize, now: Timestamp) -> Option<ValueTask> {
+    fn task_of(&mut self, key: &Arc<str>, lost: &mut usize, now: Timestamp) -> Option<ValueReplay> {
         let kept = self.values.get_with_ttl(key, now);
         let Change { how, times, failures } = self.changes.get(key)?;
-        let telling = match (&mut *how, kept) {
+        let write = match (&mut *how, kept) {
             (_, None) => {
-                *how = How::Wholly;
-                Telling::Delete
+                *how = How::Written;
+                ValueWrite::Delete
             }
-            (How::Wholly, Some((value, ttl))) => Telling::Set(value, ttl),
-            (How::ByAdding { untold, on_its_way, expires }, Some((_, ttl))) => {
-                if std::mem::take(on_its_way) {
-                    *lost += 1; // whoever was telling it has gone
+            (How::Written, Some((value, ttl))) => ValueWrite::Set(value, ttl),
+            (How::Incremented { unsent, in_flight, expires }, Some((_, ttl))) => {
+                if std::mem::take(in_flight) {
+                    *lost += 1; // the request that replayed it was cut off
                 }
-                match untold.take() {
+                match unsent.take() {
                     Some(by) => {
-                        *on_its_way = true;
-                        Telling::Add(by)
+                        *in_flight = true;
+                        ValueWrite::Add(by)
                     }
-                    None => expires.then_some(Telling::Expire(ttl?))?,
+                    None => expires.then_some(ValueWrite::Expire(ttl?))?,
                 }
             }
         };
-        Some(ValueTask { key: key.clone(), telling, times: *times, failures: *failures })
+        Some(ValueReplay { key: key.clone(), write, times: *times, failures: *failures })
     }
 
-    /// Takes in what the main store said to a task; returns how many changes that has cost.
-    pub(in super::super) fn settle(&mut self, task: &ValueTask, told: ToldValue) -> u64 {
+    /// Applies the reply to a replay. Returns the number of lost changes.
+    pub(in super::super) fn apply_reply(&mut self, task: &ValueReplay, reply: ValueReply) -> u64 {
         let Some(Change { how, times, failures }) = self.changes.get(&task.key) else { return 0 };
         *failures = 0;
         let mut is_all = *times == task.times;
-        if let (How::ByAdding { on_its_way, expires, .. }, Telling::Add(_)) = (how, &task.telling) {
-            *on_its_way = false;
-            is_all &= !*expires || matches!(told, ToldValue::Lost);
+        if let (How::Incremented { in_flight, expires, .. }, ValueWrite::Add(_)) = (how, &task.write) {
+            *in_flight = false;
+            is_all &= !*expires || matches!(reply, ValueReply::Lost);
         }
-        // What was written meanwhile is told after what waits longer.
+        // A key that was written again goes to the end of the queue.
         match self.changes.remove(&task.key) {
-            Some(change) if !is_all => drop(self.changes.get_or_put(task.key.clone(), change)),
+            Some(change) if !is_all => drop(self.changes.get_or_insert(task.key.clone(), change)),
             _ => self.size -= weight(&task.key, &[]),
         }
-        matches!(told, ToldValue::Lost).into()
+        matches!(reply, ValueReply::Lost).into()
     }
 
-    /// The main store has not taken it: what it was to be told it has to be told still.
-    pub(in super::super) fn not_told(&mut self, task: &ValueTask) {
-        if let (Telling::Add(by), Some(Change { how: How::ByAdding { untold, on_its_way, .. }, .. })) =
-            (&task.telling, self.changes.get(&task.key))
+    /// The change was not applied: it is replayed again.
+    pub(in super::super) fn not_replayed(&mut self, task: &ValueReplay) {
+        if let (ValueWrite::Add(by), Some(Change { how: How::Incremented { unsent, in_flight, .. }, .. })) =
+            (&task.write, self.changes.get(&task.key))
         {
-            *on_its_way = false;
-            *untold = Some(untold.unwrap_or(0).saturating_add(*by));
+            *in_flight = false;
+            *unsent = Some(unsent.unwrap_or(0).saturating_add(*by));
         }
     }
 
-    /// The main store is there, and has not taken it: what waits behind it comes first. Returns how many changes were given up.
-    pub(in super::super) fn failed(&mut self, task: &ValueTask, error: &StoreError) -> u64 {
-        self.not_told(task);
+    /// The main store is available and refused the change: others come first. Returns the number of dropped changes.
+    pub(in super::super) fn failed(&mut self, task: &ValueReplay, error: &StoreError) -> u64 {
+        self.not_replayed(task);
         let Some(mut change) = self.changes.remove(&task.key) else { return 0 };
         change.failures += 1;
         if change.failures < FAILURES {
-            self.changes.get_or_put(task.key.clone(), change);
+            self.changes.get_or_insert(task.key.clone(), change);
             return 0;
         }
         self.size -= weight(&task.key, &[]);
         if !std::mem::replace(&mut self.has_given_up, true) {
-            tracing::warn!(error = %ErrorChain(error), "the session store does not take all values of the outage: giving up");
+            tracing::warn!(error = %ErrorChain(error), "the session store refuses a value from the outage; the value is dropped");
         }
         1
     }
 
-    /// Whether something waits that was not told since this failed.
-    pub(in super::super) fn has_more_than(&self, failed: &ValueTask) -> bool {
+    /// Whether another change is waiting that has not failed as often.
+    pub(in super::super) fn has_more_than(&self, failed: &ValueReplay) -> bool {
         self.failures_of_first().is_none_or(|failures| failures <= failed.failures)
     }
 }

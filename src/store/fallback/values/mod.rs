@@ -1,9 +1,9 @@
-//! The values beside the sessions, in an outage.
+//! Values during an outage.
 
 mod local;
-mod task;
+mod replay;
 
 pub(super) use self::{
     local::LocalValues,
-    task::{ToldValue, ValueTask},
+    replay::{ValueReplay, ValueReply},
 };

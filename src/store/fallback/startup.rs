@@ -1,22 +1,22 @@
-//! Whether the main store is there: at the beginning, and while nobody asks.
+//! Probes of the main store at startup, and by a background task.
 
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::{Fallback, outage::PATIENCE};
+use super::{Fallback, outage::PROBE_TIMEOUT};
 use crate::{
     observe::ErrorChain,
     store::{error::StoreError, health::Health, session_store::SessionStore},
 };
 
-/// Between two attempts.
+/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
-/// No task looks more often, whatever requests do.
-const SHORTEST_LOOK: Duration = Duration::from_millis(10);
+/// The shortest probe interval of the background task.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 impl<S: SessionStore> Fallback<S> {
-    /// How often [`start`](Self::start) asks the main store whether it is there. Default: three times; at least once.
+    /// How often [`start`](Self::start) probes the main store. Default: 3. At least 1.
     ///
     /// ```
     /// # use tower_keep::{MemoryStore, store::{Fallback, FallbackMode}};
@@ -28,10 +28,10 @@ impl<S: SessionStore> Fallback<S> {
         self
     }
 
-    /// Sees whether the main store is there, before anybody is served: [a few times](Self::start_attempts), half a second apart, each logged.
-    /// If it is not, an outage begins with that, and the first requests need not find out. Says whether it is there.
+    /// Probes the main store before the first request: [a few times](Self::start_attempts), half a second apart. Each attempt is logged.
+    /// Returns whether the main store is available; if not, an outage begins.
     ///
-    /// Without it, the first request sees.
+    /// Without this call, the first request finds out.
     ///
     /// ```
     /// use tower_keep::{MemoryStore, store::{Fallback, FallbackMode, OnRecovery}};
@@ -48,12 +48,12 @@ impl<S: SessionStore> Fallback<S> {
         let (store, attempts) = (self.main.name(), self.start_attempts);
         let mut attempt = 1;
         loop {
-            let Err(cause) = self.is_there().await else {
-                tracing::info!(store, attempt, "the session store is there");
+            let Err(cause) = self.is_available().await else {
+                tracing::info!(store, attempt, "the session store is available");
                 return true;
             };
             let error = ErrorChain(&cause);
-            tracing::warn!(store, attempt, attempts, %error, "the session store is not there");
+            tracing::warn!(store, attempt, attempts, %error, "the session store is unavailable");
             if attempt == attempts {
                 self.begin_outage(cause);
                 return false;
@@ -63,10 +63,10 @@ impl<S: SessionStore> Fallback<S> {
         }
     }
 
-    /// Brings the return of the main store about where nobody asks for a session: sees in an outage, as often as
-    /// [a request may](Self::probe_interval), whether it is back, and tells it what it has to be told. Ends never: for a task of its own.
+    /// Probes the main store during outages, every [`probe_interval`](Self::probe_interval), and replays changes when it has recovered.
+    /// Never returns: run it in its own task.
     ///
-    /// Without it a request does that, or a question for the health. So with it nothing of an outage is lost because nobody came.
+    /// Without it, requests and health checks do this. With it, changes are replayed even if no request arrives.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -77,19 +77,19 @@ impl<S: SessionStore> Fallback<S> {
     /// let store = Arc::new(Fallback::new(MemoryStore::new(), FallbackMode::default()));
     /// let watched = store.clone();
     /// let watch = tokio::spawn(async move { watched.watch().await });
-    /// // …serve, and then
+    /// // … serve requests …
     /// watch.abort();
     /// # }
     /// ```
     pub async fn watch(&self) {
         loop {
-            sleep(self.probe_interval.max(SHORTEST_LOOK)).await;
-            self.present_outage().await;
+            sleep(self.probe_interval.max(MIN_INTERVAL)).await;
+            self.current_outage().await;
         }
     }
 
-    async fn is_there(&self) -> Result<(), StoreError> {
-        match timeout(PATIENCE, self.main.health()).await {
+    async fn is_available(&self) -> Result<(), StoreError> {
+        match timeout(PROBE_TIMEOUT, self.main.health()).await {
             Ok(Ok(Health::Up | Health::Degraded(_))) => Ok(()),
             Ok(Ok(Health::Down(cause))) => Err(StoreError::Outage((*cause).into())),
             Ok(Err(error)) => Err(error),

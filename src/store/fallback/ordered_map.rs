@@ -1,17 +1,17 @@
-//! A map that remembers in what order things came.
+//! A map in insertion order.
 
 use std::{
     collections::{BTreeMap, HashMap},
     hash::Hash,
 };
 
-pub(super) struct Line<K, V> {
+pub(super) struct OrderedMap<K, V> {
     values: HashMap<K, (u64, V)>,
     order: BTreeMap<u64, K>,
     last: u64,
 }
 
-impl<K: Clone + Eq + Hash, V> Line<K, V> {
+impl<K: Clone + Eq + Hash, V> OrderedMap<K, V> {
     pub(super) fn new() -> Self {
         Self { values: HashMap::new(), order: BTreeMap::new(), last: 0 }
     }
@@ -28,8 +28,8 @@ impl<K: Clone + Eq + Hash, V> Line<K, V> {
         self.values.get_mut(key).map(|(_, value)| value)
     }
 
-    /// What is there, or else `value`, which comes last.
-    pub(super) fn get_or_put(&mut self, key: K, value: V) -> &mut V {
+    /// The value of `key`, or else `value`, which is inserted last.
+    pub(super) fn get_or_insert(&mut self, key: K, value: V) -> &mut V {
         let Self { values, order, last } = self;
         let (_, value) = values.entry(key).or_insert_with_key(|key| {
             *last += 1;
@@ -45,7 +45,7 @@ impl<K: Clone + Eq + Hash, V> Line<K, V> {
         Some(value)
     }
 
-    /// The first of them, in order.
+    /// The first entries in order.
     pub(super) fn first(&self, count: usize) -> impl Iterator<Item = (&K, &V)> {
         self.order.values().take(count).filter_map(|key| Some((key, &self.values.get(key)?.1)))
     }
