@@ -228,7 +228,7 @@ fn the_environment_has_the_keys_or_a_mistake() {
     for wrong in
         [OsStr::new("hunter2"), OsStr::new(" "), OsStr::new(&format!("{good},")), OsStr::from_bytes(&[0xff; 64])]
     {
-        assert_eq!(of(Some(wrong)), r#"Err("SESSION_SECRET: each key needs at least 32 bytes of text")"#);
+        assert_eq!(of(Some(wrong)), r#"Err("SESSION_SECRET: each key needs at least 32 bytes")"#);
     }
 }
 

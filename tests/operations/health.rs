@@ -541,7 +541,7 @@ mod redis_store {
         let scene = Scene::at(&server.url()).await;
         scene.is_up().await;
         server.pause();
-        scene.becomes(DOWN, "no answer from Redis in time").await;
+        scene.becomes(DOWN, "no reply from Redis in time").await;
         server.resume();
         scene.is_up().await;
     }

@@ -230,7 +230,7 @@ mod failing_over {
         scene.servers[0].command(&format!("REPLICAOF 127.0.0.1 {}", scene.servers[1].port())).await;
         eventually("it is noticed", async || {
             let health = sessions.health().await;
-            health.cause.is_some_and(|cause| cause.contains("there is no master right now"))
+            health.cause.is_some_and(|cause| cause.contains("there is no master at the moment"))
         })
         .await;
         assert!(!is_served(&sessions).await);

@@ -1,8 +1,7 @@
-//! Redis Cluster: which node has what, and what to do when it has it no more.
+//! Redis Cluster: the slot map, and redirections.
 //!
-//! Every operation of a store concerns one slot, so it is one call to the master of that slot, over a [`Link`] of its own
-//! for each master. Which master has which slot, the nodes tell: at first, when one of them says that a slot has moved, and when one of
-//! them cannot be reached. All of it happens within the operation's time.
+//! Every operation concerns one slot, so it is one call to the master of the slot, over one [`SharedConnection`] per master. The slot map is
+//! read from the nodes at first use, after a redirection, and when a node is unreachable, within the deadline of the operation.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,29 +23,29 @@ use super::{
     connect::Target,
     error::{Advice, Failure},
     health::Check,
-    link::{Link, reply},
     request::Request,
     route::page,
+    shared_connection::{SharedConnection, reply},
 };
 use crate::store::{Health, StoreError};
 
 const SLOTS: u16 = 16384;
-/// How often the nodes are asked at most who has what.
+/// The shortest interval between two reads of the slot map.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
-/// How long to wait when a slot is between two nodes.
+/// The pause before a retry while a slot is being moved.
 const PAUSE: Duration = Duration::from_millis(5);
-/// How often an operation is sent elsewhere at most.
+/// The maximum number of redirections of an operation.
 const MAX_HOPS: usize = 16;
 
 pub(super) struct Cluster {
     seeds: Vec<Address>,
     config: RedisConfig,
     known: Mutex<Known>,
-    /// Only one request asks the nodes.
+    /// Only one request reads the slot map.
     asked: AsyncMutex<Option<Asked>>,
 }
 
-/// When the nodes were last asked, and why that was in vain.
+/// The time of the last read of the slot map, and its error.
 struct Asked {
     at: Instant,
     failure: Option<Arc<StoreError>>,
@@ -54,9 +53,9 @@ struct Asked {
 
 #[derive(Default)]
 struct Known {
-    /// By their first slots, without gaps where the cluster has none.
+    /// EndedBy their first slots, without gaps where the cluster has none.
     slots: Vec<Slots>,
-    links: HashMap<Address, Arc<Link>>,
+    links: HashMap<Address, Arc<SharedConnection>>,
 }
 
 /// The slots from `first` to `last`, and their master.
@@ -82,10 +81,11 @@ impl Cluster {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn link(&self, address: &Address) -> Arc<Link> {
+    fn link(&self, address: &Address) -> Arc<SharedConnection> {
         let mut known = self.known();
         let link = known.links.entry(address.clone());
-        link.or_insert_with(|| Arc::new(Link::new(Target::Server(address.clone()), self.config.clone()))).clone()
+        link.or_insert_with(|| Arc::new(SharedConnection::new(Target::Server(address.clone()), self.config.clone())))
+            .clone()
     }
 
     fn master_of(&self, slot: u16) -> Option<Address> {
@@ -94,7 +94,7 @@ impl Cluster {
         known.slots.get(place).filter(|slots| slots.first <= slot).map(|slots| slots.master.clone())
     }
 
-    /// The places of these keys, by the masters that have them; where that is not known yet, by their slots.
+    /// The indices of the keys, grouped by master, or by slot if the master is unknown.
     pub(super) fn by_master(&self, keys: &[String]) -> Vec<Vec<usize>> {
         let mut groups = HashMap::<_, Vec<_>>::new();
         for (place, key) in keys.iter().enumerate() {
@@ -105,7 +105,7 @@ impl Cluster {
         groups.into_values().collect()
     }
 
-    /// Makes `request` by `deadline`, where the slot of `key` is.
+    /// Sends `request` to the master of `key`, until `deadline`.
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         let Some(commands) = request.reads() else {
             return self.follow(slot_of(key), request, deadline).await;
@@ -118,15 +118,17 @@ impl Cluster {
         for (command, answer) in commands.cmd_iter().zip(replies) {
             answers.push(match reply(answer).map_err(Failure::from) {
                 Ok(answer) => answer,
-                // While a slot moves, its keys are on two nodes; and a page has keys of many slots.
-                Err(failure) if failure.advice.is_some() || failure.is_away() => self.alone(command, deadline).await?,
+                // While a slot is being moved, its keys are on two nodes. A page has keys of many slots.
+                Err(failure) if failure.advice.is_some() || failure.is_unavailable() => {
+                    self.alone(command, deadline).await?
+                }
                 Err(failure) => return Err(failure),
             });
         }
         Ok(Value::Array(answers))
     }
 
-    /// A command whose first argument is its key.
+    /// Sends a command whose first argument is its key.
     async fn alone(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
         let Some(Arg::Simple(key)) = command.args_iter().nth(1) else { return Err(Failure::unexpected_reply()) };
         let slot = slot_of(&String::from_utf8_lossy(key));
@@ -138,7 +140,7 @@ impl Cluster {
         }
     }
 
-    /// Goes wherever the nodes send it, until the deadline.
+    /// Follows redirections until the deadline.
     async fn follow(&self, slot: u16, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         let mut named = None;
         let mut hops = 0;
@@ -163,12 +165,12 @@ impl Cluster {
                 Some(Advice::Moved(address)) => self.moved(slot, address.clone()),
                 Some(Advice::Ask(address)) => named = Some(address.clone()),
                 Some(Advice::TryAgain) => {
-                    // Each time it is sent to both nodes: that does not count.
+                    // This is not a new redirection.
                     hops = 0;
                     sleep(PAUSE).await;
                 }
-                None if failure.is_away() => {
-                    // Perhaps another has taken its place.
+                None if failure.is_unavailable() => {
+                    // A replica may have taken over.
                     let _ = self.ask(Some(&master), deadline).await;
                     if !request.may_follow(&failure) || self.master_of(slot).is_none_or(|now| now == master) {
                         return Err(failure);
@@ -194,7 +196,7 @@ impl Cluster {
         known.slots.sort_unstable_by_key(|slots| slots.first);
     }
 
-    /// Asks the nodes who has what, unless somebody did just now: all but the one that is in doubt, at once.
+    /// Reads the slot map from all nodes except the one in doubt, unless it was read just now.
     async fn ask(&self, doubted: Option<&Address>, deadline: Instant) -> Result<(), Failure> {
         let mut asked = timeout_at(deadline, self.asked.lock()).await.map_err(|_| Failure::timeout())?;
         if let Some(Asked { at, failure }) = &*asked
@@ -237,7 +239,7 @@ impl Cluster {
         Err(Failure::known_down(failure))
     }
 
-    /// From now on these have the slots; connections to others are closed.
+    /// Replaces the slot map. Connections to other nodes are closed.
     fn learn(&self, slots: Vec<Slots>) {
         let mut known = self.known();
         let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
@@ -246,10 +248,10 @@ impl Cluster {
             all.into_iter().partition(|(address, _)| masters.contains(address));
         (known.links, known.slots) = (links, slots);
         drop(known);
-        drop(gone); // not under the lock
+        drop(gone); // outside the lock
     }
 
-    /// All slots and their masters, by the first.
+    /// All slots and their masters, ordered by first slot.
     pub(super) async fn slots(&self, deadline: Instant) -> Result<Vec<Slots>, Failure> {
         if self.known().slots.is_empty() {
             self.ask(None, deadline).await?;
@@ -257,8 +259,8 @@ impl Cluster {
         Ok(self.known().slots.clone())
     }
 
-    /// A page of all keys, and where to go on: slot after slot, on whichever master has them when it is their turn. If they
-    /// change masters meanwhile, they have their turn again.
+    /// A page of all keys, and the next cursor: one slot range after the other, on the current master of the range. If the range moves during
+    /// the scan, it is scanned again.
     pub(super) async fn scan(
         &self,
         from: &str,
@@ -269,11 +271,11 @@ impl Cluster {
         let Some(Place { slots, cursor }) = Place::parse(from, &known) else {
             return Ok((Vec::new(), None));
         };
-        // A scan is not told that a slot has moved: so the node is asked what it has, after it has looked.
+        // `SCAN` is not redirected, so the slot map is read after it.
         let mut question = scan(&cursor);
         question.cmd("CLUSTER").arg("SLOTS");
         let answer = self.link(&slots.master).call(Request::read(&question), deadline).await;
-        if answer.as_ref().is_err_and(Failure::is_away) {
+        if answer.as_ref().is_err_and(Failure::is_unavailable) {
             let _ = self.ask(Some(&slots.master), deadline).await;
         }
         let Value::Array(mut replies) = answer? else { return Err(Failure::unexpected_reply()) };
@@ -284,7 +286,7 @@ impl Cluster {
         let keys = keys.into_iter().filter(|key| match key {
             Value::BulkString(key) => {
                 let slot = slot_of(&String::from_utf8_lossy(key));
-                // A key that has come before its slot is nobody else's to show.
+                // A key that was moved before its slot is not on any other page.
                 slots.has(slot) || owner(slot) != Some(&slots.master)
             }
             _ => false,
@@ -302,7 +304,7 @@ impl Cluster {
         Ok((keys, next))
     }
 
-    /// Up if all masters are, down if none is; else the causes of those that are not.
+    /// Up if all masters are up, down if all are down, else degraded with the causes.
     pub(super) async fn health(&self, check: &Check, deadline: Instant) -> Health {
         let slots = match self.slots(deadline).await {
             Ok(slots) => slots,
@@ -312,7 +314,7 @@ impl Cluster {
         if health == Health::Up {
             return health;
         }
-        // Perhaps another has taken the place of who is down, and nobody has asked for a session of it since.
+        // A replica may have taken over without any request noticing.
         let _ = self.ask(None, deadline).await;
         match self.slots(deadline).await {
             Ok(now) if now != slots => self.health_of(&now, check, deadline).await,
@@ -352,14 +354,14 @@ impl Cluster {
     }
 }
 
-/// Where a scan is: in these slots of their master; or only the first slot of those that come next.
+/// The position of a scan: in a slot range of a master, or before the range that begins with `first`.
 struct Place {
     slots: Slots,
     cursor: String,
 }
 
 impl Place {
-    /// `first`, or `first/last/master/cursor`; `None` when nothing is left.
+    /// `first`, or `first/last/master/cursor`. `None` at the end.
     fn parse(text: &str, known: &[Slots]) -> Option<Self> {
         let mut parts = text.splitn(4, '/');
         let mut next = || parts.next();
@@ -369,7 +371,7 @@ impl Place {
         let last = next().and_then(|last| last.parse().ok());
         let (master, cursor) = (next(), next());
         Some(match (last, cursor) {
-            // The master has more by now, or as much: go on. Else begin with these slots again.
+            // If the master still has the range, continue. Otherwise scan the range again.
             (Some(last), Some(cursor)) if last <= now.last && master == Some(&*now.master.to_string()) => {
                 Self { slots: Slots { last, ..now }, cursor: cursor.to_owned() }
             }
@@ -385,7 +387,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What `CLUSTER SLOTS` answers: first, last, master, replicas…; a node is host, port, ….
+/// The reply to `CLUSTER SLOTS`: first, last, master, replicas…; a node is host, port, ….
 fn slots_of(answer: &Value, node: &Address) -> Option<Vec<Slots>> {
     let Value::Array(ranges) = answer else { return None };
     let mut all = Vec::with_capacity(ranges.len());
@@ -395,7 +397,7 @@ fn slots_of(answer: &Value, node: &Address) -> Option<Vec<Slots>> {
         let [host, Value::Int(port), ..] = &**master else { return None };
         let host = match (host, node) {
             (Value::BulkString(host), _) if !host.is_empty() && host != b"?" => std::str::from_utf8(host).ok()?,
-            // It does not know by what name we know it.
+            // The node does not know the name that the client uses.
             (_, Address::Tcp(host, _)) => host,
             _ => return None,
         };
@@ -409,7 +411,7 @@ fn slots_of(answer: &Value, node: &Address) -> Option<Vec<Slots>> {
     Some(all)
 }
 
-/// The slot of a key: of what is in its first braces, if anything is.
+/// The slot of a key, or of its hash tag.
 pub(super) fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
@@ -451,7 +453,7 @@ mod tests {
         let config = RedisConfig::cluster(["a:1"])?;
         let cluster = Cluster::new(Vec::new(), config);
         let node = |name| Address::tcp(name, 1).map_err(|problem| format!("{problem:?}"));
-        // Nobody has said yet who has what, but for single slots.
+        // Only single slots are known.
         for slot in [9, 3] {
             cluster.moved(slot, node("b")?);
         }

@@ -1,4 +1,4 @@
-//! How a connection is made, and to whom.
+//! Opens connections.
 
 use std::fmt;
 #[cfg(feature = "redis-sentinel")]
@@ -18,26 +18,26 @@ use tracing::Span;
 use super::sentinel::{Sentinels, is_master, role};
 use super::{RedisConfig, config::Address, error::Failure};
 
-/// How often the kernel asks an idle connection whether its peer is there, so that what lies between does not forget it.
+/// The TCP keepalive interval, so that firewalls and proxies keep idle connections.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(15);
 
-/// Whom a link leads to.
+/// The server of a shared connection.
 #[derive(Clone)]
 pub(super) enum Target {
     Server(Address),
-    /// Whoever is the master right now.
+    /// The current master according to Sentinel.
     #[cfg(feature = "redis-sentinel")]
     Master(Arc<Sentinels>),
 }
 
 impl Target {
-    /// Within the timeout for connecting, which is the caller's to see to.
+    /// Opens a connection. The caller applies the timeout.
     pub(super) async fn connect(
         &self,
         config: &RedisConfig,
         on_push: impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static,
     ) -> Result<MultiplexedConnection, Failure> {
-        // The operation's timeout is ours: it covers the wait for a connection as well.
+        // No timeout of the client: the deadline of the operation includes waiting for a connection.
         let options = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(config.connect_timeout))
             .set_response_timeout(None)
@@ -54,7 +54,7 @@ impl Target {
 }
 
 impl Target {
-    /// Says on the span of an operation where it goes, if that is always the same.
+    /// Records the server on the span of an operation, if it never changes.
     pub(super) fn describe(&self, span: &Span) {
         match self {
             Self::Server(Address::Tcp(host, port)) => {
@@ -69,8 +69,8 @@ impl Target {
         }
     }
 
-    /// What is asked now and then, to see whether somebody is there.
-    pub(super) fn question(&self) -> Cmd {
+    /// The command that checks the connection.
+    pub(super) fn ping(&self) -> Cmd {
         match self {
             Self::Server(_) => cmd("PING"),
             #[cfg(feature = "redis-sentinel")]
@@ -78,9 +78,9 @@ impl Target {
         }
     }
 
-    /// Whether that is the answer of whom we want: of a server any will do, and what calls itself a replica is no master any more.
+    /// Checks the reply to a ping: any reply of a server, but only that of a master behind Sentinel.
     #[cfg_attr(not(feature = "redis-sentinel"), allow(unused_variables))]
-    pub(super) fn is_answered(&self, answer: &Value) -> Result<(), Failure> {
+    pub(super) fn check_reply(&self, answer: &Value) -> Result<(), Failure> {
         match (self, answer) {
             #[cfg(feature = "redis-sentinel")]
             (Self::Master(_), Value::Array(_)) => is_master(answer),
@@ -99,7 +99,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A client for one server: what connects.
+/// A client for one server.
 #[cfg_attr(not(feature = "redis-tls"), allow(unused_variables))]
 pub(super) fn client(
     config: &RedisConfig,
@@ -114,7 +114,7 @@ pub(super) fn client(
         Address::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),
         Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
     };
-    // Without NODELAY a request waits for the acknowledgement of the one before: with a network between, twice the latency.
+    // Without NODELAY, a request waits for the acknowledgment of the previous one, which doubles the latency over a network.
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
     let info: ConnectionInfo = address.into_connection_info()?;

@@ -1,4 +1,4 @@
-//! What an error of the Redis client means for a session.
+//! Classifies the errors of the Redis client.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -12,39 +12,39 @@ use crate::store::{InvalidRecord, StoreError};
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) error: StoreError,
-    /// What it says about the connection it happened on.
+    /// The consequence for the connection.
     pub(super) verdict: Verdict,
-    /// If it was a write that failed, reads may be served all the same.
+    /// Only writes fail; reads may work.
     pub(super) writes_only: bool,
-    /// Redis was not told at all.
+    /// Nothing was sent.
     pub(super) unsent: bool,
-    /// What a node of a cluster advises to do.
+    /// A redirection by a cluster node.
     #[cfg(feature = "redis-cluster")]
     pub(super) advice: Option<Advice>,
 }
 
-/// Where else to ask.
+/// A redirection.
 #[cfg(feature = "redis-cluster")]
 #[derive(Clone, Debug)]
 pub(super) enum Advice {
-    /// That server, from now on.
+    /// The slot is on this server.
     Moved(Address),
-    /// That server, this once.
+    /// This request goes to this server.
     Ask(Address),
-    /// The same, a little later.
+    /// The slot is being moved: try again later.
     TryAgain,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The connection is as good as before.
-    Sound,
-    /// No answer came in time: one more, and the server counts as hung.
-    Silent,
-    /// The connection is lost, and with it what was under way; another may work at once.
+    /// The connection works.
+    Working,
+    /// A timeout.
+    TimedOut,
+    /// The connection is lost. Another one may work.
     Lost,
-    /// The connection works, and is of no use: another may lead to a server that is.
-    Useless,
+    /// The connection works, but not for this purpose: another one may lead to another server.
+    Unusable,
 }
 
 impl Failure {
@@ -59,23 +59,23 @@ impl Failure {
         }
     }
 
-    /// The same, before anything was sent.
+    /// Marks that nothing was sent.
     pub(super) fn unsent(self) -> Self {
         Self { unsent: true, ..self }
     }
 
-    /// Whether Redis was told, and has not said what it did.
-    pub(super) fn may_be_done(&self) -> bool {
-        !self.unsent && matches!(self.verdict, Verdict::Silent | Verdict::Lost)
+    /// Whether Redis may have applied the request.
+    pub(super) fn may_be_applied(&self) -> bool {
+        !self.unsent && matches!(self.verdict, Verdict::TimedOut | Verdict::Lost)
     }
 
-    /// Whether it did not reach a server that serves.
+    /// Whether the server is unavailable.
     #[cfg(feature = "redis-cluster")]
-    pub(super) fn is_away(&self) -> bool {
+    pub(super) fn is_unavailable(&self) -> bool {
         !self.writes_only && !matches!(self.error, StoreError::Corrupt(_))
     }
 
-    /// Whether the server has not seen the script yet.
+    /// Whether the server does not know the script.
     pub(super) fn is_unknown_script(&self) -> bool {
         match &self.error {
             StoreError::Configuration(source) => {
@@ -85,7 +85,7 @@ impl Failure {
         }
     }
 
-    /// No server calls itself the master, or has the slot.
+    /// No server is the master, or has the slot.
     #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
     pub(super) fn no_master() -> Self {
         Self::outage(Cause::NoMaster, Verdict::Lost).unsent()
@@ -97,42 +97,41 @@ impl Failure {
     }
 
     pub(super) fn too_few_replicas() -> Self {
-        Self { writes_only: true, ..Self::outage(Cause::TooFewReplicas, Verdict::Sound) }
+        Self { writes_only: true, ..Self::outage(Cause::TooFewReplicas, Verdict::Working) }
     }
 
     pub(super) fn timeout() -> Self {
-        Self::outage(Cause::Timeout, Verdict::Silent)
+        Self::outage(Cause::Timeout, Verdict::TimedOut)
     }
 
-    /// The same, of an attempt to connect with TLS: a server that does not speak it waits for the rest of what it does not
-    /// understand.
+    /// Explains a timeout with TLS: a server without TLS waits for more input.
     #[cfg(feature = "redis-tls")]
     pub(super) fn with_tls(self) -> Self {
         match self.verdict {
-            Verdict::Silent => Self::outage(Cause::TimeoutOfTls, Verdict::Silent),
+            Verdict::TimedOut => Self::outage(Cause::TimeoutOfTls, Verdict::TimedOut),
             _ => self,
         }
     }
 
     pub(super) fn no_runtime() -> Self {
-        Self::outage(Cause::NoRuntime, Verdict::Sound)
+        Self::outage(Cause::NoRuntime, Verdict::Working)
     }
 
-    /// For everybody who comes while Redis is known to be down.
+    /// For requests while Redis is known to be down.
     pub(super) fn known_down(why: Arc<StoreError>) -> Self {
         let error = match *why {
             StoreError::Configuration(_) => StoreError::Configuration(Known(why).into()),
             _ => StoreError::Outage(Known(why).into()),
         };
-        Self::new(error, Verdict::Sound).unsent()
+        Self::new(error, Verdict::Working).unsent()
     }
 
     pub(super) fn unexpected_reply() -> Self {
-        Self::new(StoreError::Corrupt(Cause::UnexpectedReply.into()), Verdict::Sound)
+        Self::new(StoreError::Corrupt(Cause::UnexpectedReply.into()), Verdict::Working)
     }
 
     pub(super) fn corrupt(source: InvalidRecord) -> Self {
-        Self::new(StoreError::Corrupt(source.into()), Verdict::Sound)
+        Self::new(StoreError::Corrupt(source.into()), Verdict::Working)
     }
 
     fn outage(source: impl Into<Box<dyn Error + Send + Sync>>, verdict: Verdict) -> Self {
@@ -153,12 +152,12 @@ impl From<Failure> for StoreError {
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         use ServerErrorKind as Server;
-        // A server that does not know a command repeats what came with it: a password, when that was to log in.
+        // The error about an unknown command contains its arguments, which may be a password.
         if let Some((known, _)) = error.to_string().split_once(", with args") {
-            return Self::new(StoreError::Configuration(Cause::UnknownCommand(known.into()).into()), Verdict::Sound);
+            return Self::new(StoreError::Configuration(Cause::UnknownCommand(known.into()).into()), Verdict::Working);
         }
         match error.kind() {
-            // The client's text would show the reply.
+            // The message of the client would contain the reply.
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::outage(Cause::Garbage, Verdict::Lost),
             ErrorKind::Io if error.is_timeout() => Self::timeout(),
             #[cfg(feature = "redis-tls")]
@@ -174,47 +173,47 @@ impl From<RedisError> for Failure {
                     _ => None,
                 };
                 let failure = match advice {
-                    Some(Advice::TryAgain) => Self::outage(error, Verdict::Sound),
-                    _ => Self::configuration(error, Verdict::Sound),
+                    Some(Advice::TryAgain) => Self::outage(error, Verdict::Working),
+                    _ => Self::configuration(error, Verdict::Working),
                 };
                 Self { advice, ..failure }
             }
             #[cfg(not(feature = "redis-cluster"))]
-            ErrorKind::Server(Server::TryAgain) => Self::outage(error, Verdict::Sound),
-            ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Useless),
+            ErrorKind::Server(Server::TryAgain) => Self::outage(error, Verdict::Working),
+            ErrorKind::AuthenticationFailed => Self::configuration(error, Verdict::Unusable),
             _ => match code_in_script(&error).or(error.code()) {
-                // Reads are served.
+                // Reads work.
                 Some("OOM" | "MISCONF" | "NOREPLICAS") => {
-                    Self { writes_only: true, ..Self::outage(error, Verdict::Sound) }
+                    Self { writes_only: true, ..Self::outage(error, Verdict::Working) }
                 }
-                Some("READONLY") => Self { writes_only: true, ..Self::outage(error, Verdict::Useless) },
-                Some("NOPERM") => Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) },
+                Some("READONLY") => Self { writes_only: true, ..Self::outage(error, Verdict::Unusable) },
+                Some("NOPERM") => Self { writes_only: true, ..Self::configuration(error, Verdict::Working) },
                 Some("LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "BUSY" | "UNKILLABLE") => {
-                    Self::outage(error, Verdict::Sound)
+                    Self::outage(error, Verdict::Working)
                 }
-                Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Useless),
-                Some("WRONGTYPE") => Self::new(StoreError::Corrupt(error.into()), Verdict::Sound),
+                Some("NOAUTH" | "WRONGPASS") => Self::configuration(error, Verdict::Unusable),
+                Some("WRONGTYPE") => Self::new(StoreError::Corrupt(error.into()), Verdict::Working),
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => {
                     Self::outage(error, Verdict::Lost)
                 }
-                // A script that looks at the sessions of a user, some of which have gone ahead to another node.
+                // A script about the sessions of a user, of which some have already moved to another node.
                 #[cfg(feature = "redis-cluster")]
                 Some("ERR") if error.detail().is_some_and(|detail| detail.contains("a non local key in a cluster")) => {
-                    Self { advice: Some(Advice::TryAgain), ..Self::outage(error, Verdict::Sound) }
+                    Self { advice: Some(Advice::TryAgain), ..Self::outage(error, Verdict::Working) }
                 }
                 Some("ERR") if error.detail().is_some_and(is_denied_in_script) => {
-                    Self { writes_only: true, ..Self::configuration(error, Verdict::Sound) }
+                    Self { writes_only: true, ..Self::configuration(error, Verdict::Working) }
                 }
-                _ => Self::configuration(error, Verdict::Sound),
+                _ => Self::configuration(error, Verdict::Working),
             },
         }
     }
 }
 
-/// Whether the two sides do not come to terms on TLS: one does not accept the certificate of the other, or does not speak it.
+/// Whether the TLS handshake failed.
 #[cfg(feature = "redis-tls")]
 fn is_about_tls(error: &RedisError) -> bool {
-    // The client keeps the error of the socket behind two pointers, and that the one of TLS as its inner error, not as its source.
+    // The client has the I/O error behind two pointers, and the TLS error is its inner error, not its source.
     error
         .source()
         .and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>())
@@ -223,7 +222,7 @@ fn is_about_tls(error: &RedisError) -> bool {
         .is_some_and(|inner| inner.is::<rustls::Error>())
 }
 
-/// The code by which Redis refused, if it did: `OOM`, `READONLY`.
+/// The Redis error code, if there is one: `OOM`, `READONLY`.
 pub(crate) fn status_code(error: &StoreError) -> Option<&str> {
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -235,7 +234,7 @@ pub(crate) fn status_code(error: &StoreError) -> Option<&str> {
     None
 }
 
-/// The code of what went wrong within a script, as servers before Redis 7 wrap it:
+/// The error code of a command in a script, which servers before Redis 7 wrap:
 /// `ERR Error running script (call to f_…): @user_script:7: @user_script: 7: -OOM command not allowed …`
 fn code_in_script(error: &RedisError) -> Option<&str> {
     let detail = error.detail().filter(|detail| detail.starts_with("Error running script"))?;
@@ -245,12 +244,12 @@ fn code_in_script(error: &RedisError) -> Option<&str> {
     code.bytes().all(|byte| byte.is_ascii_uppercase()).then_some(code)
 }
 
-/// What is `NOPERM` outside a script. The second is what Redis says up to 7.0.
+/// Whether this is `NOPERM` in a script. The second text is that of Redis up to 7.0.
 fn is_denied_in_script(detail: &str) -> bool {
     detail.contains("ACL failure in script") || detail.contains("The user executing the script can't")
 }
 
-/// What the last attempt to connect met, shared by all that fail because of it.
+/// The cause of the last failed connection attempt.
 #[derive(Debug)]
 struct Known(Arc<StoreError>);
 
@@ -266,7 +265,7 @@ impl Error for Known {
     }
 }
 
-/// ErrorChain that are no error of the client.
+/// Causes that are not errors of the client.
 #[derive(Debug)]
 enum Cause {
     Timeout,
@@ -280,24 +279,24 @@ enum Cause {
     #[cfg(feature = "redis-sentinel")]
     UnknownMaster,
     TooFewReplicas,
-    /// What Redis said, up to what it was told.
+    /// The error message without the arguments.
     UnknownCommand(String),
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Timeout => "no answer from Redis in time",
+            Self::Timeout => "no reply from Redis in time",
             #[cfg(feature = "redis-tls")]
-            Self::TimeoutOfTls => "no answer from Redis in time: it may not speak TLS at this port",
-            Self::NoRuntime => "there is no tokio runtime to connect to Redis on",
-            Self::Garbage => "what Redis answered is not of its protocol",
-            Self::UnexpectedReply => "Redis answered what the command never answers",
+            Self::TimeoutOfTls => "no reply from Redis in time: it may not use TLS on this port",
+            Self::NoRuntime => "no tokio runtime to connect to Redis",
+            Self::Garbage => "the reply does not follow the Redis protocol",
+            Self::UnexpectedReply => "unexpected reply from Redis",
             #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
-            Self::NoMaster => "there is no master right now",
+            Self::NoMaster => "there is no master at the moment",
             #[cfg(feature = "redis-sentinel")]
             Self::UnknownMaster => "no Sentinel knows a master of this name",
-            Self::TooFewReplicas => "too few replicas have confirmed it in time",
+            Self::TooFewReplicas => "too few replicas confirmed the write in time",
             Self::UnknownCommand(said) => said,
         })
     }

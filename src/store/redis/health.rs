@@ -1,4 +1,4 @@
-//! How Redis does: whether it answers, and whether it serves writes.
+//! Health checks: whether Redis replies, and whether it accepts writes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,17 +15,17 @@ use super::{
 };
 use crate::store::Health;
 
-/// Whether writes have been refused by a server that may serve reads.
+/// Whether the server refused a write. It may still serve reads.
 ///
-/// That another write was served takes nothing back, for they need different things: to end a session takes no memory. Only a
-/// [`Check`] does.
+/// A later successful write does not reset this, because writes need different resources: ending a session needs no memory. Only a
+/// [`Check`] resets it.
 #[derive(Default)]
 pub(super) struct Writes {
     refused: AtomicBool,
 }
 
 impl Writes {
-    /// Learns from an answer.
+    /// Records a refused write.
     pub(super) fn note(&self, request: &Request<'_>, answer: &Result<Value, Failure>) {
         if request.writes() && matches!(answer, Err(Failure { writes_only: true, .. })) {
             self.refused.store(true, Ordering::Relaxed);
@@ -33,21 +33,20 @@ impl Writes {
     }
 }
 
-/// What can be checked: the connection to one server, or a pool of them.
+/// What can be checked: the connection to a server, or a pool.
 pub(super) trait Server {
-    /// Makes `request` by `deadline`.
+    /// Sends `request`, until `deadline`.
     fn call(&self, request: Request<'_>, deadline: Instant) -> impl Future<Output = Result<Value, Failure>> + Send;
 
     fn writes(&self) -> &Writes;
 }
 
-/// A read, and a write as well if writes have been refused: so it is noticed that they are served again even where nobody writes,
-/// because what is degraded is sent no requests.
+/// A health check: a read, and a write if writes were refused. The write finds that writes work again even if no requests arrive.
 #[derive(Clone)]
 pub(super) struct Check {
     prefix: String,
     probe: Script,
-    /// So many replicas must confirm the write, within so many milliseconds.
+    /// The number of replicas that must confirm the write, and the timeout in milliseconds.
     replicas: Option<(usize, u64)>,
 }
 
@@ -60,12 +59,12 @@ impl Check {
         Self { replicas: Some((replicas, within)), ..self }
     }
 
-    /// It begins like a session's: whoever may use those may use it.
+    /// The key has the prefix of sessions, so the same permissions suffice.
     fn key(&self) -> String {
         Prefix(&self.prefix).key("{health}")
     }
 
-    /// The same, in one of the slots that are `wanted`, if there is one.
+    /// A key in one of the `wanted` slots.
     #[cfg(feature = "redis-cluster")]
     fn key_in(&self, wanted: impl Fn(u16) -> bool) -> String {
         let mut numbered = (0..1_000_000).map(|number| Prefix(&self.prefix).key(&format!("{{health{number}}}")));
@@ -76,7 +75,7 @@ impl Check {
         self.with(server, self.key(), deadline).await
     }
 
-    /// Of a node of a cluster, which has these slots.
+    /// Checks a node of a cluster that has these slots.
     #[cfg(feature = "redis-cluster")]
     pub(super) async fn of_node(
         &self,
@@ -91,7 +90,7 @@ impl Check {
     async fn with(&self, server: &impl Server, key: String, deadline: Instant) -> Health {
         match self.make(server, key, deadline).await {
             Ok(()) => Health::Up,
-            // Another node has the slot by now: whoever knows that is well.
+            // The node redirects, so it works.
             #[cfg(feature = "redis-cluster")]
             Err(Failure { advice: Some(_), .. }) => Health::Up,
             Err(failure) if failure.writes_only => Health::degraded(&failure.error),

@@ -1,4 +1,4 @@
-//! What things are called in Redis.
+//! The names of keys.
 
 use redis::Value;
 
@@ -8,7 +8,7 @@ use crate::{store::Record, token::SessionId};
 pub(super) struct Keys {
     /// The session, the index and the epoch of its user.
     pub(super) all: [String; 3],
-    /// What the index calls the session.
+    /// The member of the index for the session.
     pub(super) member: String,
 }
 
@@ -17,21 +17,21 @@ impl Keys {
         &self.all[0]
     }
 
-    /// What a session of this slot is called up to its member.
+    /// The prefix of the sessions in this slot.
     pub(super) fn prefix(&self) -> String {
         format!("{}:", self.all[1])
     }
 
-    /// What the index calls the session of this record, if it is to know of it.
+    /// The member of the index for the record, or an empty string for an anonymous session.
     pub(super) fn member_of(&self, record: &Record) -> &str {
         if record.user().is_some() { &self.member } else { "" }
     }
 }
 
-/// What the keys of values begin with, after the prefix.
+/// The prefix of values, after the prefix of the store.
 const VALUES: &str = "kv:";
 
-/// What begins every key.
+/// The prefix of every key.
 #[derive(Clone, Copy)]
 pub(super) struct Prefix<'a>(pub(super) &'a str);
 
@@ -46,17 +46,17 @@ impl Prefix<'_> {
         Keys { all: [format!("{index}:{member}"), index.clone(), format!("{index}:epoch")], member: member.to_owned() }
     }
 
-    /// A key that belongs to no user.
+    /// A key that does not belong to a user.
     pub(super) fn key(self, name: &str) -> String {
         format!("{}{name}", self.0)
     }
 
-    /// The pattern of all sessions: twelve characters of slot tag, 32 of the rest. The index and the epoch do not look like that.
+    /// The pattern of all sessions: 12 characters of slot tag, and 32 other characters. It does not match the index and the epoch.
     pub(super) fn pattern(self) -> String {
         format!("{}{{{}}}:{}", self.as_pattern(), "?".repeat(12), "?".repeat(32))
     }
 
-    /// What a value is called. Nothing of a session is called so: after the prefix of those comes `{`, `all` or `events`.
+    /// The key of a value. It cannot be the key of a session, which continues with `{`, `all` or `events`.
     pub(super) fn value(self, key: &str) -> String {
         format!("{}{VALUES}{key}", self.0)
     }
@@ -66,7 +66,7 @@ impl Prefix<'_> {
         format!("{}{VALUES}{pattern}", self.as_pattern())
     }
 
-    /// The key of a value.
+    /// The key of a value without prefixes.
     pub(super) fn key_of_value(self, key: &Value) -> Option<String> {
         let Value::BulkString(key) = key else { return None };
         let key = std::str::from_utf8(key).ok()?.strip_prefix(self.0)?.strip_prefix(VALUES)?;

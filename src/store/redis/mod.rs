@@ -1,60 +1,41 @@
 //! Sessions in Redis.
 //!
-//! * `config/` — where Redis is, and how long to wait for it;
-//! * `route.rs` — who gets a request: `link.rs`, a connection that all requests share, and who keeps it alive; `cluster.rs`, one for each
-//!   node; `pool.rs`, those of somebody else;
-//! * `connect.rs` — how a connection is made; `sentinel.rs`, to whom, where that changes;
-//! * `request.rs` — what goes to Redis in one round trip;
-//! * `script.rs` — the operations that Redis must check before it makes them;
-//! * `keys.rs`, `reply.rs` — what things are called there, and what it answers;
-//! * `shared.rs` — what concerns all sessions at once: their number, and events;
-//! * `values.rs` — values beside the sessions;
-//! * `error.rs` — what an error of the client means; `health.rs`, how Redis does;
-//! * `ended_here.rs` — what this process has ended, in case Redis forgets;
-//! * this file — the store.
-//!
-//! # In Redis
-//! A session is one string, `sess:{AAAAAAAAAAAA}:HHHH…`: the prefix, the [slot tag](crate::SessionId::slot_tag) in braces
-//! (the hash tag of Redis Cluster), and the rest of the session id. Its value is a [`Record`](super::Record), as JSON unless
-//! [told otherwise](RedisConfig::codec), and its time to live is the session's. So with the id of a log line, or of nobody in
-//! particular:
+//! # Keys
+//! A session is one string, `sess:{AAAAAAAAAAAA}:HHHH…`: the prefix, the [slot tag](crate::SessionId::slot_tag) as the hash tag of Redis
+//! Cluster, and the rest of the session id. Its value is a [`Record`](super::Record), as JSON unless [configured
+//! otherwise](RedisConfig::codec). The key expires with the session.
 //! ```text
 //! redis-cli GET  'sess:{AAAAAAAAAAAA}:HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH'
 //! redis-cli PTTL 'sess:{AAAAAAAAAAAA}:HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHH'
 //! redis-cli --scan --pattern 'sess:{*}:*'
 //! ```
-//! A session that ended leaves `{"end":"revoked","at":1763679600000,"by":"5f3a"}` in its place for a while: why it ended, which call ended it (`"by"`), which session
-//! carries it on if one does (`"to"`), and a guard against whatever would bring it back.
+//! A session that ended leaves a tombstone in its place: `{"end":"revoked","at":1763679600000}`, and perhaps more fields.
 //!
-//! All sessions of a user have the same slot tag, and beside them, in the same slot, there are
-//! * `sess:{AAAAAAAAAAAA}`, the index: a sorted set of their ids, by when they expire. For listing and limits; it is pruned with
-//!   every write, and mended by the next write or touch of a session if it was lost;
-//! * `sess:{AAAAAAAAAAAA}:epoch`, once all sessions of the user were ended: when that was. Sessions from before are dead, whether the
-//!   index knew of them or not.
+//! All sessions of a user have the same slot tag. Two more keys are in the same slot:
+//! * `sess:{AAAAAAAAAAAA}` is the index of the user: a sorted set of session ids by expiry. If it is lost, the next write or touch of a
+//!   session restores its entry.
+//! * `sess:{AAAAAAAAAAAA}:epoch` exists after all sessions of the user were ended. Sessions from before have ended, even if the index
+//!   had lost them.
 //!
-//! A value of a [`KeyValue`](crate::KeyValue) is a string of its own, `sess:kv:` and its key: nothing of a session is called so, and whoever may use
-//! the keys of sessions may use those. What is in the first braces of a key, if anything is, says in which slot of a cluster it is.
+//! Other keys: `sess:kv:…` for [values](crate::KeyValue), `sess:all` with [`max_sessions`](RedisConfig::max_sessions), `sess:events` with
+//! [`share_events`](RedisConfig::share_events), and `sess:{health}` for health checks.
 //!
-//! With [`max_sessions`](RedisConfig::max_sessions) there is `sess:all`, a sorted set of all ids; with
-//! [`share_events`](RedisConfig::share_events) `sess:events`, a stream. A check of the health reads `sess:{health}`, and writes it, for
-//! a second, if writes have been refused.
-//!
+//! # Commands
 //! | operation | commands | round trips |
 //! |---|---|---|
-//! | load | `GET` of the epoch, `GET`, `PTTL`; of an unknown id again, with `ZSCORE` of the index | 1; 2 |
+//! | load | `GET` of the epoch, `GET`, `PTTL`; for an unknown id again, with `ZSCORE` of the index | 1; 2 |
 //! | create | `SET … NX PX`; for a user `EVALSHA` | 1 |
-//! | update, touch, end, replace, consume, list, end all of a user | `EVALSHA` | 1 |
+//! | update, touch, end, list, end all of a user | `EVALSHA` | 1 |
 //! | health | `GET`; after a refused write also `EVALSHA` | 1; 2 |
-//! | scan | `SCAN`, and a load of each | 2 a page |
-//! | a value: get, set, del, exists, expire, incr, scan | `GET`, `SET`, `UNLINK`, `EXISTS`, `PEXPIRE`, `INCRBY`, `SCAN` | 1 |
-//! | values: mget | a `GET` of each | 1, to each server that has some |
+//! | scan | `SCAN`, and a load of each session | 2 per page |
+//! | values | `GET`, `SET`, `UNLINK`, `EXISTS`, `PEXPIRE`, `INCRBY`, `SCAN` | 1 |
 //!
-//! Each script costs a second round trip the first time a server sees it. With `max_sessions`, create, update, touch and end cost one
-//! more. All keys of a call share a cluster slot, but for the page of a scan.
+//! A script costs one more round trip when a server runs it for the first time. With `max_sessions`, writes cost one more. All keys of a
+//! call share a cluster slot, except for the page of a scan.
 //!
 //! # Permissions
-//! An ACL user of its own needs these rights, and no others: for a service that creates, reads, changes, ends and lists the sessions of
-//! users (with the [prefix](RedisConfig::prefix) `sess:`):
+//! An ACL user needs these rights and no others, for a service that creates, reads, changes, ends and lists sessions of users (with the
+//! [prefix](RedisConfig::prefix) `sess:`):
 //! ```text
 //! ACL SETUSER app on >password resetchannels ~sess:* -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha
 //!   +zadd +zcount +zrange +zrem +zremrangebyscore +zscore
@@ -69,45 +50,47 @@
 //! | [`KeyValue`](crate::KeyValue); its `scan` also needs `+scan` | `+exists +incrby` |
 //! | a database other than 0 | `+select` |
 //! | Cluster | `+cluster\|slots +asking` |
-//! | Sentinel | `+role`; and of the Sentinels, if they ask for a login: `&+switch-master +sentinel\|get-master-addr-by-name +subscribe` |
-//! | a pool that tests connections before it gives them away, as `bb8` does by default | `+ping` |
+//! | Sentinel | `+role`; and of the Sentinels, if they require a login: `&+switch-master +sentinel\|get-master-addr-by-name +subscribe` |
+//! | a pool that tests connections before use, as `bb8` does by default | `+ping` |
 //!
-//! `PING` may be denied otherwise: a refusal is an answer. Neither `CONFIG` nor `CLIENT` nor notifications about keys are needed. What is
-//! refused is an error of the configuration, and makes the health degraded or down.
+//! `PING` may be denied otherwise, because any reply is enough. `CONFIG`, `CLIENT` and keyspace notifications are not needed. A denied command is
+//! a configuration error, and makes the health degraded or down.
 //!
 //! # Cluster
-//! Of the nodes of a [cluster](RedisConfig::cluster) one that answers is enough: it tells of the others. There is a connection to each master,
-//! which is asked for what its slots have. Replicas are not asked. All sessions of a user are in one slot, so what is about a user is one
-//! call, and atomic, as on one server. `sess:all` and `sess:events` are one key each, so all writes go to one node for them: leave
-//! them off where one node cannot take that.
+//! One reachable node of a [cluster](RedisConfig::cluster) is enough: it returns the others. There is one connection to each master; replicas are
+//! not used. All sessions of a user are in one slot, so an operation about a user is one call, and atomic. `sess:all` and `sess:events` are
+//! single keys, so their node receives all writes for them.
 //!
-//! | what happens | what becomes of sessions |
+//! | event | effect on sessions |
 //! |---|---|
-//! | a master dies | its sessions are away until its replica takes over (`cluster-node-timeout` and about a second); an operation fails at once. Others are served. The health is degraded, and names the node |
-//! | a master hangs | the same, once two operations in a row went unanswered |
-//! | a slot is being moved | what is read is read, wherever it is. What is written waits, for a script that concerns a key which has gone ahead, or was never there, is told to come again. When the slot has arrived it goes on; if that takes longer than the [timeout](RedisConfig::timeout), it fails, and nothing was written |
-//! | a slot has moved | the next operation is sent on, and later ones go there at once |
+//! | a master dies | its sessions are unavailable until a replica takes over (`cluster-node-timeout` and about a second), and operations fail immediately. Other sessions are served. The health is degraded and names the node |
+//! | a master hangs | the same, after two consecutive timeouts |
+//! | a slot is being moved | Reads work. Writes wait: Redis answers `TRYAGAIN` to a script whose keys are split between two nodes. If the move takes longer than the [timeout](RedisConfig::timeout), the operation fails and nothing is written |
+//! | a slot has moved | the next operation is redirected, and later ones go to the new node directly |
 //! | the cluster is down, or a slot has no master | an outage for sessions of that slot |
 //!
-//! A scan goes through the slots one range after the other, and asks the node each time whether it still has them; what has moved has its
-//! turn again. Of a slot that is half-way in that moment it may miss a session, or see one twice. [Counts](crate::Sessions::count) are
-//! made of scans.
+//! A scan visits one slot range after the other. A range that moves during the scan is scanned again. In a slot that is being moved, a scan may
+//! miss a session or return it twice. [Counts](crate::Sessions::count) use scans.
 //!
-//! Redis replicates later than it confirms. What a master confirmed just before it died may be lost: a session is then unknown, or as it
-//! was a moment before. What was ended through this process stays ended here for [`remember_ended`](RedisConfig::remember_ended),
-//! and is ended again when it shows up; for other processes see [`wait_for_replicas`](RedisConfig::wait_for_replicas). Set
-//! `min-replicas-to-write 1` on the nodes, so that a master which is cut off takes no writes, and `maxmemory-policy noeviction` or
-//! `volatile-ttl`. The same holds for Sentinel.
+//! # Failovers
+//! Redis replicates after it confirms. What a master confirmed just before it died may be lost: a session is then unknown, or as it was a
+//! moment before. What this process ended stays ended for [`remember_ended`](RedisConfig::remember_ended), and is ended again when it reappears.
+//! For other processes, see [`wait_for_replicas`](RedisConfig::wait_for_replicas). Set `min-replicas-to-write 1`, so that an isolated master
+//! accepts no writes, and `maxmemory-policy noeviction` or `volatile-ttl`.
+
+// Route: route.rs chooses the server; shared_connection.rs, cluster.rs and pool.rs have the connections; connect.rs and sentinel.rs open them.
+// Data: script.rs has the scripts, keys.rs the names of keys, request.rs a round trip, reply.rs and error.rs parse its result.
+// operation.rs, scan.rs, values.rs and global_keys.rs are the operations.
 
 #[cfg(feature = "redis-cluster")]
 mod cluster;
 mod config;
 mod connect;
-mod ended_here;
 mod error;
+mod global_keys;
 mod health;
 mod keys;
-mod link;
+mod local_tombstones;
 mod operation;
 #[cfg(feature = "redis-pool")]
 mod pool;
@@ -118,7 +101,7 @@ mod scan;
 mod script;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
-mod shared;
+mod shared_connection;
 mod values;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -129,7 +112,7 @@ pub use self::config::{InvalidRedisConfig, RedisConfig};
 pub(crate) use self::error::status_code;
 #[cfg(feature = "redis-pool")]
 pub use self::pool::{PooledConnection, RedisPool};
-use self::{ended_here::EndedHere, keys::Prefix, operation::Operation, route::Route, script::Scripts};
+use self::{keys::Prefix, local_tombstones::LocalTombstones, operation::Operation, route::Route, script::Scripts};
 use super::{
     Version,
     future::StoreFuture,
@@ -140,15 +123,14 @@ use super::{
 };
 use crate::{ended::EndReason, event::Event, limits::Limits, time::millis, token::SessionId};
 
-/// Keeps sessions in a Redis server, for services of any number of instances.
+/// Keeps sessions in Redis, for services with any number of instances.
 ///
-/// All requests share one connection, which is kept alive by a task of the store; it is made at first use, so a program starts without
-/// Redis, and serves as soon as Redis is there. Every operation ends within the
-/// [timeout](RedisConfig::timeout), and at once when Redis is known to be down. Clones share the connection; it
-/// is closed when the last is dropped.
+/// All requests share one connection, which a task of the store maintains. It is opened at first use, so a program starts without Redis.
+/// Every operation ends within the [timeout](RedisConfig::timeout), and fails immediately when Redis is known to be down. Clones share the
+/// connection, which is closed when the last clone is dropped.
 ///
-/// It needs a tokio runtime: the one it is first used on keeps the connection, so that one must go on running. When it ends, a
-/// later operation connects anew on the runtime it runs on.
+/// It needs a tokio runtime. The connection belongs to the runtime of its first use. If that runtime ends, the next operation connects again
+/// on its own runtime.
 ///
 /// ```
 /// use tower_keep::{SessionLayer, store::redis::{RedisConfig, RedisStore}};
@@ -163,30 +145,30 @@ pub struct RedisStore {
     inner: Arc<Inner>,
 }
 
-/// How many of the sessions that ended through it a store remembers by itself: some ten megabytes.
-const MOST_ENDED_HERE: usize = 50_000;
+/// The maximum number of local tombstones: about 10 MB.
+const MAX_LOCAL_TOMBSTONES: usize = 50_000;
 
 struct Inner {
     route: Route,
-    /// Where a request may wait for replicas, and hold up those behind it.
-    patient: Option<Route>,
+    /// The connection for writes that wait for replicas.
+    replica_wait: Option<Route>,
     config: RedisConfig,
     scripts: Scripts,
-    ended_here: EndedHere,
+    local_tombstones: LocalTombstones,
 }
 
 impl RedisStore {
-    /// A store in the Redis that `config` names. Does not connect yet.
+    /// Creates a store. Does not connect yet.
     pub fn new(config: RedisConfig) -> Self {
-        let ended_here = EndedHere::new(config.remember_ended, MOST_ENDED_HERE);
-        Self::with(config, Scripts::new(true), ended_here)
+        let local_tombstones = LocalTombstones::new(config.remember_ended, MAX_LOCAL_TOMBSTONES);
+        Self::with(config, Scripts::new(true), local_tombstones)
     }
 
-    /// A store on a pool of connections that the application has already, with the settings that
-    /// [`RedisConfig`] has by default. For others, see [`RedisConfig::from_pool`].
+    /// Creates a store on a connection pool of the application, with default settings. For other settings, see
+    /// [`RedisConfig::from_pool`].
     ///
-    /// A connection of its own, which [`new`](Self::new) makes, knows when Redis is away, and then fails at once. A pool tries to
-    /// connect for each request that asks it, up to the timeout: put a [`Guard`](crate::store::Guard) around it, which does that once.
+    /// During an outage a pool tries to connect for every request, until the timeout. Wrap the store in a [`Guard`](crate::store::Guard), which
+    /// fails immediately. The connection of [`new`](Self::new) does that by itself.
     ///
     /// ```
     /// use tower_keep::store::{Guard, redis::RedisStore};
@@ -205,18 +187,18 @@ impl RedisStore {
         Self::new(RedisConfig::from_pool(pool))
     }
 
-    /// A store that checks nothing: for tests that must show that they would notice.
+    /// A store without checks, for tests that must find violations.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn without_guards(config: RedisConfig) -> Self {
-        let ended_here = EndedHere::new(config.remember_ended, 0);
-        Self::with(config, Scripts::new(false), ended_here)
+        let local_tombstones = LocalTombstones::new(config.remember_ended, 0);
+        Self::with(config, Scripts::new(false), local_tombstones)
     }
 
-    fn with(config: RedisConfig, scripts: Scripts, ended_here: EndedHere) -> Self {
+    fn with(config: RedisConfig, scripts: Scripts, local_tombstones: LocalTombstones) -> Self {
         let route = Route::new(&config);
-        let patient = config.replicas.map(|_| Route::patient(&config));
-        Self { inner: Arc::new(Inner { route, patient, config, scripts, ended_here }) }
+        let replica_wait = config.replicas.map(|_| Route::replica_wait(&config));
+        Self { inner: Arc::new(Inner { route, replica_wait, config, scripts, local_tombstones }) }
     }
 }
 
@@ -225,17 +207,17 @@ impl Inner {
         Prefix(&self.config.prefix)
     }
 
-    /// How long what ended is remembered, in milliseconds.
-    fn memory(&self) -> u64 {
+    /// How long tombstones are kept, in milliseconds.
+    fn tombstone_ttl(&self) -> u64 {
         millis(self.config.remember_ended)
     }
 
-    /// How long replicas have to confirm, in milliseconds.
-    fn patience(&self) -> u64 {
+    /// The timeout for the confirmation of replicas, in milliseconds.
+    fn replica_timeout(&self) -> u64 {
         millis(self.config.timeout / 2).max(1)
     }
 
-    /// What begins now.
+    /// Starts the deadline of an operation.
     fn operation(&self) -> Operation<'_> {
         Operation { inner: self, deadline: Instant::now() + self.config.timeout }
     }

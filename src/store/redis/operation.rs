@@ -1,4 +1,4 @@
-//! One operation of the store, as it is said to Redis.
+//! The operations of the store as Redis commands.
 
 use std::{fmt, ops::Deref, time::Duration};
 
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::{
     Inner,
-    ended_here::By,
     error::Failure,
     health::Check,
     keys::Keys,
+    local_tombstones::EndedBy,
     reply::{found, id, ids, is_record, loaded, number, order_of, outcome},
     request::Request,
     script::{Call, Script},
@@ -25,7 +25,7 @@ use crate::{
     token::SessionId,
 };
 
-/// One operation of the store: all that it asks Redis is asked within one deadline.
+/// One operation of the store. All of its commands share one deadline.
 pub(super) struct Operation<'a> {
     pub(super) inner: &'a Inner,
     pub(super) deadline: Instant,
@@ -40,7 +40,7 @@ impl Deref for Operation<'_> {
 }
 
 impl Operation<'_> {
-    /// Reads, all of them what is in the slot of `key`, or on the server that has it.
+    /// Sends read commands to the server of `key`.
     pub(super) async fn read(&self, key: &str, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
         match self.route.call(key, Request::read(commands), self.deadline).await? {
             Value::Array(replies) if replies.len() == commands.len() => Ok(replies),
@@ -57,28 +57,28 @@ impl Operation<'_> {
         self.route.call(&keys[0], Request::script(&call), self.deadline).await
     }
 
-    /// The same, of what must not come undone.
-    pub(super) async fn run_safely(
+    /// Runs a script whose effect must survive a failover: waits for replicas if that is configured.
+    pub(super) async fn run_confirmed(
         &self,
         script: &Script,
         keys: &[String],
         args: Vec<Vec<u8>>,
     ) -> Result<Value, Failure> {
-        let (Some(route), Some(replicas)) = (&self.patient, self.config.replicas) else {
+        let (Some(route), Some(replicas)) = (&self.replica_wait, self.config.replicas) else {
             return self.run(script, keys, args).await;
         };
         let call = Call { script, keys, args };
-        let request = Request::script(&call).confirmed_by(Some((replicas, self.patience())));
+        let request = Request::script(&call).confirmed_by(Some((replicas, self.replica_timeout())));
         route.call(&keys[0], request, self.deadline).await
     }
 
     pub(super) async fn health(&self) -> Health {
         let (check, deadline) = (Check::new(&self.config.prefix, &self.scripts.probe), self.deadline);
         let health = self.route.health(&check, deadline).await;
-        let (Health::Up, Some(route), Some(replicas)) = (&health, &self.patient, self.config.replicas) else {
+        let (Health::Up, Some(route), Some(replicas)) = (&health, &self.replica_wait, self.config.replicas) else {
             return health;
         };
-        match route.health(&check.confirmed_by(replicas, self.patience()), deadline).await {
+        match route.health(&check.confirmed_by(replicas, self.replica_timeout()), deadline).await {
             Health::Up => Health::Up,
             Health::Degraded(cause) | Health::Down(cause) => Health::Degraded(cause),
         }
@@ -86,17 +86,17 @@ impl Operation<'_> {
 
     pub(super) async fn load(&self, id: &SessionId) -> Result<Found, Failure> {
         let keys = self.prefix().keys(id);
-        // The epoch first: a session that is spared gets a new one before the user does.
+        // Read the epoch first: when all sessions of a user end, a spared session gets the new epoch before the user does.
         let [session, _, epoch] = &keys.all;
         let found = match &*self.read(session, pipe().get(epoch).get(session).pttl(session)).await? {
             [_, Value::Nil, _] => self.unless_expired(&keys).await?,
             [epoch, Value::BulkString(stored), Value::Int(ttl)] => found(stored, *ttl, number(epoch))?,
             _ => return Err(Failure::unexpected_reply()),
         };
-        match (found, self.ended_here.get(id)) {
+        match (found, self.local_tombstones.get(id)) {
             (Found::Live(_), Some(ended)) => {
-                tracing::warn!(session = %id, "a session that has ended is back: Redis has lost its end");
-                // Best effort: the next request sees to it.
+                tracing::warn!(session = %id, "Redis lost the end of a session; the session is ended again");
+                // Best effort: the next request tries again.
                 let end = match ended.successor {
                     Some(successor) => End::Replaced { expected: None, successor },
                     None => End::For(ended.reason),
@@ -108,8 +108,8 @@ impl Operation<'_> {
         }
     }
 
-    /// Whether the session of a key that was not there has expired: the index remembers. Or has begun since: so the index is asked
-    /// first, and what it knows and is not there was there before.
+    /// Distinguishes an expired session from an unknown one: the index still has the id of an expired session. The index is read first, so a
+    /// session that is created at the same moment is not taken for an expired one.
     async fn unless_expired(&self, keys: &Keys) -> Result<Found, Failure> {
         let [session, index, epoch] = &keys.all;
         let mut reads = pipe();
@@ -129,7 +129,7 @@ impl Operation<'_> {
 
     pub(super) async fn create(&self, id: &SessionId, new: Entry, limits: Limits) -> Result<Created, Failure> {
         let keys = self.prefix().keys(id);
-        if self.ended_here.get(id).is_some() {
+        if self.local_tombstones.get(id).is_some() {
             return Ok(Created::Taken);
         }
         if !self.reserve(id, new.ttl, false).await? {
@@ -137,20 +137,20 @@ impl Operation<'_> {
         }
         let created = match new.record.user() {
             Some(_) => self.create_of_user(id, &keys, &new, limits).await,
-            None => self.create_of_nobody(&keys, &new).await,
+            None => self.create_anonymous(&keys, &new).await,
         }?;
         let (created, holds_place) = created;
         if !holds_place {
             self.release(&[*id]).await;
         }
         if let Created::Done { evicted } = &created {
-            self.ended_here.add(evicted, EndReason::Evicted);
+            self.local_tombstones.add(evicted, EndReason::Evicted);
             self.release(evicted).await;
         }
         Ok(created)
     }
 
-    /// And whether the id is alive now.
+    /// The reply, and whether the id is live now.
     async fn create_of_user(
         &self,
         id: &SessionId,
@@ -177,13 +177,13 @@ impl Operation<'_> {
         }
     }
 
-    /// And whether the id is alive now.
-    async fn create_of_nobody(&self, keys: &Keys, new: &Entry) -> Result<(Created, bool), Failure> {
+    /// The reply, and whether the id is live now.
+    async fn create_anonymous(&self, keys: &Keys, new: &Entry) -> Result<(Created, bool), Failure> {
         let mut create = cmd("SET");
         create.arg(keys.session()).arg(self.encode(&new.record)).arg("NX").arg("PX").arg(ttl_of(new.ttl));
         match self.write(keys.session(), &create).await? {
             Value::Okay => Ok((Created::Done { evicted: Vec::new() }, true)),
-            // Taken: perhaps by this very write, whose reply was lost.
+            // The id exists, perhaps because of this same write, whose reply was lost.
             Value::Nil => match &*self.read(keys.session(), pipe().get(keys.session())).await? {
                 [Value::BulkString(stored)] if Version::of(stored) == Some(new.record.version()) => {
                     Ok((Created::Done { evicted: Vec::new() }, true))
@@ -197,7 +197,7 @@ impl Operation<'_> {
 
     pub(super) async fn update(&self, id: &SessionId, expected: Version, new: Entry) -> Result<Outcome, Failure> {
         let keys = self.prefix().keys(id);
-        if self.ended_here.get(id).is_some() {
+        if self.local_tombstones.get(id).is_some() {
             return Ok(Outcome::Gone);
         }
         self.reserve(id, new.ttl, true).await?;
@@ -205,7 +205,7 @@ impl Operation<'_> {
         args.push(text(expected));
         let update = &self.scripts.update;
         let outcome = outcome(&if new.record.rotates() {
-            self.run_safely(update, &keys.all, args).await?
+            self.run_confirmed(update, &keys.all, args).await?
         } else {
             self.run(update, &keys.all, args).await?
         })?;
@@ -217,12 +217,13 @@ impl Operation<'_> {
 
     pub(super) async fn touch(&self, id: &SessionId, entry: Entry) -> Result<(), Failure> {
         let keys = self.prefix().keys(id);
-        if self.ended_here.get(id).is_some() {
+        if self.local_tombstones.get(id).is_some() {
             return Ok(());
         }
         self.reserve(id, entry.ttl, true).await?;
         let member = keys.member_of(&entry.record);
-        let args = vec![text(entry.record.version()), text(ttl_of(entry.ttl)), member.into(), text(self.memory())];
+        let args =
+            vec![text(entry.record.version()), text(ttl_of(entry.ttl)), member.into(), text(self.tombstone_ttl())];
         if self.run(&self.scripts.touch, &keys.all, args).await? == Value::Int(0) {
             self.release(&[*id]).await;
         }
@@ -240,22 +241,22 @@ impl Operation<'_> {
             expected.map(text).unwrap_or_default(),
             end.reason().as_str().into(),
             keys.member.clone().into(),
-            text(self.memory()),
+            text(self.tombstone_ttl()),
             successor.map(text).unwrap_or_default(),
             text(format_args!("{:x}", getrandom::u64().unwrap_or_default())),
         ];
-        let outcome = match outcome(&self.run_safely(&self.scripts.end, &keys.all, args).await?)? {
+        let outcome = match outcome(&self.run_confirmed(&self.scripts.end, &keys.all, args).await?)? {
             Outcome::Done => EndOutcome::Done,
             Outcome::Conflict(loaded) => EndOutcome::Conflict(loaded),
             Outcome::Gone => EndOutcome::Gone,
         };
         let by = match outcome {
-            EndOutcome::Done => Some(By::ThisProcess),
-            EndOutcome::Gone if expected.is_none() => Some(By::Somebody),
+            EndOutcome::Done => Some(EndedBy::ThisProcess),
+            EndOutcome::Gone if expected.is_none() => Some(EndedBy::Other),
             EndOutcome::Gone | EndOutcome::Claimed(_) | EndOutcome::Conflict(_) => None,
         };
         if let Some(by) = by {
-            self.ended_here.add_one(id, end.tombstone(SystemClock.now()), by);
+            self.local_tombstones.add_one(id, end.tombstone(SystemClock.now()), by);
             self.release(&[*id]).await;
         }
         Ok(outcome)
@@ -263,14 +264,14 @@ impl Operation<'_> {
 
     async fn claim(&self, id: &SessionId, claim: Version) -> Result<EndOutcome, Failure> {
         let keys = self.prefix().keys(id);
-        let args = vec![text(claim), keys.member.clone().into(), text(self.memory())];
-        let Value::Array(was) = self.run_safely(&self.scripts.consume, &keys.all, args).await? else {
+        let args = vec![text(claim), keys.member.clone().into(), text(self.tombstone_ttl())];
+        let Value::Array(was) = self.run_confirmed(&self.scripts.consume, &keys.all, args).await? else {
             return Ok(EndOutcome::Gone);
         };
-        if self.ended_here.get_unless(id, claim).is_some() {
-            return Ok(EndOutcome::Gone); // a failover had brought it back
+        if self.local_tombstones.get_unless(id, claim).is_some() {
+            return Ok(EndOutcome::Gone); // a failover brought the session back
         }
-        self.ended_here.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), By::Claim(claim));
+        self.local_tombstones.add_one(id, Ended::new(EndReason::Used, SystemClock.now()), EndedBy::Claim(claim));
         self.release(&[*id]).await;
         match &*was {
             [Value::BulkString(stored), Value::Int(ttl)] => Ok(EndOutcome::Claimed(loaded(stored, *ttl)?)),
@@ -288,11 +289,11 @@ impl Operation<'_> {
         for session in listed.chunks_exact(3) {
             if let ([_, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
                 match loaded(stored, *ttl) {
-                    Ok(loaded) if loaded.record.user() == Some(user) && self.ended_here.get(&id).is_none() => {
+                    Ok(loaded) if loaded.record.user() == Some(user) && self.local_tombstones.get(&id).is_none() => {
                         sessions.push((order_of(stored), (id, loaded)));
                     }
                     Ok(_) => {}
-                    Err(_) => tracing::warn!(session = %id, "session record not readable"),
+                    Err(_) => tracing::warn!(session = %id, "session record is corrupt"),
                 }
             }
         }
@@ -316,23 +317,23 @@ impl Operation<'_> {
             keys.prefix().into(),
             keys.member.clone().into(),
             reason.as_str().into(),
-            text(self.memory()),
+            text(self.tombstone_ttl()),
             text(epochs),
         ];
-        let Value::Array(gone) = self.run_safely(&self.scripts.end_user, &keys.all, args).await? else {
+        let Value::Array(gone) = self.run_confirmed(&self.scripts.end_user, &keys.all, args).await? else {
             return Err(Failure::unexpected_reply());
         };
         let gone = ids(&tag, &gone);
-        self.ended_here.add(&gone, reason);
+        self.local_tombstones.add(&gone, reason);
         self.release(&gone).await;
         Ok(gone)
     }
 
-    /// What every script that writes a record is told.
+    /// The arguments of every script that writes a record.
     fn written(&self, member: &str, new: &Entry) -> Vec<Vec<u8>> {
         let mut head = self.encode(&new.record);
         let tail = head.split_off(HEAD_LEN.min(head.len()));
-        vec![text(new.record.version()), head, tail, text(ttl_of(new.ttl)), member.into(), text(self.memory())]
+        vec![text(new.record.version()), head, tail, text(ttl_of(new.ttl)), member.into(), text(self.tombstone_ttl())]
     }
 
     fn encode(&self, record: &Record) -> Vec<u8> {
@@ -344,7 +345,7 @@ pub(super) fn text(value: impl fmt::Display) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// Redis takes no time to live of zero.
+/// Redis refuses a time to live of zero.
 pub(super) fn ttl_of(ttl: Duration) -> u64 {
     millis(ttl).max(1)
 }

@@ -129,7 +129,7 @@ impl Pooled {
             let answer = timeout_at(deadline, self.once(request, &mut sent)).await;
             let answer = answer.unwrap_or_else(|_| Err(Failure::timeout()));
             let answer = answer.map_err(|failure| if sent { failure } else { failure.unsent() });
-            if answer.as_ref().is_err_and(|failure| failure.verdict != Verdict::Sound) {
+            if answer.as_ref().is_err_and(|failure| failure.verdict != Verdict::Working) {
                 *self.present() = Present::Lost;
             }
             match answer {

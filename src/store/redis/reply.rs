@@ -1,4 +1,4 @@
-//! What Redis answers, understood.
+//! Parses replies of Redis.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -48,7 +48,7 @@ pub(super) fn is_before(stored: &[u8], epoch: u64) -> bool {
     added.map_or(0, |(epoch, _)| epoch) < epoch
 }
 
-/// What a session's key held.
+/// The session in a stored value.
 pub(super) fn found(stored: &[u8], pttl: i64, epoch: u64) -> Result<Found, Failure> {
     if let Some(ended) = ended(stored) {
         return Ok(Found::Ended(ended));
@@ -59,12 +59,12 @@ pub(super) fn found(stored: &[u8], pttl: i64, epoch: u64) -> Result<Found, Failu
     loaded(stored, pttl).map(Found::Live)
 }
 
-/// What is remembered of a session that ended: `{"end":"revoked","at":1763679600000}`, and perhaps more.
+/// A tombstone: `{"end":"revoked","at":1763679600000}`, and perhaps more fields.
 fn ended(stored: &[u8]) -> Option<Ended> {
     let text = stored.strip_prefix(br#"{"end":""#)?;
     let (reason, rest) = text.split_at(text.iter().position(|byte| *byte == b'"')?);
     let (at, rest) = number_after("\",\"at\":", rest)?;
-    // A reason that only a newer version knows is a revocation to this one.
+    // A reason of a newer version of the crate counts as a revocation.
     let reason = std::str::from_utf8(reason).ok().and_then(EndReason::from_name).unwrap_or(EndReason::Revoked);
     let to = rest.strip_prefix(br#","to":""#).and_then(|rest| std::str::from_utf8(rest.strip_suffix(br#""}"#)?).ok());
     let (at, successor) = (Timestamp::from_millis(at), to.and_then(|to| to.parse().ok()));
@@ -74,7 +74,7 @@ fn ended(stored: &[u8]) -> Option<Ended> {
 /// A record as Redis returned it, with the reply to `PTTL`.
 pub(super) fn loaded(stored: &[u8], pttl: i64) -> Result<Loaded, Failure> {
     let record = Record::decode(&without_added(stored));
-    // -1: it has none. -2: it expired between the two commands.
+    // -1: no time to live. -2: the session expired between the two commands.
     let ttl = match pttl {
         -1 => None,
         left => Some(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
@@ -103,7 +103,7 @@ pub(super) fn ids(tag: &str, members: &[Value]) -> Vec<SessionId> {
     members.iter().filter_map(|member| id(tag, member)).collect()
 }
 
-/// An epoch; none is the first.
+/// An epoch. `nil` is the first.
 pub(super) fn number(value: &Value) -> u64 {
     match value {
         Value::BulkString(digits) => std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0),

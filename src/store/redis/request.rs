@@ -1,22 +1,22 @@
-//! What goes to Redis in one round trip.
+//! A request: what is sent to Redis in one round trip.
 
 use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, pipe};
 
 use tracing::Span;
 
-use super::{error::Failure, link::reply, script::Call};
+use super::{error::Failure, script::Call, shared_connection::reply};
 
-/// What goes to Redis in one round trip.
+/// The commands of one round trip.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
     what: What<'a>,
-    /// So many replicas must confirm what was written, within so many milliseconds.
+    /// The number of replicas that must confirm the write, and the timeout in milliseconds.
     replicas: Option<(usize, u64)>,
-    /// To a server that another one names while it hands a slot over.
+    /// Send `ASKING` first, because the slot is being moved to this server.
     asking: bool,
-    /// What is said of single reads, and may be an error, is for the caller to see.
+    /// Return the errors of single reads to the caller.
     lenient: bool,
-    /// Not to be sent again when it may have been done.
+    /// Do not send it again if it may have been applied.
     once: bool,
 }
 
@@ -32,7 +32,7 @@ impl<'a> Request<'a> {
         Self { what, replicas: None, asking: false, lenient: false, once: false }
     }
 
-    /// Commands that change nothing; their replies come as an array.
+    /// Read commands. The reply is an array of their replies.
     pub(super) fn read(commands: &'a Pipeline) -> Self {
         Self::new(What::Read(commands))
     }
@@ -41,7 +41,7 @@ impl<'a> Request<'a> {
         Self::new(What::Write(command))
     }
 
-    /// A write that would do more if it was done twice.
+    /// A write that is not idempotent.
     pub(super) fn once(command: &'a Cmd) -> Self {
         Self { once: true, ..Self::write(command) }
     }
@@ -50,7 +50,7 @@ impl<'a> Request<'a> {
         Self::new(What::Script(call))
     }
 
-    /// The same, and so many replicas must confirm it within so many milliseconds, if any. It blocks its connection that long.
+    /// Waits until replicas have confirmed the write. This blocks the connection.
     pub(super) fn confirmed_by(self, replicas: Option<(usize, u64)>) -> Self {
         Self { replicas, ..self }
     }
@@ -65,7 +65,7 @@ impl<'a> Request<'a> {
         Self { lenient: true, ..self }
     }
 
-    /// The commands, if they are several that change nothing.
+    /// The commands, if there are several reads.
     #[cfg(feature = "redis-cluster")]
     pub(super) fn reads(&self) -> Option<&'a Pipeline> {
         match self.what {
@@ -74,16 +74,16 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether it may be sent again after this: all but one kind may always be.
+    /// Whether the request may be sent again after `failure`.
     pub(super) fn may_follow(&self, failure: &Failure) -> bool {
-        !self.once || !failure.may_be_done()
+        !self.once || !failure.may_be_applied()
     }
 
     pub(super) fn writes(&self) -> bool {
         matches!(self.what, What::Write(_) | What::Script(_))
     }
 
-    /// Says on the span of the operation what it is, as the conventions of OpenTelemetry have it.
+    /// Records the request on the span of the operation, with OpenTelemetry attributes.
     pub(super) fn describe(&self, span: &Span) {
         match self.what {
             What::Read(commands) if commands.len() > 1 => {
@@ -99,7 +99,7 @@ impl<'a> Request<'a> {
     pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Value, Failure> {
         match self.what {
             What::Write(command) => self.send_one(command, connection).await,
-            // Replicas would be waited for twice if the script were not known.
+            // With `EVALSHA`, an unknown script would wait for replicas twice.
             What::Script(call) if self.replicas.is_some() => self.send_one(&call.by_text(), connection).await,
             What::Script(call) => match self.send_one(&call.by_sha(), connection).await {
                 Err(failure) if failure.is_unknown_script() => self.send_one(&call.by_text(), connection).await,

@@ -1,4 +1,4 @@
-//! Who gets a request: the only server, the master, the node that has the slot, or whoever a pool leads to.
+//! Routes a request to the server, the master, the node that has the slot, or the pool.
 
 use std::fmt;
 #[cfg(feature = "redis-sentinel")]
@@ -14,13 +14,14 @@ use super::pool::Pooled;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
 use super::{
-    RedisConfig, config::Servers, connect::Target, error::Failure, health::Check, link::Link, request::Request,
+    RedisConfig, config::Servers, connect::Target, error::Failure, health::Check, request::Request,
+    shared_connection::SharedConnection,
 };
 use crate::store::{Health, span};
 
 /// Where the requests of a store go.
 pub(super) enum Route {
-    One(Link),
+    One(SharedConnection),
     #[cfg(feature = "redis-cluster")]
     Cluster(Cluster),
     #[cfg(feature = "redis-pool")]
@@ -31,11 +32,11 @@ impl Route {
     pub(super) fn new(config: &RedisConfig) -> Self {
         let config = config.clone();
         match config.servers.clone() {
-            Servers::One(address) => Self::One(Link::new(Target::Server(address), config)),
+            Servers::One(address) => Self::One(SharedConnection::new(Target::Server(address), config)),
             #[cfg(feature = "redis-sentinel")]
             Servers::Sentinel { sentinels, master, login } => {
                 let sentinels = Arc::new(Sentinels::new(sentinels, master, login));
-                Self::One(Link::new(Target::Master(sentinels), config))
+                Self::One(SharedConnection::new(Target::Master(sentinels), config))
             }
             #[cfg(feature = "redis-cluster")]
             Servers::Cluster(nodes) => Self::Cluster(Cluster::new(nodes, config)),
@@ -44,8 +45,8 @@ impl Route {
         }
     }
 
-    /// The same, where a request may wait and hold up those behind it.
-    pub(super) fn patient(config: &RedisConfig) -> Self {
+    /// Separate connections for writes that wait for replicas, because `WAIT` blocks its connection.
+    pub(super) fn replica_wait(config: &RedisConfig) -> Self {
         match &config.servers {
             #[cfg(feature = "redis-pool")]
             Servers::Pool(pool) => Self::Pool(Pooled::apart(pool.clone())),
@@ -53,7 +54,7 @@ impl Route {
         }
     }
 
-    /// Makes `request`, which concerns the slot of `key`, by `deadline`.
+    /// Sends `request` to the server of `key`, until `deadline`.
     #[cfg_attr(not(feature = "redis-cluster"), allow(unused_variables))]
     pub(super) async fn call(&self, key: &str, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         if let Some(span) = span::current() {
@@ -68,7 +69,7 @@ impl Route {
         }
     }
 
-    /// The places of these keys, by the servers that have them, as far as is known.
+    /// The indices of the keys, grouped by server as far as it is known.
     pub(super) fn by_server(&self, keys: &[String]) -> Vec<Vec<usize>> {
         match self {
             _ if keys.is_empty() => Vec::new(),
@@ -78,7 +79,7 @@ impl Route {
         }
     }
 
-    /// A page of keys, and where to go on. `scan` makes the command for a server's cursor.
+    /// A page of keys, and the next cursor. `scan` creates the command for the cursor of a server.
     pub(super) async fn scan(
         &self,
         from: &str,
@@ -105,7 +106,7 @@ impl Route {
     }
 }
 
-/// What `SCAN` answered: the cursor unless it is through, and the keys.
+/// Parses the reply to `SCAN`: the next cursor, if there is one, and the keys.
 pub(super) fn page(answer: Value) -> Result<(Option<String>, Vec<Value>), Failure> {
     let Value::Array(replies) = answer else { return Err(Failure::unexpected_reply()) };
     let Ok([Value::Array(page)]) = <[Value; 1]>::try_from(replies) else { return Err(Failure::unexpected_reply()) };

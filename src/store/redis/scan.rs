@@ -1,4 +1,4 @@
-//! Pages of all that is there, by `SCAN`.
+//! Pages of sessions, with `SCAN`.
 
 use redis::{Value, pipe};
 
@@ -29,7 +29,7 @@ impl Operation<'_> {
         for (id, reply) in ids.into_iter().zip(replies.chunks_exact(3)) {
             if let [epoch, Value::BulkString(stored), Value::Int(ttl)] = reply {
                 match found(stored, *ttl, number(epoch)) {
-                    Ok(Found::Live(loaded)) if self.ended_here.get(&id).is_none() => sessions.push((id, loaded)),
+                    Ok(Found::Live(loaded)) if self.local_tombstones.get(&id).is_none() => sessions.push((id, loaded)),
                     Ok(_) => {}
                     Err(_) => tracing::warn!(session = %id, "session record not readable"),
                 }
@@ -38,7 +38,7 @@ impl Operation<'_> {
         Ok(Page { sessions, next })
     }
 
-    /// How many are alive on a page of them, and where to go on.
+    /// The number of live sessions on a page, and the next cursor.
     pub(super) async fn count(&self, from: &Cursor) -> Result<(u64, Option<Cursor>), Failure> {
         let (ids, next) = self.scan_ids(from, 1000).await?;
         let mut beginnings = pipe();
@@ -62,7 +62,7 @@ impl Operation<'_> {
         Ok((keys.iter().filter_map(|key| self.prefix().id_of(key)).collect(), next))
     }
 
-    /// A page of the keys that match, and where to go on.
+    /// A page of matching keys, and the next cursor.
     pub(super) async fn scan_keys(
         &self,
         pattern: &str,
@@ -71,7 +71,7 @@ impl Operation<'_> {
     ) -> Result<(Vec<Value>, Option<Cursor>), Failure> {
         let scan = |cursor: &str| {
             let mut scan = pipe();
-            // What is no cursor begins anew: it may come from a link.
+            // An invalid cursor, which may come from a link, starts over.
             scan.cmd("SCAN")
                 .arg(cursor.parse::<u64>().unwrap_or(0))
                 .arg("MATCH")

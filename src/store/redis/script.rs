@@ -1,16 +1,16 @@
-//! The operations that Redis must check before it makes them.
+//! The Lua scripts of conditional writes.
 //!
-//! Every script gets the same three keys, which share a cluster slot: the session, the index of its user, and the
-//! epoch of its user. They recognise a write that they have made already: a reply may be lost, and the write sent again.
+//! Every script gets three keys in the same cluster slot: the session, the index of its user, and the epoch of its user. Scripts recognize a
+//! write that is applied already, because a reply can be lost and the write repeated.
 //!
-//! What a session key holds:
+//! The value of a session key:
 //! ```text
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[…                  a record
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","e":1763679600000,"t":[… a record created after its user's sessions were all ended
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","o":1763679600000123,"t":[… a record of a user; `o` orders the user's sessions by creation
-//! {"end":"revoked","at":1763679600000,"by":"5f…"}         what is remembered of one that ended, and which call ended it
-//! {"end":"replaced",…,"to":"AAAAAAAAAAAAHHHH…"}           the same, and which session carries it on
-//! {"end":"used",…,"by":"AAAAARbk0fTjK8pw"}{"v":2,…        the same, and what it was, for who consumed it
+//! {"end":"revoked","at":1763679600000,"by":"5f…"}         a tombstone, and the call that ended the session
+//! {"end":"replaced",…,"to":"AAAAAAAAAAAAHHHH…"}           a tombstone, and the successor
+//! {"end":"used",…,"by":"AAAAARbk0fTjK8pw"}{"v":2,…        a tombstone, the claim, and the record at that time
 //! ```
 
 use redis::{Cmd, cmd};
@@ -22,7 +22,7 @@ pub(super) struct Script {
     sha: String,
 }
 
-/// A script, what it works on, and what it is told.
+/// A script with its keys and arguments.
 pub(super) struct Call<'a> {
     pub(super) script: &'a Script,
     pub(super) keys: &'a [String],
@@ -30,12 +30,12 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The call, for a server that has seen the script.
+    /// The command for a server that knows the script.
     pub(super) fn by_sha(&self) -> Cmd {
         self.command("EVALSHA", &self.script.sha)
     }
 
-    /// The call, for a server that has not.
+    /// The command for a server that does not.
     pub(super) fn by_text(&self) -> Cmd {
         self.command("EVAL", &self.script.text)
     }
@@ -61,7 +61,7 @@ pub(super) struct Scripts {
 }
 
 impl Scripts {
-    /// `guarded` is false only in tests, which must see what the guards are for.
+    /// `guarded` is false only in tests that must find violations.
     pub(super) fn new(guarded: bool) -> Self {
         let script = |name, body: &str| {
             let text = format!("local guarded = {guarded}\n{COMMON}{body}");
@@ -82,21 +82,21 @@ impl Scripts {
     }
 }
 
-/// What the scripts have in common. `n` is a version: 16 characters, always in the same place.
+/// Common functions. `n` is a version: 16 characters, always at the same position.
 const COMMON: &str = r#"
 local function now()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Whether this is a session, and no revocation of its user's came after it.
+-- Whether this is a record, and all sessions of its user were not ended later.
 local function live(found, epoch)
   if not found or string.sub(found, 1, 5) ~= '{"v":' then return false end
   if not epoch or not guarded then return true end
   return tonumber(string.match(found, '^,"e":(%d+)', 30) or 0) >= tonumber(epoch)
 end
 
--- Whether this is neither a session nor what is remembered of one: nobody here has written it.
+-- Whether this is neither a record nor a tombstone: another program has written it.
 local function foreign(found)
   return found and string.sub(found, 1, 5) ~= '{"v":' and string.sub(found, 1, 7) ~= '{"end":'
 end
@@ -122,19 +122,19 @@ local function added_to(found)
   return epoch, string.match(found, '^,"o":(%d+)', 30 + #added(epoch))
 end
 
--- Forgets in the index what ended long ago, and keeps it as long as what is in it.
-local function index(key, member, ttl, memory)
+-- Adds a session to the index, and removes those that expired long ago.
+local function index(key, member, ttl, tombstone_ttl)
   local time = now()
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', time - memory)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', time - tombstone_ttl)
   redis.call('ZADD', key, time + ttl, member)
-  if redis.call('PTTL', key) < ttl + memory then redis.call('PEXPIRE', key, ttl + memory) end
+  if redis.call('PTTL', key) < ttl + tombstone_ttl then redis.call('PEXPIRE', key, ttl + tombstone_ttl) end
 end
 "#;
 
-/// `{1, evicted…}` when the session is there, `{0}` when its id is in use, `{-2}` when it has been, `{-1}` when there is no place for
-/// another. The index remembers an id that has expired.
+/// `{1, evicted…}`: created. `{0}`: the id exists. `{-2}`: the id has ended or expired. `{-1}`: the limit is reached. The index still has the
+/// ids of expired sessions.
 const CREATE: &str = r#"
-local n, head, tail, ttl, member, memory = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local n, head, tail, ttl, member, tombstone_ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local prefix, limit, policy = ARGV[7], tonumber(ARGV[8]), ARGV[9]
 local found = redis.call('GET', KEYS[1])
 local epoch = redis.call('GET', KEYS[3])
@@ -153,7 +153,7 @@ if limit > 0 then
       local found = redis.call('GET', key)
       if live(found, epoch) then
         local created, written, idle = string.match(found, '"t":%[(%d+),(%d+),(%d+),')
-        created, written, idle = created or 0, written or 0, idle or 0 -- what cannot be read goes first
+        created, written, idle = created or 0, written or 0, idle or 0 -- a corrupt record is evicted first
         local used = math.max(created + written, time + redis.call('PTTL', key) - idle)
         local _, order = added_to(found)
         table.insert(sessions, {other, policy == 'oldest' and tonumber(created) or used, tonumber(order or 0)})
@@ -168,7 +168,7 @@ if limit > 0 then
     end)
     for i = 1, over do
       if guarded then
-        redis.call('SET', prefix .. sessions[i][1], ended('evicted'), 'PX', memory)
+        redis.call('SET', prefix .. sessions[i][1], ended('evicted'), 'PX', tombstone_ttl)
         redis.call('ZREM', KEYS[2], sessions[i][1])
         table.insert(result, sessions[i][1])
       end
@@ -176,13 +176,13 @@ if limit > 0 then
   end
 end
 redis.call('SET', KEYS[1], head .. added(epoch, order()) .. tail, 'PX', ttl)
-index(KEYS[2], member, ttl, memory)
+index(KEYS[2], member, ttl, tombstone_ttl)
 return result
 "#;
 
-/// 1 when the write is in force, 0 when the session is gone, and what is there when that is another version.
+/// 1: written. 0: the session is gone. Otherwise the current record, which has another version.
 const UPDATE: &str = r#"
-local n, head, tail, ttl, member, memory, expected =
+local n, head, tail, ttl, member, tombstone_ttl, expected =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6]), ARGV[7]
 local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
 if guarded then
@@ -191,40 +191,40 @@ if guarded then
   if version(found) == n then return 1 end
   if version(found) ~= expected then return {found, redis.call('PTTL', KEYS[1])} end
 end
-if member ~= '' then redis.call('ZSCORE', KEYS[2], member) end -- if that is no index, nothing is written
+if member ~= '' then redis.call('ZSCORE', KEYS[2], member) end -- fails before the write if the index is not a sorted set
 redis.call('SET', KEYS[1], head .. (found and added(added_to(found)) or '') .. tail, 'PX', ttl)
-if member ~= '' then index(KEYS[2], member, ttl, memory) end
+if member ~= '' then index(KEYS[2], member, ttl, tombstone_ttl) end
 return 1
 "#;
 
-/// Extends the life of what was loaded, and of nothing that was written since: 0 when the session is gone. The index comes second, and may fail: where memory
-/// is short, sessions must not end for it.
+/// Extends the session if it has the expected version. 0: the session is gone. Updating the index may fail: without memory, sessions must not
+/// end because of it.
 const TOUCH: &str = r#"
-local n, ttl, member, memory = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local n, ttl, member, tombstone_ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
 if not live(found, epoch) then return 0 end
 if version(found) == n then
   redis.call('PEXPIRE', KEYS[1], ttl)
-  if member ~= '' then pcall(index, KEYS[2], member, ttl, memory) end
+  if member ~= '' then pcall(index, KEYS[2], member, ttl, tombstone_ttl) end
 end
 return 1
 "#;
 
-/// 1 when the session has ended by this, 0 when it had before, and what is there when that is another version.
-/// Where memory is too short to remember the end, the session ends all the same; not in favour of another, which has to be remembered.
+/// 1: ended. 0: the session had ended. Otherwise the current record, which has another version. Without memory for a tombstone, the session is
+/// deleted; a replacement fails, because the tombstone must name the successor.
 const END: &str = r#"
-local expected, reason, member, memory, successor, by = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local expected, reason, member, tombstone_ttl, successor, by = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local found, epoch = redis.pcall('GET', KEYS[1]), redis.call('GET', KEYS[3])
 if type(found) == 'table' then
   if not string.find(found.err, 'WRONGTYPE') then return found end
-  found = '?' -- it is nobody's, whatever it is
+  found = '?' -- of another program
 end
-local favour = successor ~= '' and ',"to":"' .. successor .. '"}'
+local replaced = successor ~= '' and ',"to":"' .. successor .. '"}'
 by = ',"by":"' .. by .. '"}'
 if found and string.sub(found, 1, 7) == '{"end":' then
-  return string.sub(found, -#(favour or by)) == (favour or by) and 1 or 0
+  return string.sub(found, -#(replaced or by)) == (replaced or by) and 1 or 0
 end
-if not found and redis.call('ZSCORE', KEYS[2], member) then return 0 end -- it has expired
+if not found and redis.call('ZSCORE', KEYS[2], member) then return 0 end -- expired
 local alive = live(found, epoch)
 if expected ~= '' then
   if foreign(found) then return {found, redis.call('PTTL', KEYS[1])} end
@@ -233,26 +233,26 @@ if expected ~= '' then
 end
 if not guarded then
   redis.call('UNLINK', KEYS[1])
-elseif favour then
-  redis.call('SET', KEYS[1], string.sub(ended(reason), 1, -2) .. favour, 'PX', memory)
+elseif replaced then
+  redis.call('SET', KEYS[1], string.sub(ended(reason), 1, -2) .. replaced, 'PX', tombstone_ttl)
 else
-  -- Who asks again, because the answer was lost, gets the same.
+  -- The same call, repeated, gets the same reply.
   local text = alive and string.sub(ended(reason), 1, -2) .. by or ended(reason)
-  if redis.pcall('SET', KEYS[1], text, 'PX', memory).err then redis.call('UNLINK', KEYS[1]) end
+  if redis.pcall('SET', KEYS[1], text, 'PX', tombstone_ttl).err then redis.call('UNLINK', KEYS[1]) end
 end
 redis.pcall('ZREM', KEYS[2], member)
 return alive and 1 or 0
 "#;
 
-/// What the session was and its time to live, for the one claim that consumes it; else 0.
+/// The record and its time to live for the claim that uses the session up. Otherwise 0.
 const CONSUME: &str = r#"
-local claim, member, memory = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local claim, member, tombstone_ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local found, epoch = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
 if not found then return 0 end
 local ttl = redis.call('PTTL', KEYS[1])
 if live(found, epoch) then
   local head = string.sub(ended('used'), 1, -2) .. ',"by":"' .. claim .. '","ttl":' .. ttl .. '}'
-  if guarded then redis.call('SET', KEYS[1], head .. found, 'PX', math.max(ttl, memory)) end
+  if guarded then redis.call('SET', KEYS[1], head .. found, 'PX', math.max(ttl, tombstone_ttl)) end
   redis.pcall('ZREM', KEYS[2], member)
   return {found, ttl}
 end
@@ -261,7 +261,7 @@ if by == claim then return {was, tonumber(ttl)} end
 return 0
 "#;
 
-/// The live sessions in the index: member, record, time to live; and again.
+/// The live sessions in the index: member, record, time to live, for each.
 const LIST: &str = r#"
 local prefix, epoch, list = ARGV[1], redis.call('GET', KEYS[3]), {}
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
@@ -276,15 +276,15 @@ end
 return list
 "#;
 
-/// Ends what the index has, and by the epoch what it has lost. `KEYS[1]` is the session that is spared, or nobody's.
-/// It looks at all before it ends one: in a cluster, some may be on their way to another node.
+/// Ends the sessions in the index, and through the epoch those that the index has lost. `KEYS[1]` is the session to spare, if there is one.
+/// All sessions are read before the first is ended, because in a cluster some may be moving to another node.
 const END_USER: &str = r#"
-local prefix, spared, reason, memory, epochs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local prefix, spared, reason, tombstone_ttl, epochs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local epoch, gone = redis.call('GET', KEYS[3]), {}
 local spare = spared ~= '' and redis.call('GET', KEYS[1])
 local members = redis.pcall('ZRANGE', KEYS[2], 0, -1)
 if members.err then
-  -- Somebody has put something else there: the epoch ends them all.
+  -- Another program has replaced the index: the epoch ends all sessions.
   if not string.find(members.err, 'WRONGTYPE') then return members end
   members = {}
 end
@@ -294,7 +294,7 @@ for _, member in ipairs(members) do
 end
 for _, member in ipairs(gone) do
   local key = prefix .. member
-  if redis.pcall('SET', key, ended(reason), 'PX', memory).err then redis.call('UNLINK', key) end
+  if redis.pcall('SET', key, ended(reason), 'PX', tombstone_ttl).err then redis.call('UNLINK', key) end
   redis.call('ZREM', KEYS[2], member)
 end
 local next = string.format('%.0f', math.max(now(), tonumber(epoch or 0) + 1))
@@ -307,7 +307,7 @@ redis.call('SET', KEYS[3], next, 'PX', epochs)
 return gone
 "#;
 
-/// Of a single key: the places of all sessions. 1 when this one has a place, or its place is extended; 0 when there is none.
+/// For `max_sessions`, with one key. 1: the session has a place. 0: there is none.
 const RESERVE: &str = r#"
 local member, ttl, limit, renew = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local time = now()
@@ -319,5 +319,5 @@ if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) en
 return 1
 "#;
 
-/// Of a single key: a write that leaves nothing behind.
+/// A write with one key that expires immediately.
 const PROBE: &str = "return redis.call('SET', KEYS[1], '', 'PX', 1000)";

@@ -1,4 +1,4 @@
-//! Redis Sentinel: who the master is, and when another takes its place.
+//! Redis Sentinel: finds the master, and listens for failovers.
 
 use std::{
     fmt,
@@ -20,10 +20,10 @@ use super::{
     config::Address,
     connect::client,
     error::Failure,
-    link::{jittered, reply},
+    shared_connection::{jittered, reply},
 };
 
-/// How long to wait before a Sentinel that was lost is asked again to tell of changes.
+/// The pause before listening to a Sentinel again after its connection was lost.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The Sentinels that watch a master.
@@ -31,7 +31,7 @@ pub(super) struct Sentinels {
     addresses: Vec<Address>,
     master: String,
     login: RedisConnectionInfo,
-    /// Whom the latest message of a Sentinel called the master: others may not know it yet.
+    /// The master in the latest message of a Sentinel. Other Sentinels may not know it yet.
     named: Mutex<Option<Address>>,
 }
 
@@ -40,13 +40,13 @@ impl Sentinels {
         Self { addresses, master, login, named: Mutex::new(None) }
     }
 
-    /// A connection to a server that is called the master, and says itself that it is.
+    /// A connection to the master, which confirms that it is the master.
     pub(super) async fn connect_to_master(
         &self,
         config: &RedisConfig,
         options: &AsyncConnectionConfig,
     ) -> Result<MultiplexedConnection, Failure> {
-        // Only the first attempt goes by the message: what it says may be old by now.
+        // Only the first attempt uses the message, because it may be outdated.
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner).take();
         let master = match named {
             Some(address) => address,
@@ -59,16 +59,16 @@ impl Sentinels {
         Ok(connection)
     }
 
-    /// Asks all Sentinels at once; the first that knows the master is believed.
+    /// Queries all Sentinels concurrently. The first reply with a master wins.
     async fn ask(&self, config: &RedisConfig) -> Result<Address, Failure> {
         let mut questions = JoinSet::new();
         for address in &self.addresses {
             let client = client(config, address, &self.login)?;
-            let (master, patience) = (self.master.clone(), config.connect_timeout);
+            let (master, replica_timeout) = (self.master.clone(), config.connect_timeout);
             questions.spawn(async move {
                 let options = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(patience))
-                    .set_response_timeout(Some(patience));
+                    .set_connection_timeout(Some(replica_timeout))
+                    .set_response_timeout(Some(replica_timeout));
                 let mut connection = client.get_multiplexed_async_connection_with_config(&options).await?;
                 let mut question = cmd("SENTINEL");
                 question.arg("GET-MASTER-ADDR-BY-NAME").arg(&master);
@@ -87,7 +87,7 @@ impl Sentinels {
         Err(failure.unwrap_or_else(Failure::unknown_master))
     }
 
-    /// Listens to every Sentinel, as tasks of `tasks`, and calls `switched` when one of them says that there is another master.
+    /// Listens to every Sentinel in `tasks`, and calls `switched` when one announces a new master.
     pub(super) fn listen(
         self: &Arc<Self>,
         config: &RedisConfig,
@@ -118,7 +118,7 @@ impl Sentinels {
         let mut messages = timeout(config.connect_timeout, subscribed).await.map_err(|_| Failure::timeout())??;
         let mut messages = pin!(messages.on_message());
         while let Some(message) = poll_fn(|cx| messages.as_mut().poll_next(cx)).await {
-            // The name, and where the master was and is: host port host port.
+            // name, old host, old port, new host, new port
             let text = String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
             if let [name, _, _, host, port] = *text.split(' ').collect::<Vec<_>>()
                 && name == self.master
@@ -139,12 +139,12 @@ impl fmt::Display for Sentinels {
     }
 }
 
-/// Asks a server what it is.
+/// Queries the role of a server.
 pub(super) fn role() -> Cmd {
     cmd("ROLE")
 }
 
-/// Whether it has answered that it is a master.
+/// Whether the reply says that the server is a master.
 pub(super) fn is_master(role: &Value) -> Result<(), Failure> {
     match role {
         Value::Array(role) if role.first().is_some_and(|role| text(role) == Some("master")) => Ok(()),

@@ -1,4 +1,4 @@
-//! Values beside the sessions, each a string.
+//! Values, each a Redis string.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     store::{Added, Cursor, Health, KeyPage, StoreError, StoreFuture, ValueStats, ValueStore, all::all},
 };
 
-/// Redis refuses a time to live that ends beyond its calendar.
+/// Redis refuses a time to live that is too far in the future.
 fn ttl(ttl: Duration) -> u64 {
     ttl_of(ttl.min(LONGEST))
 }
@@ -29,7 +29,7 @@ fn is_one(answer: &Value) -> Result<bool, Failure> {
 }
 
 impl Operation<'_> {
-    /// One request a server, all at once.
+    /// One request per server, concurrently.
     async fn get_values(&self, keys: &[&str]) -> Result<Vec<Option<Vec<u8>>>, Failure> {
         let keys: &Vec<_> = &keys.iter().map(|key| self.prefix().value(key)).collect();
         let mut values = vec![None; keys.len()];
@@ -86,19 +86,19 @@ impl Operation<'_> {
         match self.route.call(&key, Request::once(&add), self.deadline).await {
             Ok(Value::Int(sum)) => Ok(Added::To(sum)),
             Ok(_) => Err(Failure::unexpected_reply()),
-            Err(failure) if failure.may_be_done() => Ok(Added::InDoubt(failure.error)),
+            Err(failure) if failure.may_be_applied() => Ok(Added::InDoubt(failure.error)),
             Err(failure) => refused(failure),
         }
     }
 
-    /// Keys that are no text are not of this crate, and not shown.
+    /// Keys that are not UTF-8 are not from this crate, and are skipped.
     async fn scan_values(&self, pattern: &str, from: &Cursor, count: usize) -> Result<KeyPage, Failure> {
         let (keys, next) = self.scan_keys(&self.prefix().value_pattern(pattern), from, count).await?;
         Ok(KeyPage { keys: keys.iter().filter_map(|key| self.prefix().key_of_value(key)).collect(), next })
     }
 }
 
-/// What Redis refuses to add to.
+/// The errors of `INCRBY` about the stored value.
 fn refused(failure: Failure) -> Result<Added, Failure> {
     let detail = match &failure.error {
         StoreError::Configuration(source) => source.downcast_ref::<RedisError>().and_then(RedisError::detail),

@@ -1,8 +1,8 @@
-//! What is wrong with a configuration.
+//! Errors of the configuration.
 
 use std::{fmt, io};
 
-/// What is wrong with the configuration of Redis. It names the setting, and never shows its value.
+/// An invalid Redis configuration. The error names the setting, and never contains its value.
 ///
 /// ```
 /// use tower_keep::store::redis::RedisConfig;
@@ -17,7 +17,7 @@ pub struct InvalidRedisConfig {
     pub(super) problem: Problem,
 }
 
-/// Where the wrong value came from.
+/// The source of the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Program,
@@ -56,14 +56,14 @@ pub(in crate::store::redis) enum Problem {
 }
 
 impl Problem {
-    /// In a call of the program.
+    /// The error of a call in the program.
     pub(super) fn here(self) -> InvalidRedisConfig {
         InvalidRedisConfig { place: Place::Program, problem: self }
     }
 }
 
 impl InvalidRedisConfig {
-    /// The variable that is wrong, when the configuration came from the environment.
+    /// The name of the environment variable, if the value came from one.
     pub fn variable(&self) -> Option<&'static str> {
         match self.place {
             Place::Variable(name) => Some(name),
@@ -82,21 +82,21 @@ impl fmt::Display for InvalidRedisConfig {
             Problem::Host => "not a host name",
             Problem::Port => "not a port number",
             Problem::Database => "not the number of a database",
-            Problem::DatabaseInCluster => "Redis Cluster has one database only: 0",
+            Problem::DatabaseInCluster => "Redis Cluster has only database 0",
             Problem::NoPassword => "a user name without a password",
             Problem::Boolean => "neither true nor false",
-            Problem::Secret => "each key needs at least 32 bytes of text",
-            Problem::Prefix => "a key prefix has at most 128 bytes, and no braces, white space or control characters",
+            Problem::Secret => "each key needs at least 32 bytes",
+            Problem::Prefix => "a key prefix has at most 128 bytes and no braces, white space or control characters",
             Problem::Nodes => "not a list of servers (host:port,host:port)",
-            Problem::NoMaster => "Sentinels are named, and not the master that they watch",
-            Problem::NoSentinels => "a master is named, and no Sentinels that watch it",
-            Problem::LoginWithoutSentinels => "a login to Sentinels, and no Sentinels",
-            Problem::TwoPlaces => "Redis is named in another way as well",
+            Problem::NoMaster => "Sentinels without the name of the master",
+            Problem::NoSentinels => "the name of a master without Sentinels",
+            Problem::LoginWithoutSentinels => "a login to Sentinels without Sentinels",
+            Problem::TwoPlaces => "conflicts with another setting for the address of Redis",
             Problem::Certificate => "not a certificate in PEM",
-            Problem::Key => "not the certificate's private key in PEM",
+            Problem::Key => "not the private key of the certificate in PEM",
             Problem::NoKey => "a client certificate without its key",
             Problem::NoCertificate => "a client key without its certificate",
-            Problem::NoTls => "a certificate, and no TLS (rediss:// or REDIS_TLS)",
+            Problem::NoTls => "a certificate without TLS (rediss:// or REDIS_TLS)",
             Problem::NoCrypto => "TLS without a crypto library: enable the feature `aws-lc` or `ring` of tower-keep",
             Problem::File(kind) => return write!(f, "the file cannot be read: {kind}"),
             Problem::Feature(name) => return write!(f, "needs the feature `{name}` of tower-keep"),

@@ -1,10 +1,6 @@
-//! Where Redis is, how to log in to it, and how long to wait for it.
+//! The configuration of Redis.
 //!
-//! * `place.rs` — one server, or several;
-//! * `tls.rs` — whom to trust, and who we are;
-//! * `parts.rs` — the same from the environment, or from a file;
-//! * `error.rs` — what is wrong with it;
-//! * this file — what a program can set.
+//! `place.rs` has the addresses, `tls.rs` the TLS settings, `parts.rs` the settings from the environment or a file.
 
 mod error;
 mod parts;
@@ -31,7 +27,7 @@ use crate::{
     store::{Codec, MIN_TOMBSTONE_TTL},
 };
 
-/// Where Redis is, how to log in to it, and how long to wait for it.
+/// The address of Redis, the login, timeouts, and other settings.
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,7 +50,7 @@ use crate::{
 /// | `tls`, `ca_cert`, `client_cert`, `client_key` | whether with TLS (default: no); paths of PEM files |
 /// | `cluster_nodes` | a list of `host:port`: [`cluster`](Self::cluster) |
 /// | `sentinels`, `sentinel_master` | a list of `host:port`, and a name: [`sentinel`](Self::sentinel) |
-/// | `sentinel_username`, `sentinel_password` | who logs in to the Sentinels; default: nobody |
+/// | `sentinel_username`, `sentinel_password` | the login to the Sentinels; default: none |
 /// | `prefix`, `timeout_ms`, `connect_timeout_ms`, `remember_ended_secs`, `max_sessions`, `share_events`, `wait_for_replicas` | as the methods |
 ///
 /// ```
@@ -82,38 +78,38 @@ pub struct RedisConfig {
 }
 
 impl RedisConfig {
-    /// The Redis of a URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` with TLS, or
-    /// `redis+unix:///path[?db=…&user=…&pass=…]`. Whatever is special in a URL is percent-encoded in user and password.
+    /// Parses a URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` with TLS, or
+    /// `redis+unix:///path[?db=…&user=…&pass=…]`. Percent-encode special characters in user and password.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`], which never holds the URL. `rediss://` needs the feature `redis-tls`.
+    /// [`InvalidRedisConfig`], which never contains the URL. `rediss://` needs the feature `redis-tls`, and `aws-lc` or `ring`.
     pub fn from_url(url: &str) -> Result<Self, InvalidRedisConfig> {
         let (address, login, tls) = place::of_url(url).map_err(Problem::here)?;
         let config = Self::of(Servers::One(address), login);
         if tls { config.secured(Tls::default()).map_err(Problem::here) } else { Ok(config) }
     }
 
-    /// The Redis of the environment, or `None` when there is none in it, or it is turned off.
+    /// Reads environment variables. `None` if they do not name a Redis, or disable it.
     ///
     /// | variable | meaning |
     /// |---|---|
-    /// | `REDIS_URL` | see [`from_url`](Self::from_url); the next six then count for nothing |
+    /// | `REDIS_URL` | see [`from_url`](Self::from_url); the next six are then ignored |
     /// | `REDIS_HOST`, `REDIS_PORT` | default: `127.0.0.1`, `6379` |
     /// | `REDIS_DB` | the number of the database; default: 0 |
-    /// | `REDIS_USERNAME`, `REDIS_PASSWORD` | as they are, not percent-encoded; default: none |
-    /// | `REDIS_TLS` | `true`: with TLS |
-    /// | `REDIS_CA_CERT` | a PEM file: whom to trust instead of the system's certificate authorities |
-    /// | `REDIS_CLIENT_CERT`, `REDIS_CLIENT_KEY` | PEM files: who we are, for a server that asks |
+    /// | `REDIS_USERNAME`, `REDIS_PASSWORD` | not percent-encoded; default: none |
+    /// | `REDIS_TLS` | `true`: use TLS |
+    /// | `REDIS_CA_CERT` | a PEM file: certificate authorities instead of those of the system |
+    /// | `REDIS_CLIENT_CERT`, `REDIS_CLIENT_KEY` | PEM files: the client certificate, for mutual TLS |
     /// | `REDIS_CLUSTER_NODES` | `host:port,host:port`: see [`cluster`](Self::cluster) |
     /// | `REDIS_SENTINELS`, `REDIS_SENTINEL_MASTER` | `host:port,host:port` and a name: see [`sentinel`](Self::sentinel) |
-    /// | `REDIS_SENTINEL_USERNAME`, `REDIS_SENTINEL_PASSWORD` | who logs in to the Sentinels; default: nobody |
-    /// | `SESSION_SECRET` | checked here, used by [`SessionSecret`](crate::SessionSecret): the key of signed cookies, and older ones after commas |
-    /// | `USE_REDIS`, `REDIS_ENABLED` | `false`: no Redis, whatever else is set; `true`: Redis, even if nothing else is set |
+    /// | `REDIS_SENTINEL_USERNAME`, `REDIS_SENTINEL_PASSWORD` | the login to the Sentinels; default: none |
+    /// | `SESSION_SECRET` | checked here, used by [`SessionSecret`](crate::SessionSecret): the key of signed cookies, and older keys after commas |
+    /// | `USE_REDIS`, `REDIS_ENABLED` | `false`: no Redis, even if other variables are set; `true`: Redis, even if no other variable is set |
     ///
-    /// An empty variable counts as absent. Variables that contradict each other are an error.
+    /// An empty variable counts as unset. Contradicting variables are an error.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`] names the variable, and never shows its value. TLS, Sentinel and Cluster need the features `redis-tls`,
+    /// [`InvalidRedisConfig`] names the variable, and never contains its value. TLS, Sentinel and Cluster need the features `redis-tls`,
     /// `redis-sentinel` and `redis-cluster`.
     ///
     /// ```
@@ -128,7 +124,7 @@ impl RedisConfig {
         parts::of_vars(parts::of_process)
     }
 
-    /// As [`from_env`](Self::from_env), with variables from somewhere else.
+    /// Like [`from_env`](Self::from_env), with variables from another source.
     ///
     /// ```
     /// use tower_keep::store::redis::RedisConfig;
@@ -147,7 +143,7 @@ impl RedisConfig {
     /// [module](crate::store::redis#cluster) for what happens when nodes fail and slots move.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`] when there is none, or one is not `host:port`.
+    /// [`InvalidRedisConfig`] if the list is empty, or an entry is not `host:port`.
     ///
     /// ```
     /// use tower_keep::store::redis::RedisConfig;
@@ -165,12 +161,11 @@ impl RedisConfig {
 
     /// The master called `master` of these Redis Sentinels (`host:port`).
     ///
-    /// Whichever server they call the master is used, and left as soon as one of them names another. The login and TLS are those of
-    /// the master; Sentinels are asked with the same TLS, and without a login unless
-    /// [`sentinel_login`](Self::sentinel_login) says otherwise.
+    /// The store follows the master: it reconnects as soon as a Sentinel announces another one. The login and TLS are for the master. Sentinels
+    /// use the same TLS, and no login unless [`sentinel_login`](Self::sentinel_login) sets one.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`] when there is none, or one is not `host:port`.
+    /// [`InvalidRedisConfig`] if the list is empty, or an entry is not `host:port`.
     ///
     /// ```
     /// use tower_keep::store::redis::RedisConfig;
@@ -192,13 +187,12 @@ impl RedisConfig {
         Ok(Self::of(servers, RedisConnectionInfo::default()))
     }
 
-    /// The Redis that a pool of the application leads to: database, login and TLS are the pool's.
+    /// Uses a connection pool of the application, with its database, login and TLS.
     ///
-    /// A connection is taken from it, cloned and given back at once, for they are multiplexed: one serves many
-    /// requests, and the pool needs no more than the rest of the application does. The clone is used for a second, or until it is lost;
-    /// then the pool is asked for the next. The [timeout](Self::timeout) covers the wait for it. When the pool has none in time, or gives one
-    /// that does not answer, sessions get a connection of their own, made as the pool makes them. Let the pool's connections not wait to fill
-    /// packets (`TcpSettings::set_nodelay`), and leave `test_on_check_out` on: without it, a pool does not notice that a connection is lost. See [`RedisStore::from_pool`](super::RedisStore::from_pool).
+    /// The store takes a connection, clones it and returns it immediately: connections are multiplexed, so one serves many requests. It uses the
+    /// clone for a second, or until it is lost. The [timeout](Self::timeout) includes waiting for the pool. If the pool has no connection in
+    /// time, or one that does not reply, the store opens a dedicated connection. Enable `TcpSettings::set_nodelay` and, with `bb8`,
+    /// `test_on_check_out`: otherwise a pool does not notice lost connections. See [`RedisStore::from_pool`](super::RedisStore::from_pool).
     ///
     /// ```
     /// use tower_keep::store::redis::RedisConfig;
@@ -263,16 +257,16 @@ impl RedisConfig {
         Err(Problem::Feature("redis-sentinel"))
     }
 
-    /// With TLS, if it can be made.
+    /// Enables TLS, if the settings are valid.
     fn secured(mut self, tls: Tls) -> Result<Self, Problem> {
         tls.check()?;
         self.tls = Some(tls);
         Ok(self)
     }
 
-    /// Who logs in: an ACL user (`default` is everybody's) and its password. Default: what the URL says, or nobody.
+    /// The login: an ACL user (`default` for servers with only a password) and its password. Default: that of the URL, or none.
     ///
-    /// The [module](crate::store::redis#permissions) says what the user must be allowed to do.
+    /// The [module](crate::store::redis#permissions) lists the required permissions.
     ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;
@@ -286,7 +280,7 @@ impl RedisConfig {
         self
     }
 
-    /// Who logs in to the Sentinels. Default: nobody. Where only a password is asked for, the user is `default`.
+    /// The login to the Sentinels. Default: none. If they require only a password, the user is `default`.
     ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;
@@ -302,15 +296,15 @@ impl RedisConfig {
         self
     }
 
-    /// Connect with TLS, and trust these certificate authorities (PEM, one or several) instead of the system's. Default: no TLS, unless
-    /// the URL begins with `rediss://`; then the system's.
+    /// Enables TLS with these certificate authorities (PEM, one or several) instead of those of the system. Default: no TLS; with a
+    /// `rediss://` URL, TLS with the certificate authorities of the system.
     ///
-    /// The server's certificate must be valid for the host name, or the address, that the configuration names, or by which Sentinels and
-    /// nodes of a cluster name another server. The cryptography is what the process has installed for rustls; where it has installed none,
-    /// ring is installed.
+    /// The certificate of the server must be valid for the host name or address in the configuration, or for the name by which Sentinels or
+    /// cluster nodes refer to it. TLS uses the crypto provider that the process has installed for rustls, or else that of the feature `aws-lc` or
+    /// `ring`.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`] when it is no certificate in PEM.
+    /// [`InvalidRedisConfig`] if this is not a certificate in PEM, or there is no crypto provider.
     ///
     /// ```
     /// use tower_keep::store::redis::RedisConfig;
@@ -325,10 +319,10 @@ impl RedisConfig {
         self.secured(tls).map_err(Problem::here)
     }
 
-    /// Connect with TLS, and show this certificate to a server that asks (mutual TLS); both in PEM. Default: none.
+    /// Enables TLS with a client certificate and its key (mutual TLS), both in PEM. Default: none.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`] when it is no certificate in PEM, or the key is not its key.
+    /// [`InvalidRedisConfig`] if this is not a certificate in PEM, or the key does not belong to it.
     ///
     /// ```no_run
     /// use std::fs;
@@ -351,11 +345,11 @@ impl RedisConfig {
         self.secured(tls).map_err(Problem::here)
     }
 
-    /// What every key begins with. Default: `sess:`. Applications that share a database need different prefixes.
+    /// The prefix of all keys. Default: `sess:`. Applications that share a database need different prefixes.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`] when it holds braces, which mark the slot in Redis Cluster, white space or control characters,
-    /// or is longer than 128 bytes.
+    /// [`InvalidRedisConfig`] if it contains braces, which mark the slot in Redis Cluster, white space or control characters, or is longer
+    /// than 128 bytes.
     ///
     /// ```
     /// # use tower_keep::store::redis::{InvalidRedisConfig, RedisConfig};
@@ -371,8 +365,8 @@ impl RedisConfig {
         Ok(self)
     }
 
-    /// How long an operation may take in all, the wait for a connection included. Default: 250 ms, some hundred times what
-    /// a healthy Redis nearby needs. At least a millisecond.
+    /// The deadline of an operation, including waiting for a connection. Default: 250 ms, about a hundred times what a healthy Redis nearby
+    /// needs. At least 1 ms.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -386,8 +380,8 @@ impl RedisConfig {
         self
     }
 
-    /// How long one attempt to connect may take, names resolved and password checked. Default: 500 ms. No request waits
-    /// that long: attempts are made in the background.
+    /// The timeout of a connection attempt, including name resolution and login. Default: 500 ms. Attempts run in the background, so no request
+    /// waits that long.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -401,7 +395,7 @@ impl RedisConfig {
         self
     }
 
-    /// How records are written; all are read. Default: [`Codec::Json`].
+    /// The encoding of new records. Records in other encodings can be read. Default: [`Codec::Json`].
     ///
     /// ```
     /// # use tower_keep::store::{Codec, redis::RedisConfig};
@@ -414,9 +408,8 @@ impl RedisConfig {
         self
     }
 
-    /// How long it is remembered that and why a session ended. Default: an hour; at least a minute, for within that time a
-    /// command that was given up may still be on its way. Costs some 200 bytes a session that was ended by a logout, a login or
-    /// a revocation; what expires costs nothing.
+    /// How long the tombstone of an ended session is kept. Default: 1 hour. At least 1 minute, because a delayed command may still arrive.
+    /// A tombstone needs about 200 bytes. Expired sessions have none.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -430,12 +423,11 @@ impl RedisConfig {
         self
     }
 
-    /// How many sessions there may be in all, of users and of nobody, on all instances; one more is refused:
-    /// [`SessionError::Full`](crate::SessionError::Full), 429. Default: no limit. At least one.
+    /// The maximum number of sessions of all users and anonymous visitors, on all instances. One more fails with
+    /// [`SessionError::Full`](crate::SessionError::Full), 429. Default: no limit. At least 1.
     ///
-    /// With a limit, sessions take their places in one sorted set, which costs a round trip more a write and some 130 bytes a session.
-    /// Instances that share a prefix need the same limit. Sessions from before there was a limit take a place when they are next
-    /// written or touched.
+    /// The limit needs a sorted set of all sessions: one more round trip per write, and about 130 bytes per session. All instances with the same
+    /// prefix need the same limit. Older sessions are counted when they are next written or touched.
     ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;
@@ -448,11 +440,10 @@ impl RedisConfig {
         self
     }
 
-    /// Tell the other instances what happens to sessions, for [`Sessions::events`](crate::Sessions::events): through a stream, of which the
-    /// last `kept` events (about) can be fetched for a day. Default: off. Costs two round trips more for every session that
-    /// begins, rotates or ends.
+    /// Shares events with other instances, for [`Sessions::events`](crate::Sessions::events). A stream keeps about the last `kept` events for a
+    /// day. Default: off. Costs two more round trips for each creation, rotation and end of a session.
     ///
-    /// An event is added right after what it tells of. If the process or Redis dies in between, it is not told.
+    /// The event is published after the write. If the process or Redis fails in between, the event is lost.
     ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;
@@ -465,17 +456,14 @@ impl RedisConfig {
         self
     }
 
-    /// After what must not come undone (the end of a session, the end of all of a user's, a new token), wait until so many
-    /// replicas have it as well, within the [timeout](Self::timeout). Default: for none.
+    /// Ends and rotations wait until this many replicas have confirmed them, within the [timeout](Self::timeout). Default: 0.
     ///
-    /// A server that fails takes what its replicas do not have yet with it, though it has confirmed it. With this, an operation that too few
-    /// replicas confirmed is an outage to its caller; it may have been done all the same, and can be repeated. Costs a connection more,
-    /// and a round trip between the servers. `min-replicas-to-write` in the server's configuration covers every write, and costs nothing
-    /// here: prefer it where you can set it.
+    /// A master that fails loses what its replicas do not have yet. With this setting, an operation that too few replicas confirm fails with an
+    /// outage. It may have been applied, and can be repeated. It costs one more connection, and a round trip between the servers. The
+    /// server setting `min-replicas-to-write` covers every write and costs nothing here: prefer it if you can set it.
     ///
-    /// Behind Sentinels with several replicas, one confirmation may be that of a replica that is not the next master; and in a planned
-    /// failover the old master takes writes a moment longer, which the others confirm. Only as many as there are replicas rule that out; then
-    /// such operations are an outage while one of them is away.
+    /// With several replicas, the confirming replica may not become the next master, and in a planned failover the old master accepts writes a
+    /// moment longer. Only a confirmation by all replicas excludes that; then these operations fail while a replica is down.
     ///
     /// ```
     /// # use tower_keep::store::redis::RedisConfig;
@@ -489,7 +477,7 @@ impl RedisConfig {
     }
 }
 
-/// Says where Redis is, and never how to log in to it.
+/// Contains the address, and never the login.
 impl fmt::Debug for RedisConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConfig")

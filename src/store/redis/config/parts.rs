@@ -1,4 +1,4 @@
-//! A configuration in parts, as the environment or a file has it.
+//! The configuration from environment variables or a file.
 
 use std::{env, fs, path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::SessionSecret;
 
-/// Every setting, if there is one.
+/// All settings, each optional.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Parts {
@@ -44,12 +44,12 @@ pub(super) struct Parts {
     wait_for_replicas: Option<usize>,
 }
 
-/// A text, and an error that does not show what it is instead.
+/// Deserializes a string. The error does not contain the value.
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Option::deserialize(deserializer).map_err(|_| D::Error::custom("a password or a URL that is no text"))
 }
 
-/// What a setting is called: in the environment, and in a file.
+/// The name of a setting in the environment, and in a file.
 #[derive(Clone, Copy)]
 enum Names {
     Environment,
@@ -74,7 +74,7 @@ impl TryFrom<Parts> for RedisConfig {
     }
 }
 
-/// The configuration of variables, if they ask for Redis.
+/// The configuration from variables, if they enable Redis.
 pub(super) fn of_vars(var: impl Fn(&str) -> Option<String>) -> Result<Option<RedisConfig>, InvalidRedisConfig> {
     let var = |name: &'static str| var(name).filter(|value| !value.is_empty()).map(|value| Var { name, value });
 
@@ -121,13 +121,13 @@ pub(super) fn of_process(name: &str) -> Option<String> {
     match env::var(name) {
         Ok(value) => Some(value),
         Err(env::VarError::NotPresent) => None,
-        // Not text: let it fail like every other nonsense.
+        // Not UTF-8: an invalid value.
         Err(env::VarError::NotUnicode(_)) => Some("\u{fffd}".into()),
     }
 }
 
 impl Parts {
-    /// Whether anything says that there is a Redis. That there is no TLS does not.
+    /// Whether any setting enables Redis. Disabling TLS does not.
     fn name_redis(&self) -> bool {
         let sentinel = [&self.sentinel_master, &self.sentinel_username, &self.sentinel_password];
         let texts = [&self.url, &self.host, &self.username, &self.password].into_iter().chain(sentinel);
@@ -174,7 +174,7 @@ impl Parts {
         Ok(config)
     }
 
-    /// Where Redis is, how to log in, and whether a URL says that it is with TLS.
+    /// The servers, the login, and whether the URL enables TLS.
     fn servers(&self, names: Names) -> Result<(Servers, RedisConnectionInfo, bool), InvalidRedisConfig> {
         let wrong = |variable, field, problem| names.wrong(variable, field, problem);
         let database = self.database.unwrap_or(0);
@@ -242,7 +242,7 @@ impl Parts {
         login(username, &self.sentinel_password, names)
     }
 
-    /// `of_url`: a URL asks for it.
+    /// `of_url`: the URL enables TLS.
     fn tls(&self, of_url: bool, names: Names) -> Result<Option<Tls>, InvalidRedisConfig> {
         let wrong = |variable, field, problem| names.wrong(variable, field, problem);
         let read = |path: &Option<PathBuf>, variable, field| {
@@ -250,7 +250,7 @@ impl Parts {
                 |path: &PathBuf| fs::read(path).map_err(|error| wrong(variable, field, Problem::File(error.kind())));
             path.as_ref().map(read).transpose()
         };
-        // A URL says whether there is TLS; without one, the switch does.
+        // The URL decides about TLS. Without a URL, the setting does.
         if !(of_url || self.url.is_none() && self.tls == Some(true)) {
             for (file, variable, field) in [
                 (&self.ca_cert, "REDIS_CA_CERT", "ca_cert"),
@@ -285,7 +285,7 @@ impl Parts {
     }
 }
 
-/// A user name, with what it is called, and a password.
+/// A user name with its names, and a password.
 fn login(
     (username, variable, field): (&Option<String>, &'static str, &'static str),
     password: &Option<String>,
@@ -304,7 +304,7 @@ fn login(
     Ok(login)
 }
 
-/// A variable of the environment.
+/// An environment variable.
 struct Var {
     name: &'static str,
     value: String,

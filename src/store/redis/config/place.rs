@@ -1,4 +1,4 @@
-//! Where Redis is.
+//! The addresses of the servers.
 
 #[cfg(feature = "redis-pool")]
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::error::Problem;
 #[cfg(feature = "redis-pool")]
 use crate::store::redis::pool::RedisPool;
 
-/// Where Redis is, one server or several.
+/// The servers.
 #[derive(Clone)]
 pub(in crate::store::redis) enum Servers {
     One(Address),
@@ -18,7 +18,7 @@ pub(in crate::store::redis) enum Servers {
     Sentinel {
         sentinels: Vec<Address>,
         master: String,
-        /// To the Sentinels.
+        /// The login to the Sentinels.
         login: RedisConnectionInfo,
     },
     #[cfg(feature = "redis-cluster")]
@@ -27,7 +27,7 @@ pub(in crate::store::redis) enum Servers {
     Pool(Arc<dyn RedisPool>),
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::store::redis) enum Address {
     Tcp(String, u16),
@@ -47,7 +47,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Problem> {
         let (host, port) = text.rsplit_once(':').ok_or(Problem::Nodes)?;
         let port = port.parse().ok().filter(|port| *port > 0).ok_or(Problem::Nodes)?;
-        // An IPv6 address without brackets has colons of its own.
+        // An IPv6 address without brackets contains colons.
         if host.contains(':') && !host.starts_with('[') {
             return Err(Problem::Nodes);
         }
@@ -92,24 +92,24 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// What a URL says: where, how to log in, and whether with TLS.
+/// Parses a URL: the address, the login, and whether it enables TLS.
 pub(super) fn of_url(url: &str) -> Result<(Address, RedisConnectionInfo, bool), Problem> {
     let (plain, tls) = match url.split_once("://") {
         Some(("redis" | "redis+unix" | "unix", _)) => (url.to_owned(), false),
         Some(("rediss", rest)) => (format!("redis://{rest}"), true),
         _ => return Err(Problem::Url),
     };
-    // What is behind it (`#insecure`) would be dropped, or do harm.
+    // A fragment (`#insecure`) would be ignored, or disable security.
     if url.contains('#') {
         return Err(Problem::Url);
     }
-    // The client's error is dropped: it may quote the URL.
+    // The error of the client may contain the URL.
     let info: ConnectionInfo = plain.into_connection_info().map_err(|_| Problem::Url)?;
     let login = info.redis_settings().clone();
     if login.db() < 0 {
         return Err(Problem::Url);
     }
-    // The client would log in as the default user.
+    // Otherwise the client would log in as the default user.
     if login.username().is_some() && login.password().is_none_or(str::is_empty) {
         return Err(Problem::NoPassword);
     }
@@ -121,7 +121,7 @@ pub(super) fn of_url(url: &str) -> Result<(Address, RedisConnectionInfo, bool), 
     Ok((address, login, tls))
 }
 
-/// A name, or an address: IPv6 with or without brackets.
+/// A host name or an IP address. IPv6 with or without brackets.
 fn is_host(host: &str) -> bool {
     let address = unbracketed(host);
     if address.contains(':') {
@@ -130,7 +130,7 @@ fn is_host(host: &str) -> bool {
     !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }
 
-/// An IPv6 address as sockets take it, of one as URLs write it.
+/// An IPv6 address without the brackets of URLs.
 fn unbracketed(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }

@@ -1,4 +1,4 @@
-//! TLS: whom to trust, and who we are.
+//! TLS: certificate authorities and the client certificate.
 
 #[cfg(feature = "redis-tls")]
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use super::error::Problem;
 #[cfg_attr(not(feature = "redis-tls"), allow(dead_code))]
 #[derive(Clone, Default)]
 pub(in crate::store::redis) struct Tls {
-    /// In PEM; none: the system's.
+    /// PEM. `None`: the certificate authorities of the system.
     pub(in crate::store::redis) ca_cert: Option<Vec<u8>>,
-    /// Our certificate and its key, in PEM.
+    /// The client certificate and its key, in PEM.
     pub(in crate::store::redis) client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Tls {
-    /// Whether connections can be made with it: the client would find out with the first.
+    /// Checks the settings. The client would fail at the first connection.
     pub(super) fn check(&self) -> Result<(), Problem> {
         check(self)
     }

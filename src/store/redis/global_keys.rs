@@ -20,8 +20,8 @@ use crate::{
 const EVENTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Operation<'_> {
-    /// Takes a place among all sessions, or extends the one there is; `false` when there is none. Before the session, so that no
-    /// session is ever without one.
+    /// Takes or extends a place within `max_sessions`. Returns `false` if there is none. Called before the session is written, so that
+    /// every session has a place.
     pub(super) async fn reserve(&self, id: &SessionId, ttl: Duration, renew: bool) -> Result<bool, Failure> {
         let Some(limit) = self.config.max_sessions else { return Ok(true) };
         let args = vec![id.to_string().into(), text(ttl_of(ttl)), text(limit), text(u8::from(renew))];
@@ -29,7 +29,7 @@ impl Operation<'_> {
         Ok(reserved == Value::Int(1))
     }
 
-    /// Gives the places of sessions that ended back. If that fails, they come back when the sessions would have expired.
+    /// Frees the places of sessions that ended. If that fails, they are freed when the sessions would have expired.
     pub(super) async fn release(&self, ids: &[SessionId]) {
         if self.config.max_sessions.is_none() || ids.is_empty() {
             return;
@@ -41,7 +41,7 @@ impl Operation<'_> {
             release.arg(id.to_string());
         }
         if let Err(failure) = self.write(&key, &release).await {
-            tracing::debug!(error = %ErrorChain(&failure.error), "places of ended sessions not given back");
+            tracing::debug!(error = %ErrorChain(&failure.error), "places of ended sessions not freed");
         }
     }
 
@@ -78,7 +78,7 @@ impl Operation<'_> {
             };
             published.next = String::from_utf8_lossy(place).into_owned().into();
             if let (Some(_), [_, Value::BulkString(event)]) = (from, &**fields) {
-                published.events.extend(serde_json::from_slice::<Event>(event)); // of a newer version: not for us
+                published.events.extend(serde_json::from_slice::<Event>(event)); // unknown events of newer versions are ignored
             }
         }
         Ok(published)

@@ -1,7 +1,7 @@
-//! What this process has ended, in case Redis forgets.
+//! Tombstones of the sessions that this process ended, in case Redis loses them.
 //!
-//! A server that fails takes with it what its replicas do not have yet, though it has confirmed it. A session that was ended
-//! through this process stays ended here all the same, and is ended again when it shows up.
+//! A master that fails loses what its replicas do not have yet, although it confirmed it. A session that this process ended stays ended
+//! here, and is ended again when it reappears.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,33 +19,33 @@ use crate::{
     token::SessionId,
 };
 
-/// What this process has ended, not so long ago.
-pub(super) struct EndedHere {
-    memory: Duration,
-    most: usize,
+/// The sessions that this process ended recently.
+pub(super) struct LocalTombstones {
+    ttl: Duration,
+    max: usize,
     all: Mutex<All>,
 }
 
-/// Who ended it.
+/// Who ended a session.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum EndedBy {
     ThisProcess,
-    /// The same, with a claim that may be repeated.
+    /// This process, with a claim that may be repeated.
     Claim(Version),
-    /// It was not alive any more when this process wanted to end it.
-    Somebody,
+    /// Another process: the session had ended already.
+    Other,
 }
 
 #[derive(Default)]
 struct All {
-    ended: HashMap<SessionId, (Ended, By)>,
-    /// The same, by age.
+    ended: HashMap<SessionId, (Ended, EndedBy)>,
+    /// By age.
     by_age: VecDeque<(Instant, SessionId)>,
 }
 
-impl EndedHere {
-    pub(super) fn new(memory: Duration, most: usize) -> Self {
-        Self { memory, most, all: Mutex::default() }
+impl LocalTombstones {
+    pub(super) fn new(ttl: Duration, max: usize) -> Self {
+        Self { ttl, max, all: Mutex::default() }
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
@@ -59,18 +59,18 @@ impl EndedHere {
     /// Unless it may have been by this claim, which may be repeated.
     pub(super) fn get_unless(&self, id: &SessionId, claim: Version) -> Option<Ended> {
         let all = self.all();
-        let by_another = all.ended.get(id).filter(|(_, by)| *by != By::Claim(claim) && *by != By::Somebody);
+        let by_another = all.ended.get(id).filter(|(_, by)| *by != EndedBy::Claim(claim) && *by != EndedBy::Other);
         by_another.map(|(ended, _)| *ended)
     }
 
     pub(super) fn add(&self, ids: &[SessionId], reason: EndReason) {
         let ended = Ended::new(reason, SystemClock.now());
         for id in ids {
-            self.add_one(id, ended, By::ThisProcess);
+            self.add_one(id, ended, EndedBy::ThisProcess);
         }
     }
 
-    pub(super) fn add_one(&self, id: &SessionId, ended: Ended, by: By) {
+    pub(super) fn add_one(&self, id: &SessionId, ended: Ended, by: EndedBy) {
         let now = Instant::now();
         let mut all = self.all();
         let All { ended: known, by_age } = &mut *all;
@@ -78,7 +78,7 @@ impl EndedHere {
             by_age.push_back((now, *id));
             (ended, by)
         });
-        while by_age.len() > self.most || by_age.front().is_some_and(|(since, _)| now - *since > self.memory) {
+        while by_age.len() > self.max || by_age.front().is_some_and(|(since, _)| now - *since > self.ttl) {
             if let Some((_, id)) = by_age.pop_front() {
                 known.remove(&id);
             }
@@ -86,8 +86,8 @@ impl EndedHere {
     }
 }
 
-impl fmt::Debug for EndedHere {
+impl fmt::Debug for LocalTombstones {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndedHere").field("sessions", &self.all().by_age.len()).finish()
+        f.debug_struct("LocalTombstones").field("sessions", &self.all().by_age.len()).finish()
     }
 }

@@ -1,14 +1,14 @@
-//! A connection that all requests share, and the task that keeps it.
+//! A connection that all requests share, and the task that maintains it.
 //!
 //! ```text
 //!              ┌──────── first attempt failed ────────┐
 //!   Connecting ┤                                        ▼
-//!       ▲      └── connected ──▶ Up ─── hung ───────▶ Down ──┐ attempts go on, for ever
-//!       └───── lost, useless ────┘ ◀─── connected ────┘ ◀────┘
+//!       ▲      └── connected ──▶ Up ─── hung ───────▶ Down ──┐ the task retries forever
+//!       └───── lost, unusable ────┘ ◀─── connected ────┘ ◀────┘
 //! ```
 //!
-//! While `Connecting` a request waits, within its timeout. While `Down` it fails at once. Only the task connects;
-//! whoever sees the connection fail says so, and the task makes another.
+//! While `Connecting`, a request waits until its timeout. While `Down`, it fails immediately. Only the task connects. A request that sees
+//! the connection fail reports it, and the task opens another one.
 
 use std::{
     fmt, mem,
@@ -42,16 +42,16 @@ use crate::{
     store::{StoreError, span},
 };
 
-/// How long the task waits after a failed attempt: from the first to the second, doubling.
+/// The pause after a failed attempt: minimum and maximum. It doubles with each attempt.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// How often the task asks the connection whether it is alive.
+/// The interval between pings by the task.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// How many operations in a row may go unanswered before the server counts as hung.
-const MAX_SILENCE: u32 = 2;
-/// How long a connection lasts at least that answers, but is of no use.
-const RENEWAL: Duration = Duration::from_secs(1);
+/// The number of consecutive timeouts after which the server is considered down.
+const MAX_TIMEOUTS: u32 = 2;
+/// The minimum lifetime of a connection that works but is unusable, for example to a replica.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
 
-pub(super) struct Link {
+pub(super) struct SharedConnection {
     state: Arc<watch::Sender<State>>,
     writes: Writes,
     target: Target,
@@ -62,30 +62,30 @@ pub(super) struct Link {
 #[derive(Clone)]
 enum State {
     Connecting,
-    Up(Line),
+    Up(Connection),
     Down(Arc<StoreError>),
 }
 
 /// An established connection.
 #[derive(Clone)]
-struct Line {
-    connection: MultiplexedConnection,
+struct Connection {
+    inner: MultiplexedConnection,
     since: Instant,
-    /// How long it lasts at least if it answers, but is of no use.
-    renewal: Duration,
-    /// How many operations in a row went unanswered. Shared by all that use the connection, and by nobody else.
-    silence: Silence,
+    /// Its minimum lifetime if it works but is unusable.
+    min_lifetime: Duration,
+    /// The number of consecutive timeouts. It also identifies the connection.
+    timeouts: ConsecutiveTimeouts,
 }
 
-type Silence = Arc<AtomicU32>;
+type ConsecutiveTimeouts = Arc<AtomicU32>;
 
 impl State {
-    fn is_up(&self, silence: &Silence) -> bool {
-        matches!(self, Self::Up(line) if Arc::ptr_eq(&line.silence, silence))
+    fn is_up(&self, timeouts: &ConsecutiveTimeouts) -> bool {
+        matches!(self, Self::Up(connection) if Arc::ptr_eq(&connection.timeouts, timeouts))
     }
 }
 
-impl Link {
+impl SharedConnection {
     pub(super) fn new(target: Target, config: RedisConfig) -> Self {
         Self {
             state: Arc::new(watch::Sender::new(State::Connecting)),
@@ -96,9 +96,9 @@ impl Link {
         }
     }
 
-    /// Makes `request` by `deadline`. One whose connection was lost is repeated on the next, unless it must not be.
+    /// Sends `request`, until `deadline`. If the connection is lost, the request is repeated once on the next one, unless it must not be.
     pub(super) async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
-        self.keep_task()?;
+        self.ensure_task()?;
         if let Some(span) = span::current() {
             self.target.describe(&span);
         }
@@ -106,10 +106,10 @@ impl Link {
         let answer = timeout_at(deadline, async {
             let mut again = true;
             loop {
-                let (line, _) = used.insert((self.line().await.map_err(Failure::unsent)?, Instant::now()));
-                match request.send(&mut line.connection).await {
+                let (connection, _) = used.insert((self.connection().await.map_err(Failure::unsent)?, Instant::now()));
+                match request.send(&mut connection.inner).await {
                     Err(failure) if again && failure.verdict == Verdict::Lost && request.may_follow(&failure) => {
-                        report(&self.state, line, &failure);
+                        report(&self.state, connection, &failure);
                     }
                     answer => return answer,
                 }
@@ -121,34 +121,34 @@ impl Link {
         let answer = answer.map_err(|failure| if used.is_none() { failure.unsent() } else { failure });
         self.writes.note(&request, &answer);
         match (&answer, &used) {
-            (Ok(_), Some((line, _))) => line.silence.store(0, Ordering::Relaxed),
-            // Most of the time went by before there was a connection: that is not its fault.
-            (Err(Failure { verdict: Verdict::Silent, .. }), Some((_, since)))
+            (Ok(_), Some((connection, _))) => connection.timeouts.store(0, Ordering::Relaxed),
+            // The request waited for the connection most of the time.
+            (Err(Failure { verdict: Verdict::TimedOut, .. }), Some((_, since)))
                 if since.elapsed() < self.config.timeout / 2 => {}
-            (Err(failure), Some((line, _))) => report(&self.state, line, failure),
+            (Err(failure), Some((connection, _))) => report(&self.state, connection, failure),
             (_, None) => {}
         }
         answer
     }
 
-    async fn line(&self) -> Result<Line, Failure> {
+    async fn connection(&self) -> Result<Connection, Failure> {
         let mut state = self.state.subscribe();
         loop {
             match &*state.borrow_and_update() {
-                State::Up(line) => return Ok(line.clone()),
+                State::Up(connection) => return Ok(connection.clone()),
                 State::Down(error) => {
                     return Err(Failure::known_down(error.clone()));
                 }
                 State::Connecting => {}
             }
             if state.changed().await.is_err() {
-                return Err(Failure::timeout()); // cannot be: the sender is ours
+                return Err(Failure::timeout()); // impossible: `self` has the sender
             }
         }
     }
 
-    /// Starts the task, if it does not run: at first use, or when the runtime it ran on has ended.
-    fn keep_task(&self) -> Result<(), Failure> {
+    /// Starts the task if it does not run: at first use, or after its runtime has ended.
+    fn ensure_task(&self) -> Result<(), Failure> {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if task.as_ref().is_some_and(|task| !task.is_finished()) {
             return Ok(());
@@ -160,7 +160,7 @@ impl Link {
     }
 }
 
-impl Server for Link {
+impl Server for SharedConnection {
     async fn call(&self, request: Request<'_>, deadline: Instant) -> Result<Value, Failure> {
         Self::call(self, request, deadline).await
     }
@@ -170,31 +170,31 @@ impl Server for Link {
     }
 }
 
-/// The task: connects, watches, connects again.
+/// The task: connects, monitors the connection, and connects again.
 async fn keep(state: Arc<watch::Sender<State>>, target: Target, config: RedisConfig) {
     let mut backoff = BACKOFF.0;
     let switched = Arc::new(Notify::new());
-    let mut listeners = JoinSet::new(); // gone with this task
-    let renewal = listen(&target, &config, &state, &switched, &mut listeners);
+    let mut listeners = JoinSet::new(); // aborted with this task
+    let min_lifetime = listen(&target, &config, &state, &switched, &mut listeners);
     loop {
-        let silence = Silence::default();
-        let connected = timeout(config.connect_timeout, connect(&state, &target, &config, silence.clone())).await;
+        let timeouts = ConsecutiveTimeouts::default();
+        let connected = timeout(config.connect_timeout, connect(&state, &target, &config, timeouts.clone())).await;
         let connected = connected.map_err(|_| Failure::timeout()).and_then(|connected| connected);
         #[cfg(feature = "redis-tls")]
         let connected = connected.map_err(|failure| if config.tls.is_some() { failure.with_tls() } else { failure });
         let pause = match connected {
-            Ok(connection) => {
+            Ok(inner) => {
                 tracing::info!(server = %target, "connected to Redis");
-                let line = Line { connection, since: Instant::now(), renewal, silence };
-                let since = line.since;
-                state.send_replace(State::Up(line.clone()));
-                watch_over(&state, line, &target, config.timeout).await;
-                if since.elapsed() > RENEWAL {
+                let connection = Connection { inner, since: Instant::now(), min_lifetime, timeouts };
+                let since = connection.since;
+                state.send_replace(State::Up(connection.clone()));
+                monitor(&state, connection, &target, config.timeout).await;
+                if since.elapsed() > MIN_LIFETIME {
                     backoff = BACKOFF.0;
                     continue;
                 }
-                // Lost at once: perhaps whatever is there takes connections only to close them. Not so long a pause that a
-                // request which waits for the next one must fail.
+                // The connection was lost immediately: the peer may accept connections only to close them. The pause is short enough that a
+                // waiting request does not time out.
                 backoff.min(config.timeout / 4)
             }
             Err(failure) => {
@@ -215,21 +215,20 @@ async fn connect(
     state: &Arc<watch::Sender<State>>,
     target: &Target,
     config: &RedisConfig,
-    silence: Silence,
+    timeouts: ConsecutiveTimeouts,
 ) -> Result<MultiplexedConnection, Failure> {
-    // The closure lives in the connection, and the connection in the state: it must not keep the state alive.
+    // The state owns the connection, and the connection owns this closure: a strong reference would be a cycle.
     let listener = Arc::downgrade(state);
     let on_push = move |push: PushInfo| {
         if push.kind == PushKind::Disconnection {
-            disconnected(&listener, &silence);
+            disconnected(&listener, &timeouts);
         }
         Ok::<_, SendError>(())
     };
     target.connect(config, on_push).await
 }
 
-/// Has whoever knows of a change of servers tell of it. Returns how long a useless connection lasts at least: none, where
-/// the next is sure to lead to another server.
+/// Listens for failovers. Returns the minimum lifetime of an unusable connection: zero if the next one certainly leads to another server.
 #[cfg_attr(not(feature = "redis-sentinel"), allow(unused_variables))]
 fn listen(
     target: &Target,
@@ -239,7 +238,7 @@ fn listen(
     listeners: &mut JoinSet<()>,
 ) -> Duration {
     match target {
-        Target::Server(_) => RENEWAL,
+        Target::Server(_) => MIN_LIFETIME,
         #[cfg(feature = "redis-sentinel")]
         Target::Master(sentinels) => {
             let (state, switched) = (Arc::downgrade(state), switched.clone());
@@ -253,7 +252,7 @@ fn listen(
                         }
                         is_up
                     });
-                    drop(ended); // not under the lock of the channel
+                    drop(ended); // outside the lock of the channel
                 }
                 switched.notify_one();
             });
@@ -262,64 +261,73 @@ fn listen(
     }
 }
 
-fn disconnected(state: &Weak<watch::Sender<State>>, line: &Silence) {
+fn disconnected(state: &Weak<watch::Sender<State>>, connection: &ConsecutiveTimeouts) {
     if let Some(state) = state.upgrade()
-        && change(&state, line, || State::Connecting)
+        && change(&state, connection, || State::Connecting)
     {
         tracing::warn!("lost the connection to Redis");
     }
 }
 
-/// Returns when the connection is not in use any more.
-async fn watch_over(state: &Arc<watch::Sender<State>>, mut line: Line, target: &Target, patience: Duration) {
+/// Pings the connection. Returns when it is no longer used.
+async fn monitor(
+    state: &Arc<watch::Sender<State>>,
+    mut connection: Connection,
+    target: &Target,
+    ping_timeout: Duration,
+) {
     let mut changes = state.subscribe();
-    let question = target.question();
+    let ping = target.ping();
     loop {
-        let ended = changes.wait_for(|state| !state.is_up(&line.silence));
+        let ended = changes.wait_for(|state| !state.is_up(&connection.timeouts));
         if timeout(PING_INTERVAL, ended).await.is_ok() {
             return;
         }
-        match timeout(patience, line.connection.send_packed_command(&question)).await {
-            Ok(Ok(answer)) => match target.is_answered(&answer) {
-                Ok(()) => line.silence.store(0, Ordering::Relaxed),
-                Err(failure) => report(state, &line, &failure),
+        match timeout(ping_timeout, connection.inner.send_packed_command(&ping)).await {
+            Ok(Ok(reply)) => match target.check_reply(&reply) {
+                Ok(()) => connection.timeouts.store(0, Ordering::Relaxed),
+                Err(failure) => report(state, &connection, &failure),
             },
-            Ok(Err(error)) => report(state, &line, &Failure::from(error)),
-            Err(_) => report(state, &line, &Failure::timeout()),
+            Ok(Err(error)) => report(state, &connection, &Failure::from(error)),
+            Err(_) => report(state, &connection, &Failure::timeout()),
         }
     }
 }
 
-/// Draws the consequence of a failure for the connection it happened on, unless that was done already.
-fn report(state: &watch::Sender<State>, line: &Line, failure: &Failure) {
-    let hung = || line.silence.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SILENCE;
+/// Replaces the connection if the failure requires it, unless it is replaced already.
+fn report(state: &watch::Sender<State>, connection: &Connection, failure: &Failure) {
+    let hung = || connection.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_TIMEOUTS;
     let ended = match failure.verdict {
-        Verdict::Lost => change(state, &line.silence, || State::Connecting),
-        // Another may lead to another server. If it does not, the reads that this one serves must not suffer from it.
-        Verdict::Useless if line.since.elapsed() >= line.renewal => change(state, &line.silence, || State::Connecting),
-        Verdict::Silent if hung() => change(state, &line.silence, || State::Down(Arc::new(Failure::timeout().error))),
-        Verdict::Silent => false,
-        Verdict::Sound | Verdict::Useless => {
-            line.silence.store(0, Ordering::Relaxed); // an answer all the same
+        Verdict::Lost => change(state, &connection.timeouts, || State::Connecting),
+        // The next connection may lead to another server. If not, reads on this one must not suffer.
+        Verdict::Unusable if connection.since.elapsed() >= connection.min_lifetime => {
+            change(state, &connection.timeouts, || State::Connecting)
+        }
+        Verdict::TimedOut if hung() => {
+            change(state, &connection.timeouts, || State::Down(Arc::new(Failure::timeout().error)))
+        }
+        Verdict::TimedOut => false,
+        Verdict::Working | Verdict::Unusable => {
+            connection.timeouts.store(0, Ordering::Relaxed); // the server replied
             false
         }
     };
     if ended {
-        tracing::warn!(error = %ErrorChain(&failure.error), "gave up the connection to Redis");
+        tracing::warn!(error = %ErrorChain(&failure.error), "closed the connection to Redis");
     }
 }
 
-/// Ends the connection that has this count of silence, unless it has ended already.
-fn change(state: &watch::Sender<State>, line: &Silence, to: impl FnOnce() -> State) -> bool {
+/// Replaces the state if it still has this connection.
+fn change(state: &watch::Sender<State>, connection: &ConsecutiveTimeouts, to: impl FnOnce() -> State) -> bool {
     let mut ended = None;
     let changed = state.send_if_modified(|state| {
-        let current = state.is_up(line);
+        let current = state.is_up(connection);
         if current {
             ended = Some(mem::replace(state, to()));
         }
         current
     });
-    drop(ended); // not under the lock of the channel
+    drop(ended); // outside the lock of the channel
     changed
 }
 
@@ -330,13 +338,13 @@ pub(super) fn reply(value: Value) -> Result<Value, RedisError> {
     }
 }
 
-/// Somewhere between half of `delay` and all of it, so that instances do not all come back at once.
+/// A random duration between half of `delay` and `delay`, so that instances do not reconnect at the same moment.
 pub(super) fn jittered(delay: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX);
     delay / 2 + delay.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
-impl Drop for Link {
+impl Drop for SharedConnection {
     fn drop(&mut self) {
         if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             task.abort();
@@ -344,14 +352,14 @@ impl Drop for Link {
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for SharedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &*self.state.borrow() {
             State::Connecting => "connecting",
             State::Up(_) => "up",
             State::Down(_) => "down",
         };
-        f.debug_struct("Link")
+        f.debug_struct("SharedConnection")
             .field("server", &format_args!("{}", self.target))
             .field("state", &state)
             .finish_non_exhaustive()
