@@ -1,4 +1,4 @@
-//! What all sessions of a layer have in common.
+//! The settings and shared state of a layer.
 
 use std::{
     collections::HashMap,
@@ -40,7 +40,7 @@ pub(crate) struct LayerContext {
     pub(crate) on_corrupt: OnCorrupt,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) max_size: usize,
-    /// How long a request waits for the store, all in all.
+    /// The time budget of a request for all store operations.
     pub(crate) deadline: Option<Duration>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) queues: Arc<Queues>,
@@ -52,28 +52,27 @@ pub(crate) struct LayerContext {
 /// The limits of a user.
 pub(crate) type LimitsByUser = Arc<dyn Fn(&str) -> Limits + Send + Sync>;
 
-/// Makes one value of what two requests made of it: from what it was, what is to be saved, and what was saved first.
+/// Merges two concurrent changes: the value before, the value to save, and the value that was saved first.
 pub(crate) type Merge = Arc<dyn Fn(Option<&Json>, Option<&Json>, Option<&Json>) -> Option<Json> + Send + Sync>;
 
-/// When tokens are changed for others.
+/// When tokens are rotated because of their age.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rotation {
     pub(crate) every: Option<Duration>,
     pub(crate) grace: Duration,
 }
 
-/// What to do with a session whose record cannot be read: it is damaged, or of a format that this version of the crate
-/// does not know.
+/// What to do with a corrupt record: it is damaged, or in a format that this version of the crate does not know.
 ///
-/// Either is counted: [`Stats::corrupt`](crate::Stats::corrupt).
+/// Both are counted: [`Stats::corrupt`](crate::Stats::corrupt).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnCorrupt {
-    /// Treat it as an [outage](crate::OnOutage): 503. The record stays as it is, for whoever can read it: while versions change, an
-    /// instance that is older must not end the sessions of one that is newer.
+    /// Treat it as an [outage](crate::OnOutage): 503. The record stays, because a newer version of the service may be able to read
+    /// it.
     #[default]
     Outage,
-    /// End the session. Its user has to log in again.
+    /// End the session. The user has to log in again.
     Reset,
 }
 
@@ -101,7 +100,7 @@ impl LayerContext {
         }
     }
 
-    /// Whether a session waits for no other to end in its favour, or that has.
+    /// Whether the session is active, and not pending in a login.
     pub(crate) async fn is_activated(&self, id: &SessionId, record: &Record) -> Result<bool, StoreError> {
         Ok(match &record.replaces {
             Some(old) => match self.store.load(old).await? {
@@ -112,19 +111,19 @@ impl LayerContext {
         })
     }
 
-    /// There are as many sessions as there may be.
+    /// Reports that a limit refused a session.
     pub(crate) fn refused(&self, user: Option<&str>, from: Option<IpAddr>) {
         self.security.limit_refused(&*self.clock, user, from);
     }
 
-    /// A session has ended that had this record.
+    /// Records the lifetime of a session that ended.
     pub(crate) fn record_lifetime(&self, record: &Record) {
         if Stopwatch::RUNS {
             metrics::record(&LIFETIME, [], self.clock.now().since(record.created_at).as_secs_f64());
         }
     }
 
-    /// Counts and tells what happened: in this process at once, whatever becomes of the request; to others as far as the store takes it.
+    /// Counts and publishes events. This process receives them even if the store is unavailable.
     pub(crate) async fn announce(
         &self,
         all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>,
@@ -134,7 +133,7 @@ impl LayerContext {
         self.publish(&events).await;
     }
 
-    /// Counts what happened, and tells this process. The events are for the others.
+    /// Counts events and sends them to subscribers in this process. Returns them for publication to other processes.
     pub(crate) fn tell(
         &self,
         all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>,
@@ -153,7 +152,7 @@ impl LayerContext {
         all.into_iter().map(tell).collect()
     }
 
-    /// Tells the others. What cannot be told to them is logged: it has happened all the same.
+    /// Publishes events to other processes. A failure is only logged.
     pub(crate) async fn publish(&self, events: &[Event]) {
         for event in events {
             if let Err(error) = self.store.publish(event).await {
@@ -164,17 +163,17 @@ impl LayerContext {
     }
 }
 
-/// Tells subscribers what happened.
+/// Sends events to subscribers in this process.
 #[derive(Clone)]
 pub(crate) struct Announcer {
     pub(crate) origin: u64,
-    /// Made when the first one subscribes.
+    /// Created at the first subscription.
     here: Arc<OnceLock<broadcast::Sender<Event>>>,
 }
 
 impl Announcer {
     pub(crate) fn new() -> Self {
-        // Without random numbers, an instance may take another's events for its own.
+        // Without random numbers, a process may take events of another for its own.
         Self { origin: getrandom::u64().unwrap_or_default(), here: Arc::default() }
     }
 
@@ -183,8 +182,7 @@ impl Announcer {
     }
 }
 
-/// Where the writers of one session in this process line up once they have met: each that tries again beats the others', so all
-/// at once would get in each other's way for long.
+/// Queues for requests that write the same session concurrently. Without them, repeated conflicts would slow all of them down.
 pub(crate) struct Queues([Semaphore; 64]);
 
 impl Queues {

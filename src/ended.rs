@@ -1,4 +1,4 @@
-//! Why a session ended.
+//! Why sessions end.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{time::Timestamp, token::SessionId};
 
-/// Why a session ended. Stores remember it for a while, so that the next request can be told.
+/// Why a session ended. Stores keep the reason in a tombstone for a while, for the next request of the client.
 ///
 /// ```
 /// use tower_keep::EndReason;
@@ -18,21 +18,21 @@ use crate::{time::Timestamp, token::SessionId};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EndReason {
-    /// Nobody used it for longer than its idle timeout, or its absolute timeout is over.
+    /// The idle or absolute timeout is over.
     Expired,
-    /// The handler of one of its own requests ended it: a logout.
+    /// A handler ended it: a logout.
     LoggedOut,
-    /// Somebody ended it from outside.
+    /// It was ended from outside a request.
     Revoked,
-    /// It made room for another session of its user, or of the store.
+    /// It was evicted for a new session, because of a limit.
     Evicted,
-    /// A login carries on what it held, in a session of the user.
+    /// A login replaced it with a session of the user.
     Replaced,
-    /// It was for a single use, and has been [consumed](crate::Sessions::consume).
+    /// It was for a single use, and was [consumed](crate::Sessions::consume).
     Used,
-    /// A token that had been rotated away long before was presented once more: somebody has a copy.
+    /// A previous token came back after its grace window: somebody has a copy.
     TokenReused,
-    /// What the store held was not a record, and [the layer was told](crate::OnCorrupt) to give it up.
+    /// The stored record was corrupt, and the layer [ends such sessions](crate::OnCorrupt::Reset).
     Corrupt,
 }
 
@@ -48,7 +48,7 @@ impl EndReason {
         Self::Corrupt,
     ];
 
-    /// One word, for machines: as in what stores keep, events, and metrics.
+    /// The name in stores, events and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -62,7 +62,7 @@ impl EndReason {
         }
     }
 
-    /// The reason of this name.
+    /// The reason with this name.
     ///
     /// ```
     /// use tower_keep::EndReason;
@@ -75,7 +75,7 @@ impl EndReason {
     }
 }
 
-/// In words that can be shown to the user.
+/// A description for users.
 impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -91,7 +91,7 @@ impl fmt::Display for EndReason {
     }
 }
 
-/// That a session ended, why, and when.
+/// A tombstone: why and when a session ended.
 ///
 /// ```
 /// use tower_keep::{EndReason, Ended, Timestamp};
@@ -102,21 +102,21 @@ impl fmt::Display for EndReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ended {
-    /// Why.
+    /// The reason.
     pub reason: EndReason,
-    /// When, by the clock of the store.
+    /// The time, by the clock of the store.
     pub at: Timestamp,
-    /// The session that carries it on, if it was [`Replaced`](EndReason::Replaced).
+    /// The session that replaced it, if the reason is [`Replaced`](EndReason::Replaced).
     pub successor: Option<SessionId>,
 }
 
 impl Ended {
-    /// That it ended at `at`.
+    /// Creates a tombstone.
     pub const fn new(reason: EndReason, at: Timestamp) -> Self {
         Self { reason, at, successor: None }
     }
 
-    /// That it was replaced by `successor` at `at`.
+    /// Creates the tombstone of a session that `successor` replaced.
     pub const fn replaced(successor: SessionId, at: Timestamp) -> Self {
         Self { reason: EndReason::Replaced, at, successor: Some(successor) }
     }

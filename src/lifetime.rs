@@ -1,4 +1,4 @@
-//! How long a session lives.
+//! The lifetime of sessions.
 
 use std::{fmt, time::Duration};
 
@@ -8,17 +8,17 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// No session lives longer.
+/// The longest lifetime.
 pub(crate) const LONGEST: Duration = Duration::from_secs(3653 * DAY.as_secs());
 
-/// How long a session lives: two timeouts, always both.
+/// The lifetime of a session: two timeouts that both apply.
 ///
-/// * the **idle timeout** ends a session that nobody uses; activity moves it;
-/// * the **absolute timeout** ends every session; nothing moves it but a new login.
+/// * The **idle timeout** ends a session that is not used. Activity extends it.
+/// * The **absolute timeout** ends every session. Only a new login restarts it.
 ///
-/// The default is 30 minutes idle and 24 hours in all (NIST SP 800-63B's AAL2 allows an hour and 24 hours; OWASP advises 15 to 30
-/// minutes idle for ordinary applications). A session keeps the lifetime it was given, whatever the layer is
-/// configured to later: see [`Session::set_lifetime`](crate::Session::set_lifetime) for "remember me".
+/// Default: 30 minutes idle and 24 hours absolute (NIST SP 800-63B AAL2 allows 1 hour and 24 hours; OWASP recommends 15 to 30
+/// minutes idle for ordinary applications). A session keeps its lifetime when the layer is configured differently later.
+/// [`Session::set_lifetime`](crate::Session::set_lifetime) changes one session, for "remember me".
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,11 +39,11 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
-    /// A lifetime of these two timeouts, at a resolution of a millisecond.
+    /// Creates a lifetime. The resolution is a millisecond.
     ///
     /// # Errors
-    /// [`InvalidLifetime`] when one is under a millisecond, the idle timeout is longer than the absolute, or the absolute
-    /// is longer than ten years: a session that never ends cannot be made.
+    /// [`InvalidLifetime`] if a timeout is shorter than a millisecond, the idle timeout is longer than the absolute timeout, or the
+    /// absolute timeout is longer than ten years.
     pub fn new(idle: Duration, absolute: Duration) -> Result<Self, InvalidLifetime> {
         if millis(idle) == 0 || millis(absolute) == 0 {
             return Err(InvalidLifetime::Zero);
@@ -57,8 +57,8 @@ impl Lifetime {
         Ok(Self { idle, absolute, touch: None, persistent: false })
     }
 
-    /// NIST SP 800-63B authenticator assurance level 1: 30 days in all, no tighter idle timeout, and a cookie that outlives
-    /// the browser.
+    /// NIST SP 800-63B authenticator assurance level 1: 30 days absolute, no shorter idle timeout, and a cookie that outlives the
+    /// browser session.
     ///
     /// ```
     /// # use tower_keep::Lifetime;
@@ -69,7 +69,7 @@ impl Lifetime {
         Self { idle: month, absolute: month, touch: None, persistent: true }
     }
 
-    /// NIST SP 800-63B authenticator assurance level 2: an hour idle, 24 hours in all.
+    /// NIST SP 800-63B authenticator assurance level 2: 1 hour idle, 24 hours absolute.
     ///
     /// ```
     /// # use tower_keep::Lifetime;
@@ -79,7 +79,7 @@ impl Lifetime {
         Self { idle: HOUR, absolute: DAY, touch: None, persistent: false }
     }
 
-    /// NIST SP 800-63B authenticator assurance level 3: 15 minutes idle, 12 hours in all.
+    /// NIST SP 800-63B authenticator assurance level 3: 15 minutes idle, 12 hours absolute.
     ///
     /// ```
     /// # use tower_keep::Lifetime;
@@ -94,11 +94,10 @@ impl Lifetime {
         }
     }
 
-    /// How much of the idle timeout must have passed before a read extends it again.
+    /// How much of the idle timeout must pass before a read extends it again.
     ///
-    /// Default: a tenth of the idle timeout, so that a busy session costs a write now and then and not at every request;
-    /// an idle session may end that much early. Zero touches at every read. An interval as long as the idle timeout or
-    /// longer never touches: only changes extend the session.
+    /// Default: a tenth of the idle timeout, so that a busy session is not written at every request. An idle session may end that
+    /// much earlier. With zero, every read extends. With the idle timeout or more, only changes extend.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -113,9 +112,9 @@ impl Lifetime {
         self
     }
 
-    /// Whether the cookie outlives the browser: with `Max-Age` and `Expires` at the absolute timeout.
+    /// Whether the cookie outlives the browser session, with `Max-Age` and `Expires` at the absolute timeout.
     ///
-    /// Default: no, the browser forgets it when it closes. Bearer tokens know no difference.
+    /// Default: no. Bearer tokens are not affected.
     ///
     /// ```
     /// # use tower_keep::Lifetime;
@@ -128,12 +127,12 @@ impl Lifetime {
         self
     }
 
-    /// After how long without use the session ends.
+    /// The idle timeout.
     pub const fn idle_timeout(&self) -> Duration {
         self.idle
     }
 
-    /// After how long the session ends in any case.
+    /// The absolute timeout.
     pub const fn absolute_timeout(&self) -> Duration {
         self.absolute
     }
@@ -143,7 +142,7 @@ impl Lifetime {
         self.touch_interval_of(self.idle)
     }
 
-    /// The touch interval for a session that may have an idle timeout of its own.
+    /// The touch interval for a session with its own idle timeout.
     pub(crate) fn touch_interval_of(&self, idle_timeout: Duration) -> Duration {
         self.touch.unwrap_or(idle_timeout / 10)
     }
@@ -154,14 +153,14 @@ impl Lifetime {
     }
 }
 
-/// 30 minutes idle, 24 hours in all, a cookie that ends with the browser.
+/// 30 minutes idle, 24 hours absolute, and a cookie for the browser session.
 impl Default for Lifetime {
     fn default() -> Self {
         Self { idle: 30 * MINUTE, absolute: DAY, touch: None, persistent: false }
     }
 }
 
-/// The two timeouts make no sense together.
+/// The timeouts are invalid.
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,10 +1,9 @@
-//! How many sessions a user may have.
+//! Limits for the sessions of a user.
 
-/// How many live sessions a user may have, and what happens to one more.
+/// The maximum number of live sessions of a user, and what happens to one more.
 ///
-/// The default is 100, of which the least recently used makes room: more than anybody has devices, and few enough that what is
-/// kept of a user is bounded. A store counts and creates in one step, so parallel logins never exceed it. A login over another session
-/// that was cut off in the middle, by an outage for example, may hold its place for half a minute.
+/// Default: 100, and the least recently used session ends. The limit holds for concurrent logins too. A login that is cut off, for
+/// example by an outage, may count for 30 seconds.
 ///
 /// ```
 /// use tower_keep::{Limits, MemoryStore, SessionLayer, WhenFull};
@@ -25,7 +24,7 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// It is not made: [`SessionError::Full`](crate::SessionError::Full), 429.
+    /// The login fails: [`SessionError::Full`](crate::SessionError::Full), 429.
     Reject,
     /// The least recently used session ends. Among those last used in the same millisecond, the oldest.
     #[default]
@@ -35,12 +34,12 @@ pub enum WhenFull {
 }
 
 impl Limits {
-    /// At most so many sessions a user; at least one.
+    /// At most `sessions` per user. At least 1.
     pub const fn per_user(sessions: usize, when_full: WhenFull) -> Self {
         Self { per_user: Some(if sessions == 0 { 1 } else { sessions }), when_full }
     }
 
-    /// No limit but the memory of the store.
+    /// No limit except the capacity of the store.
     ///
     /// ```
     /// assert_eq!(tower_keep::Limits::none().sessions(), None);
@@ -49,7 +48,7 @@ impl Limits {
         Self { per_user: None, when_full: WhenFull::EvictLeastRecentlyUsed }
     }
 
-    /// How many sessions a user may have; `None`: any number.
+    /// The maximum number of sessions of a user. `None`: no limit.
     ///
     /// ```
     /// assert_eq!(tower_keep::Limits::default().sessions(), Some(100));
@@ -58,7 +57,7 @@ impl Limits {
         self.per_user
     }
 
-    /// What happens to one more.
+    /// What happens when the limit is reached.
     pub const fn when_full(&self) -> WhenFull {
         self.when_full
     }

@@ -14,10 +14,10 @@ use crate::session::{Delivery, Session, SessionError};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// What the response will need of the request.
+/// What the response needs from the request.
 pub(super) struct Exchange<R> {
     pub(super) session: Session,
-    /// Inside another layer over the same sessions: that one saves them.
+    /// Nested in another layer over the same sessions, which saves them.
     pub(super) nested: bool,
     pub(super) grpc: bool,
     pub(super) reject: R,
@@ -26,7 +26,7 @@ pub(super) struct Exchange<R> {
 pin_project! {
     /// The response of a [`SessionService`](crate::SessionService).
     ///
-    /// Dropping it cancels the request: what it has not saved is not saved.
+    /// Dropping it cancels the request. Unsaved changes are lost.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, R, ReqBody>
     where
@@ -39,7 +39,7 @@ pin_project! {
 }
 
 pin_project! {
-    /// The life of a request, from top to bottom. `Rejected` ends it early.
+    /// The states of a request, from top to bottom. `Rejected` ends it early.
     #[project = StateProj]
     enum State<S, F, ReqBody, Res, Err> {
         LookingUp { lookup: BoxFuture<Result<(), Rejection>>, call: Option<Box<(S, Request<ReqBody>)>> },
@@ -119,7 +119,7 @@ where
     }
 }
 
-/// However the request ends, no token can reach its client afterwards.
+/// After the request, completed or not, no token can reach the client.
 impl<R> Drop for Exchange<R> {
     fn drop(&mut self) {
         if !self.nested {
@@ -138,8 +138,7 @@ impl<R> Exchange<R> {
         response
     }
 
-    /// A rejection that the handler returned gets the form that the layer gives rejections, unless it was made into
-    /// something else on its way.
+    /// Renders a rejection that the handler returned, unless other middleware has changed the response.
     fn answer<B>(&self, mut response: Response<B>) -> Response<B>
     where
         R: ResponseForRejection<B>,

@@ -18,7 +18,7 @@ use crate::{
     time::{Clock, SystemClock},
 };
 
-/// Gives every request that passes a [`Session`](crate::Session), in its extensions.
+/// The session layer: it puts a [`Session`](crate::Session) into the extensions of every request, and saves it afterwards.
 ///
 /// ```
 /// use http::{Request, Response};
@@ -42,10 +42,9 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Clones share store and statistics. A clone with another policy or other rejections, laid around one route inside the first,
-/// changes what happens there and nothing else: both see the same session, and it is saved once. A clone with another
-/// cookie, bearer header, lifetime, clock, size or anything else of what sessions are is a layer of its own, with sessions of its own: it does not belong inside the
-/// first.
+/// Clones share the store and the statistics. A clone with another policy or other rejections can wrap a single route inside the
+/// first layer: both layers see the same session, and it is saved once. A clone with another cookie, bearer header, lifetime,
+/// clock, size or other property of sessions is a separate layer with its own sessions, and must not be nested in the first.
 ///
 /// ```
 /// # use tower_keep::{MemoryStore, SessionLayer};
@@ -61,9 +60,9 @@ pub struct SessionLayer<R = EmptyBody> {
 }
 
 impl SessionLayer {
-    /// A layer over `store`, with the default cookie, lifetime and policy.
+    /// Creates a layer over `store`, with the default cookie, lifetime and policy.
     ///
-    /// An `Arc<dyn SessionStore>` is a store as well: Redis or memory may be decided when the program starts.
+    /// An `Arc<dyn SessionStore>` is a store too, so Redis or memory can be chosen when the program starts.
     pub fn new(store: impl SessionStore + 'static) -> Self {
         let context = LayerContext {
             deadline: store.operation_deadline().map(|deadline| deadline.saturating_mul(2)),
@@ -88,57 +87,57 @@ impl SessionLayer {
 }
 
 impl<R> SessionLayer<R> {
-    /// How the session cookie looks. Default: [`SessionCookie::default`].
+    /// The session cookie. Default: [`SessionCookie::default`].
     pub fn cookie(mut self, cookie: SessionCookie) -> Self {
         self.context_mut().credentials = self.context.credentials.with_cookie(Some(cookie));
         self
     }
 
-    /// Neither read nor set cookies.
+    /// Neither reads nor sets cookies.
     pub fn without_cookie(mut self) -> Self {
         self.context_mut().credentials = self.context.credentials.with_cookie(None);
         self
     }
 
-    /// Read bearer tokens, beside cookies or instead of them. Default: no bearer tokens.
+    /// Accepts bearer tokens, with or without cookies. Default: no bearer tokens.
     pub fn bearer(mut self, bearer: Bearer) -> Self {
         self.context_mut().credentials = self.context.credentials.with_bearer(bearer);
         self
     }
 
-    /// Read JSON Web Tokens, in place of opaque bearer tokens or, with [`bearer`](Self::bearer), beside them. Default: none are read.
+    /// Accepts JSON Web Tokens, instead of opaque bearer tokens or, with [`bearer`](Self::bearer), in addition. Default: none.
     ///
-    /// A JWT that is valid names a session, which is then looked up like any other: see [`Jwt`](crate::Jwt).
+    /// A valid JWT names a session, which is then looked up like any other: see [`Jwt`](crate::Jwt).
     #[cfg(feature = "jwt")]
     pub fn jwt(mut self, jwt: crate::Jwt) -> Self {
         self.context_mut().credentials = self.context.credentials.with_jwt(jwt);
         self
     }
 
-    /// How long new sessions live. Default: [`Lifetime::default`]. Sessions that exist keep the lifetime they have.
+    /// The lifetime of new sessions. Default: [`Lifetime::default`]. Existing sessions keep their lifetime.
     pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
         self.context_mut().lifetime = lifetime;
         self
     }
 
-    /// Give a session another token when the one it has is older than this, so that one which leaked is soon of no use. Default: never.
+    /// Rotates a token that is older than `age`, so that a stolen token is useful for a short time only. Default: never.
     ///
-    /// For cookies only: a bearer's client could not be told. A session that is not used keeps its token.
+    /// For cookies only, because bearer clients cannot receive the new token. A session that is not used keeps its token.
     ///
-    /// The token before is served for the [grace window](Self::rotation_grace), and every response to it carries the new one. One
-    /// that comes later is a copy in the wrong hands, for its owner has had another: the session ends
-    /// ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and a warning is logged.
+    /// The previous token is accepted during the [grace window](Self::rotation_grace), and each response to it has the new one. If
+    /// it comes back later, somebody has a copy: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and
+    /// a warning is logged.
     pub fn rotate_every(mut self, age: Duration) -> Self {
         self.context_mut().rotation.every = Some(age);
         self
     }
 
-    /// How long the token before is still served when one was [changed because of its age](Self::rotate_every): requests may be on their
-    /// way that were sent with it. Default: 30 seconds.
+    /// How long the previous token is accepted after a [rotation by age](Self::rotate_every), for requests that are on their way.
+    /// Default: 30 seconds.
     ///
-    /// After a login or [`Session::rotate`](crate::Session::rotate) it is not served at all. But for so long it is no proof of a theft
-    /// either: a request that brings it has no session, and ends none. A refresh token that was used is treated the same: with a window of
-    /// zero, one that comes again ends its session at once.
+    /// After a login or [`Session::rotate`](crate::Session::rotate), the previous token is not accepted. During the window it does
+    /// not end the session either: the request has no session. The same holds for a used refresh token. With a window of zero, a
+    /// reused refresh token ends its session immediately.
     pub fn rotation_grace(mut self, window: Duration) -> Self {
         self.context_mut().rotation.grace = window;
         self
@@ -190,14 +189,14 @@ impl<R> SessionLayer<R> {
         }
     }
 
-    /// What becomes of the value of `key` when two requests have changed it at the same time: made of what it was, what this request
-    /// wants to save, and what another has saved meanwhile; `None` is no value. Default: this request's, which is
-    /// the later, and [counted](Stats::overwrites).
+    /// Registers a function that merges concurrent changes of `key`. Its arguments are the value before both changes, the value of
+    /// this request, and the value that another request saved. `None` means no value. Default: the value of this request, which is
+    /// saved last, wins, and is [counted](Stats::overwrites).
     ///
-    /// A value that is no `T` is `None` to the closure.
+    /// A value that is not a `T` is `None` for the function.
     ///
-    /// When the answer to a save was lost, and another request has saved since, nobody can tell whether the first save was made:
-    /// then `theirs` may hold already what this request wants to save. A union does not mind, a sum does.
+    /// If the reply to a save was lost and another request has saved since, `theirs` may already contain the change of this
+    /// request. A union is correct in that case, a sum is not.
     ///
     /// ```
     /// # use std::collections::BTreeSet;
@@ -226,7 +225,7 @@ impl<R> SessionLayer<R> {
         self
     }
 
-    /// Keep with each session who its client was when it was created or logged in to. Default: nothing is kept.
+    /// Stores the client IP and user agent with each session at its creation and login. Default: nothing is stored.
     ///
     /// ```
     /// # use tower_keep::{ClientInfo, MemoryStore, SessionLayer};
@@ -239,33 +238,33 @@ impl<R> SessionLayer<R> {
         self
     }
 
-    /// What to do with a session whose record cannot be read. Default: [`OnCorrupt::Outage`].
+    /// What to do with a corrupt record. Default: [`OnCorrupt::Outage`].
     pub fn on_corrupt(mut self, on_corrupt: OnCorrupt) -> Self {
         self.context_mut().on_corrupt = on_corrupt;
         self
     }
 
-    /// The clock that sessions are timed by. Default: the system's.
+    /// The clock of sessions. Default: the system clock.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.context_mut().clock = Arc::new(clock);
         self
     }
 
-    /// How many bytes user, keys and values of a session may have together. Default: 65,536.
+    /// The maximum size of user, keys and values of a session, in bytes. Default: 65,536.
     ///
-    /// A session that grows beyond is not saved: [`SessionError::TooLarge`](crate::SessionError::TooLarge).
+    /// A larger session is not saved: [`SessionError::TooLarge`](crate::SessionError::TooLarge).
     pub fn max_size(mut self, bytes: usize) -> Self {
         self.context_mut().max_size = bytes;
         self
     }
 
-    /// How long a request waits for the store, all its operations together: it looks its session up and saves it, and may do so several
-    /// times, when others save the session as well. What takes longer is an [outage](OnOutage).
-    /// Default: twice what [one operation](crate::store::SessionStore::operation_deadline) may take, and no limit with a store that does not say;
-    /// with [`RedisStore`](crate::store::redis::RedisStore) half a second.
+    /// The time budget of a request for all its store operations: it loads and saves its session, and may do so several times if
+    /// other requests save too. More time is an [outage](OnOutage). Default: twice the [deadline of one
+    /// operation](crate::store::SessionStore::operation_deadline), which is half a second with
+    /// [`RedisStore`](crate::store::redis::RedisStore); no limit if the store has no deadline.
     ///
-    /// A [`save`](crate::Session::save) of a handler that succeeds begins it anew: who saves often has the time for that. So does a save after
-    /// the response's head has left: no client waits for it. It needs a tokio runtime with a timer.
+    /// A successful [`save`](crate::Session::save) by a handler starts the budget again. A save after the head of the response was
+    /// sent has its own budget, because no client waits for it. Needs a tokio runtime with a timer.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -278,7 +277,7 @@ impl<R> SessionLayer<R> {
         self
     }
 
-    /// When sessions are looked up, and what happens when that finds none or fails. Default: [`Policy::new`].
+    /// When sessions are looked up, and what happens without a session or in an outage. Default: [`Policy::new`].
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -314,18 +313,18 @@ impl<R> SessionLayer<R> {
         self
     }
 
-    /// How rejections look: a closure, or whatever implements
-    /// [`ResponseForRejection`](crate::ResponseForRejection). Default: [`EmptyBody`].
+    /// The response for rejections: a closure, or a type that implements [`ResponseForRejection`](crate::ResponseForRejection).
+    /// Default: [`EmptyBody`].
     pub fn reject_with<T>(self, reject: T) -> SessionLayer<T> {
         SessionLayer { context: self.context, policy: self.policy, reject }
     }
 
-    /// The sessions of this layer, for work outside requests.
+    /// A handle to the sessions of this layer, for work outside requests.
     pub fn sessions(&self) -> Sessions {
         Sessions::new(self.context.clone())
     }
 
-    /// What has been counted so far by this layer and its clones.
+    /// The counters of this layer and its clones.
     pub fn stats(&self) -> Stats {
         self.context.counters.stats()
     }

@@ -1,6 +1,6 @@
-//! The tower part: what wraps a service.
+//! The tower layer.
 //!
-//! A request passes through like this:
+//! The path of a request:
 //!
 //! ```text
 //!             read credentials ── disagree ──────────────────────────────▶ reject 401

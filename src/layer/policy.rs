@@ -1,11 +1,11 @@
-//! What the layer does when a session is missing, or its store does not answer.
+//! What the layer does without a session, and in an outage.
 
 use std::time::Duration;
 
-/// When a session is looked up, and what happens when that finds none or fails.
+/// When a session is looked up, and what happens without a session or in an outage.
 ///
-/// A layer has one (see [`SessionLayer`](crate::SessionLayer)). A route can have another, by a layer of its own; so can a request, by a
-/// `Policy` in its extensions: the first session layer that it meets takes it instead of its own.
+/// A layer has a policy (see [`SessionLayer`](crate::SessionLayer)). A route can have its own, through a nested clone of the layer.
+/// A request can have its own too: the first session layer uses a `Policy` from the extensions of the request instead of its own.
 ///
 /// ```
 /// use tower_keep::{OnMissing, Policy};
@@ -24,41 +24,41 @@ pub struct Policy {
 /// When the layer looks the session up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lookup {
-    /// When the handler asks.
+    /// When the handler loads it.
     Lazy,
-    /// Before the service is called, for a request that brings a credential.
+    /// Before the service is called, if the request has a credential.
     Eager,
-    /// Before the service is called, which is not called without a live session.
+    /// Before the service is called. Without a live session, the service is not called.
     Required,
 }
 
-/// What to do with a request that has no live session: it brought no token, or one that is malformed, unknown or expired.
+/// What to do with a request without a live session: it has no token, or one that is malformed, unknown or expired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnMissing {
-    /// Serve it with an empty session, which becomes a real one when something is put into it.
+    /// Serve it with an empty session. The first value creates the session.
     #[default]
     Anonymous,
     /// Answer 401, or 400 to a malformed `Authorization` header.
     Reject,
 }
 
-/// What to do with a request whose session cannot be looked up because the store does not answer.
+/// What to do with a request whose session cannot be looked up because of an outage.
 ///
-/// Whichever it is, no cookie is set or removed by such a request: its session may well be alive.
+/// In both cases no cookie is set or removed, because the session may be alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnOutage {
     /// Answer 503 with `Retry-After`.
     #[default]
     Reject,
-    /// Serve it with an empty session that can be read and not changed; [`Session::is_degraded`](crate::Session::is_degraded)
-    /// tells. A route that [requires](Policy::require) a session rejects it all the same.
+    /// Serve it with an empty, read-only session. [`Session::is_degraded`](crate::Session::is_degraded) is true. A route that
+    /// [requires](Policy::require) a session answers 503 anyway.
     Anonymous,
 }
 
 impl Policy {
-    /// Lazy; a missing session is anonymous; an outage is answered by 503 with `Retry-After: 5`.
+    /// Lazy lookup, anonymous sessions, and 503 with `Retry-After: 5` in an outage.
     pub const fn new() -> Self {
         Self {
             lookup: Lookup::Lazy,
@@ -75,37 +75,37 @@ impl Policy {
         self
     }
 
-    /// What to do when the store does not answer. Default: [`OnOutage::Reject`].
+    /// What to do in an outage. Default: [`OnOutage::Reject`].
     #[must_use]
     pub const fn on_outage(mut self, on_outage: OnOutage) -> Self {
         self.on_outage = on_outage;
         self
     }
 
-    /// Look the session of every request that brings a credential up before the service is called. Default: when the
-    /// handler first asks, so that a route which never asks costs nothing and survives an outage.
+    /// Look the session up before the service is called, if the request has a credential. Default: when the handler loads it, so a
+    /// route that does not use its session costs nothing and works during an outage.
     #[must_use]
     pub const fn eager(mut self) -> Self {
-        // Whoever requires a session looks it up as early already.
+        // `require` looks up early too.
         if let Lookup::Lazy = self.lookup {
             self.lookup = Lookup::Eager;
         }
         self
     }
 
-    /// Answer 401 without calling the service unless the request has a live session.
+    /// Answer 401 without calling the service, unless the request has a live session.
     ///
-    /// A live session is not yet a login: an anonymous visitor with a shopping cart has one. Whether somebody is logged in,
-    /// [`Session::user`](crate::Session::user) says.
+    /// A live session is not a login: an anonymous visitor with a shopping cart has one.
+    /// [`Session::require_user`](crate::Session::require_user) demands a login.
     ///
-    /// An outage is answered by 503, whatever [`on_outage`](Self::on_outage) says: who cannot be recognised is not let in.
+    /// An outage is answered with 503, regardless of [`on_outage`](Self::on_outage).
     #[must_use]
     pub const fn require(mut self) -> Self {
         self.lookup = Lookup::Required;
         self
     }
 
-    /// What `Retry-After` says in a 503. Default: 5 seconds. Whole seconds, rounded up.
+    /// The value of `Retry-After` in a 503. Default: 5 seconds. Rounded up to whole seconds.
     #[must_use]
     pub const fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = delay;

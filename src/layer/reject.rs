@@ -1,4 +1,4 @@
-//! Answers in place of the service's: 401, 400, 429 and 503, in the protocol of the caller.
+//! Rejections: 400, 401, 429, 500 and 503, in the protocol of the caller.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -9,12 +9,11 @@ use crate::ended::EndReason;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// Why a request is not served, and how to say so to its sender.
+/// Why a request is not served. It is the error of [`Session::load`](crate::Session::load), and can be returned as the response.
 ///
-/// It is the error of [`Session::load`](crate::Session::load), and a ready answer: return [`into_response`](Self::into_response)
-/// from a handler (with axum just the rejection, with tonic the `Status` it converts to), and the layer gives it the
-/// form it is [configured](crate::SessionLayer::reject_with) to give. Headers that other middleware adds stay; a response
-/// whose status was changed is left alone.
+/// Return [`into_response`](Self::into_response) from a handler (with axum the rejection itself, with tonic the `Status` that it
+/// converts to). The layer renders it as [configured](crate::SessionLayer::reject_with). Headers that other middleware adds are
+/// kept. A response with another status is not changed.
 ///
 /// ```
 /// use http::{Request, Response};
@@ -44,19 +43,19 @@ pub struct Rejection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// It brought no credential: 401.
+    /// The request has no credential: 401.
     NoCredential,
-    /// Its token is unknown, expired, not a token of ours, or not of the kind that is needed: 401.
+    /// The token is unknown, expired, invalid, or of another kind than required: 401.
     InvalidToken,
-    /// Its `Authorization` header breaks the grammar: 400.
+    /// The `Authorization` header is malformed: 400.
     MalformedCredential,
-    /// It brought a cookie and a bearer token that are not the same: 401.
+    /// The cookie and the bearer token differ: 401.
     CredentialsDisagree,
-    /// The store does not answer: 503.
+    /// The store is unavailable: 503.
     Unavailable,
-    /// There are as many sessions as there may be: 429.
+    /// The limit of sessions is reached: 429.
     TooManySessions,
-    /// The session cannot be used, for a reason that trying again does not change: 500.
+    /// The session cannot be used, and a retry does not help: 500.
     Internal,
     /// No [`SessionLayer`](crate::SessionLayer) wraps the service, which is a mistake in the program: 500.
     NoLayer,
@@ -71,7 +70,7 @@ impl Rejection {
         Self { retry_after: Some(retry_after), ..Self::new(Reason::Unavailable, None) }
     }
 
-    /// This rejection, with what it does not say yet.
+    /// Adds the details that this rejection does not have yet.
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
             challenge: self.challenge.or(other.challenge),
@@ -81,7 +80,7 @@ impl Rejection {
         }
     }
 
-    /// Why.
+    /// The reason.
     pub fn reason(&self) -> Reason {
         self.reason
     }
@@ -90,13 +89,13 @@ impl Rejection {
         Self { ended, ..self }
     }
 
-    /// Why the session of the request's token has ended, as far as that is known: "signed in elsewhere". Not shown unless
-    /// your [response](ResponseForRejection) shows it.
+    /// Why the session of the request's token has ended, if it is known: "signed in elsewhere". Only your own
+    /// [response](ResponseForRejection) can show it.
     pub fn ended(&self) -> Option<EndReason> {
         self.ended
     }
 
-    /// The HTTP status that says so: 400, 401, 429, 500 or 503.
+    /// The HTTP status: 400, 401, 429, 500 or 503.
     pub fn status(&self) -> StatusCode {
         match self.reason {
             Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree => StatusCode::UNAUTHORIZED,
@@ -107,7 +106,7 @@ impl Rejection {
         }
     }
 
-    /// The gRPC status that says so: 16 (unauthenticated), 14 (unavailable), 8 (resource exhausted) or 13 (internal).
+    /// The gRPC status: 16 (unauthenticated), 14 (unavailable), 8 (resource exhausted) or 13 (internal).
     pub fn grpc_status(&self) -> u8 {
         match self.reason {
             Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree | Reason::MalformedCredential => {
@@ -119,12 +118,12 @@ impl Rejection {
         }
     }
 
-    /// Whether the caller speaks gRPC. The answer is then status 200 with `grpc-status`, and its body must be empty.
+    /// Whether the caller uses gRPC. The response then has status 200 with `grpc-status`, and must have an empty body.
     pub fn is_grpc(&self) -> bool {
         self.grpc
     }
 
-    /// The answer, with an empty body. On its way out the layer puts its configured answer in its place.
+    /// The response, with an empty body. The layer replaces it with the configured response.
     pub fn into_response<B: Default>(self) -> Response<B> {
         let mut response = self.render(&EmptyBody);
         response.extensions_mut().insert(self);
@@ -136,7 +135,7 @@ impl Rejection {
         self
     }
 
-    /// The answer as `reject` gives it, with the headers that the protocols demand.
+    /// The response of `reject`, with the headers that the protocols require.
     pub(crate) fn render<B>(&self, reject: &impl ResponseForRejection<B>) -> Response<B> {
         let mut response = reject.response_for(self);
         if self.grpc {
@@ -169,7 +168,7 @@ impl Rejection {
     }
 }
 
-/// In whole seconds, rounded up.
+/// Rounded up to whole seconds.
 pub(crate) fn retry_after(delay: Duration) -> HeaderValue {
     HeaderValue::from(delay.as_secs() + u64::from(delay.subsec_nanos() > 0))
 }
@@ -182,10 +181,10 @@ impl fmt::Display for Rejection {
 
 impl Error for Rejection {}
 
-/// Turns a [`Rejection`] into a response of the service's body type.
+/// Converts a [`Rejection`] to a response with the body type of the service.
 ///
-/// Closures do, and [`EmptyBody`] does for every body that has a default. The layer adds what the protocols demand:
-/// `WWW-Authenticate`, `Retry-After`, `Cache-Control: no-store`, and for gRPC callers status, type and `grpc-status`.
+/// Implemented for closures, and by [`EmptyBody`] for every body with a default. The layer adds the headers that the protocols
+/// require: `WWW-Authenticate`, `Retry-After`, `Cache-Control: no-store`, and for gRPC callers status, type and `grpc-status`.
 ///
 /// ```
 /// use http::Response;
@@ -200,7 +199,7 @@ impl Error for Rejection {}
 /// # let _ = layer;
 /// ```
 pub trait ResponseForRejection<B> {
-    /// The response that says `rejection`.
+    /// The response for `rejection`.
     fn response_for(&self, rejection: &Rejection) -> Response<B>;
 }
 
@@ -213,7 +212,7 @@ where
     }
 }
 
-/// Rejects with a status and an empty body: what a layer does until [told otherwise](crate::SessionLayer::reject_with).
+/// The status and an empty body: the default of a layer, unless [configured otherwise](crate::SessionLayer::reject_with).
 ///
 /// ```
 /// use tower_keep::{EmptyBody, MemoryStore, SessionLayer};

@@ -48,7 +48,7 @@ fn items(list: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     list.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// What middleware inside the layer said to the answer that another takes the place of: not what describes its body.
+/// Keeps the headers of inner middleware, except those that describe the replaced body.
 pub(super) fn carry_over(from: &mut HeaderMap, to: &mut HeaderMap) {
     let mut name = None;
     for (next, value) in from.drain() {
@@ -62,7 +62,7 @@ pub(super) fn carry_over(from: &mut HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-/// Whether the rendered answer says this itself.
+/// Whether the rendered response has this header.
 fn rendered(answer: &HeaderMap, name: &HeaderName) -> bool {
     let protocol = [header::WWW_AUTHENTICATE, header::RETRY_AFTER, header::CACHE_CONTROL];
     protocol.contains(name) || (answer.contains_key(name) && *name != header::SET_COOKIE && *name != header::VARY)

@@ -37,7 +37,7 @@ impl<S, R> SessionService<S, R> {
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for SessionService<S, R>
 where
-    // Cloned only for a look-up before the call: the call must then go to the service that is ready, after `call` returned.
+    // Cloned only for a lookup before the call: the call must go to the service that is ready, after `call` has returned.
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     R: ResponseForRejection<ResBody> + Clone,
 {
@@ -50,12 +50,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        // Inside another layer over the same sessions, this one changes the policy and leaves the rest to that.
+        // Nested in another layer over the same sessions, this layer only changes the policy.
         let outer = request.extensions().get::<Session>().filter(|session| session.belongs_to(&self.context));
         let (session, policy, nested) = match outer {
             Some(session) => (session.with_policy(self.policy), self.policy, true),
             None => {
-                // The first layer takes the request's own policy: it must not open what a layer further in has closed.
+                // Only the outer layer uses the policy of the request: it must not override the policy of an inner layer.
                 let policy = request.extensions_mut().remove::<Policy>().unwrap_or(self.policy);
                 let presented = self.context.credentials.read(request.headers(), &*self.context.clock);
                 let client = self.context.client_info.as_ref();
@@ -85,12 +85,12 @@ where
 }
 
 fn is_grpc<B>(request: &Request<B>) -> bool {
-    // gRPC is always a POST: other requests need not be asked.
+    // gRPC uses POST only.
     request.method() == Method::POST
         && request.headers().get(header::CONTENT_TYPE).is_some_and(|value| is_grpc_type(value.as_bytes()))
 }
 
-/// `application/grpc`, alone or with `+proto` and the like; not `application/grpc-web`, which is answered by its own layer.
+/// `application/grpc`, with or without a suffix like `+proto`. Not `application/grpc-web`, which its own layer translates.
 fn is_grpc_type(content_type: &[u8]) -> bool {
     content_type.split_at_checked("application/grpc".len()).is_some_and(|(name, rest)| {
         name.eq_ignore_ascii_case(b"application/grpc") && matches!(rest.first(), None | Some(b'+' | b';' | b' '))

@@ -1,4 +1,4 @@
-//! A credential that is good once, in a query parameter.
+//! Single-use credentials in a query parameter.
 
 use std::{
     error::Error,
@@ -22,27 +22,23 @@ use crate::{
     store::StoreError,
 };
 
-/// Reads the token of a single-use session from a query parameter, for what can send neither a cookie nor a header: the address of
-/// an iframe, a link in a mail.
+/// Reads the token of a single-use session from a query parameter, for clients that can send neither a cookie nor a header: the URL
+/// of an iframe, or a link in a mail.
 ///
-/// Every request that passes gets a [`SingleUse`] in its extensions, by which the handler [uses the session up](SingleUse::consume). It is good
-/// for nothing else: no [`Session`](crate::Session) is ever read from a query.
+/// Every request gets a [`SingleUse`] in its extensions. The handler calls [`consume`](SingleUse::consume) to use the session up. A
+/// [`Session`](crate::Session) is never read from a query.
 ///
 /// # Why only for a single use
-/// A URL is not a place for secrets. It is written to the logs of every server and proxy on the way, kept in the history of
-/// the browser, sent on in `Referer`, shown on the screen and copied by hand. A token that gets there is safe only
-/// because it is worth nothing by then: it has been used, once, by whoever came first, and whoever has not come within
-/// minutes comes too late. So give such sessions a [short lifetime](crate::NewSession::lifetime), hand out a cookie (or whatever else is
-/// no URL) in exchange, and send them over TLS only. If the token was used before its owner came, somebody has read it on
-/// the way: the owner learns that by `Consumed::Before`.
+/// URLs are not secret: they are in logs of servers and proxies, in the browser history, in `Referer`, and on the screen. A token
+/// in a URL is safe only if it is worthless afterwards: it works once, for a few minutes. So give such sessions a [short
+/// lifetime](crate::NewSession::lifetime), exchange them for a cookie, and use HTTPS. If somebody else has used the token first,
+/// the rightful user gets `Consumed::Before`.
 ///
-/// # What it does for that
-/// * The parameter, however often it comes, is **removed from the request's URI** before anything inside sees it. Lay this layer outside of
-///   whatever writes the URI down or keeps a copy. With axum that is around the whole router, as below: a layer of
-///   the router itself comes after the router has put a copy, its `OriginalUri`, into the extensions. Proxies in front of your program are
-///   yours to configure.
-/// * The response to a request that brought it says `Referrer-Policy: no-referrer` and `Cache-Control: no-store`, over anything the
-///   handler said.
+/// # Protection
+/// * The parameter is **removed from the URI of the request**, each time it occurs, before the inner service runs. Put this layer
+///   outside of everything that logs or copies the URI. With axum, wrap the whole router, as below: a layer inside the router runs
+///   after the router has stored its `OriginalUri`. Proxies in front of the program need their own configuration.
+/// * The response has `Referrer-Policy: no-referrer` and `Cache-Control: no-store`, even if the handler sets other values.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -74,9 +70,9 @@ pub struct SingleUseLayer {
 }
 
 impl SingleUseLayer {
-    /// For the parameter of this name, and tokens of these sessions.
+    /// Reads the parameter with this name. It contains tokens of `sessions`.
     ///
-    /// The name is compared after it was decoded, and with regard to case.
+    /// The name is compared after percent-decoding, and is case-sensitive.
     pub fn query(sessions: Sessions, parameter: impl Into<Arc<str>>) -> Self {
         Self { sessions, parameter: parameter.into() }
     }
@@ -136,7 +132,7 @@ pin_project! {
     pub struct SingleUseFuture<F> {
         #[pin]
         response: F,
-        // The URL of the request is nobody else's business.
+        // The request had a token in its URL.
         discreet: bool,
     }
 }
@@ -159,10 +155,9 @@ where
     }
 }
 
-/// What a request brought in the query parameter of a [`SingleUseLayer`]: in the request's extensions, and with the feature `axum` an
-/// extractor.
+/// The query parameter of a [`SingleUseLayer`], in the extensions of the request. With the feature `axum` it is an extractor.
 ///
-/// Nothing has been used up yet: that a page was fetched, by whatever looks at links before people do, costs nothing.
+/// Nothing is used up yet, so a link scanner that fetches the page does no harm.
 ///
 /// ```
 /// use http::Request;
@@ -184,11 +179,11 @@ pub struct SingleUse {
 }
 
 impl SingleUse {
-    /// Ends the session whose token the request brought, and returns it to one caller: see [`Sessions::consume`].
+    /// Ends the session of the token, and returns it to exactly one caller: see [`Sessions::consume`].
     ///
     /// # Errors
-    /// [`SingleUseError`]: there is no token, or none of ours, and the store was not asked; or the store does not answer, and it is not known whether
-    /// the session was used.
+    /// [`SingleUseError`]: there is no valid token, and no command was sent to the store; or the store is unavailable, and it is
+    /// unknown whether the session was used.
     pub async fn consume(&self) -> Result<Consumed, SingleUseError> {
         let token = match &self.brought {
             InQuery::Token(token) => token,
@@ -203,7 +198,7 @@ impl SingleUse {
     }
 }
 
-/// Without the token.
+/// Does not contain the token.
 impl fmt::Debug for SingleUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SingleUse").finish_non_exhaustive()
@@ -212,7 +207,8 @@ impl fmt::Debug for SingleUse {
 
 /// Why nothing was [consumed](SingleUse::consume).
 ///
-/// It converts to a [`Rejection`], and with the feature `axum` it is an answer: 401, and 503 with `Retry-After` when the store is the cause.
+/// It converts to a [`Rejection`]. With the feature `axum` it is a response: 401, or 503 with `Retry-After` if the store is
+/// unavailable.
 ///
 /// ```
 /// use tower_keep::{Rejection, SingleUseError};
@@ -222,9 +218,9 @@ impl fmt::Debug for SingleUse {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SingleUseError {
-    /// The request has no such parameter.
+    /// The request does not have the parameter.
     Missing,
-    /// The parameter is no token, or comes more than once.
+    /// The parameter is not a token, or occurs more than once.
     Malformed,
     /// The store failed.
     Store(StoreError),
