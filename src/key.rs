@@ -1,8 +1,8 @@
-//! What values are called.
+//! Keys of values.
 
 use std::{fmt, marker::PhantomData};
 
-/// The name of a value of type `T`: what is put in under it comes out as what it was.
+/// The key of a value of type `T`.
 ///
 /// ```
 /// use tower_keep::{Key, Session, SessionError};
@@ -22,13 +22,13 @@ pub struct Key<T: ?Sized> {
 }
 
 impl<T: ?Sized> Key<T> {
-    /// The key of this name. Two keys of one name are the same.
+    /// A key with this name. Keys with the same name are equal.
     pub const fn new(name: &'static str) -> Self {
         Self { name, of: PhantomData }
     }
 }
 
-/// What names a value: a [`Key`], or a text. Nothing else can be one.
+/// The key of a value: a [`Key`] or a string. This trait is sealed.
 ///
 /// ```
 /// use tower_keep::{AsKey, Key};
@@ -41,7 +41,7 @@ pub trait AsKey: sealed::Sealed {
     fn name(&self) -> &str;
 }
 
-/// What names a value of type `T`. A text names values of any type.
+/// The key of a value of type `T`. A string can be the key of any type.
 ///
 /// ```
 /// use tower_keep::{Key, KeyOf};

@@ -1,4 +1,4 @@
-//! What is kept about the client of a session, and where it comes from.
+//! Metadata of sessions, and how the client IP is determined.
 
 use std::{
     collections::BTreeMap,
@@ -11,8 +11,8 @@ use http::{Extensions, HeaderMap, HeaderName, header};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
-/// What is kept about a session beside its values: who its client was when it was created or logged in to, and texts of your
-/// own. It stays when the session rotates, and is seen wherever sessions are listed.
+/// Information about a session besides its values: the client at its creation or login, and strings of the application. It is kept
+/// when the session rotates, and is part of lists of sessions.
 ///
 /// ```
 /// use tower_keep::Metadata;
@@ -32,22 +32,22 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The address of the client.
+    /// The client IP.
     pub fn ip(&self) -> Option<IpAddr> {
         self.ip
     }
 
-    /// What the client says it is.
+    /// The user agent.
     pub fn user_agent(&self) -> Option<&str> {
         self.ua.as_deref()
     }
 
-    /// A text of your own.
+    /// A string of the application.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.fields.get(name).map(|value| &**value)
     }
 
-    /// All texts of your own, by name.
+    /// All strings of the application, by name.
     ///
     /// ```
     /// # use tower_keep::Metadata;
@@ -58,26 +58,26 @@ impl Metadata {
         self.fields.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// Whether there is nothing.
+    /// Whether there is no metadata.
     pub fn is_empty(&self) -> bool {
         self.ip.is_none() && self.ua.is_none() && self.fields.is_empty()
     }
 
-    /// With this address.
+    /// Sets the client IP.
     #[must_use]
     pub fn with_ip(mut self, ip: IpAddr) -> Self {
         self.ip = Some(ip);
         self
     }
 
-    /// With this user agent.
+    /// Sets the user agent.
     #[must_use]
     pub fn with_user_agent(mut self, user_agent: &str) -> Self {
         self.ua = Some(user_agent.into());
         self
     }
 
-    /// With this text of your own, in place of the one of the same name.
+    /// Sets a string of the application.
     #[must_use]
     pub fn with_field(mut self, name: &str, value: &str) -> Self {
         self.fields.insert(name.into(), value.into());
@@ -91,17 +91,17 @@ impl Metadata {
         }
     }
 
-    /// The length of its texts in bytes.
+    /// The length of the strings in bytes.
     pub(crate) fn weight(&self) -> usize {
         let fields = self.fields.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         self.ua.as_ref().map_or(0, |ua| ua.len()) + fields
     }
 }
 
-/// Where it is found in a request who its client is: see [`SessionLayer::client_info`](crate::SessionLayer::client_info).
+/// How the client of a request is determined: see [`SessionLayer::client_info`](crate::SessionLayer::client_info).
 ///
-/// The address is the peer's, the other end of the connection. Behind a proxy that is the proxy, and the client stands in a header: it is
-/// believed only from proxies that are [named](Self::trust_proxies), for anybody can send one.
+/// The client IP is the peer address. Behind a proxy, that is the proxy, and a header contains the client IP. The header is used
+/// only if the peer is a [trusted proxy](Self::trust_proxies), because any client can send it.
 ///
 /// ```
 /// use http::{Extensions, HeaderMap, HeaderValue};
@@ -129,18 +129,18 @@ pub struct ClientInfo {
 
 type Peer = Arc<dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync>;
 
-/// The header in which a proxy says for whom it asks.
+/// The header in which a proxy sends the client IP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ForwardedHeader {
-    /// `X-Forwarded-For`: what most proxies send.
+    /// `X-Forwarded-For`, which most proxies send.
     #[default]
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
     Forwarded,
 }
 
-/// The address of the other end of a connection, for the extensions of its requests.
+/// The peer address of a connection, for the extensions of its requests.
 ///
 /// ```
 /// use tower_keep::PeerAddr;
@@ -151,11 +151,11 @@ pub enum ForwardedHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// How many proxies a request may have come through.
+/// The maximum number of proxies in a chain.
 const MAX_HOPS: usize = 32;
 
 impl ClientInfo {
-    /// The peer's address, and the first 256 bytes of `User-Agent`.
+    /// The client IP, and the first 256 bytes of `User-Agent`.
     pub fn new() -> Self {
         Self {
             proxies: Vec::new(),
@@ -169,13 +169,13 @@ impl ClientInfo {
         }
     }
 
-    /// From whom the header is believed: addresses, or networks like `10.0.0.0/8`. Default: from nobody.
+    /// The trusted proxies: addresses, or networks like `10.0.0.0/8`. Default: none.
     ///
-    /// Of the addresses in the header the last is the client's that is not a proxy's: what stands before it, the client may have
-    /// made up.
+    /// The client IP is the last address in the header that is not a trusted proxy. The client may have invented the addresses
+    /// before it.
     ///
     /// # Errors
-    /// [`InvalidProxy`] for what is neither an address nor a network.
+    /// [`InvalidProxy`] if a string is neither an address nor a network.
     pub fn trust_proxies<P: AsRef<str>>(mut self, proxies: impl IntoIterator<Item = P>) -> Result<Self, InvalidProxy> {
         for proxy in proxies {
             let text = proxy.as_ref();
@@ -185,8 +185,8 @@ impl ClientInfo {
         Ok(self)
     }
 
-    /// Which header is believed. Default: `X-Forwarded-For`. Only one is: a proxy that sets one passes the other on as the client
-    /// sent it.
+    /// The header of the proxies. Default: `X-Forwarded-For`. Only one header is used, because a proxy passes the other one on
+    /// unchanged.
     ///
     /// ```
     /// # use tower_keep::{ClientInfo, ForwardedHeader};
@@ -198,7 +198,7 @@ impl ClientInfo {
         self
     }
 
-    /// Where the peer's address is found. Default: in the request's extensions, as a [`PeerAddr`] or a [`SocketAddr`].
+    /// How to find the peer address. Default: a [`PeerAddr`] or [`SocketAddr`] in the extensions of the request.
     ///
     /// ```
     /// use std::net::SocketAddr;
@@ -215,7 +215,7 @@ impl ClientInfo {
         self
     }
 
-    /// How many bytes of `User-Agent` are kept; none at zero. Default: 256.
+    /// The maximum number of bytes of `User-Agent` to store. Zero: none. Default: 256.
     ///
     /// ```
     /// # use tower_keep::ClientInfo;
@@ -227,7 +227,7 @@ impl ClientInfo {
         self
     }
 
-    /// Keep no address. Default: it is kept.
+    /// Do not store the client IP. Default: it is stored.
     ///
     /// ```
     /// # use tower_keep::ClientInfo;
@@ -239,7 +239,7 @@ impl ClientInfo {
         self
     }
 
-    /// What is kept of the client of this request.
+    /// The metadata of a request.
     ///
     /// ```
     /// use http::{Extensions, HeaderMap, HeaderValue, header::USER_AGENT};
@@ -254,12 +254,12 @@ impl ClientInfo {
         Metadata { ip: self.kept_ip(headers, extensions), ua: self.user_agent(headers), fields: BTreeMap::new() }
     }
 
-    /// The address, if it is to be kept.
+    /// The client IP, if it is stored.
     pub(crate) fn kept_ip(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
         if self.ip { self.client_ip(headers, extensions) } else { None }
     }
 
-    /// The address of the client of this request; `None` when the peer's is not known.
+    /// The client IP of a request. `None` if the peer address is unknown.
     pub fn client_ip(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
         let mut client = (self.peer)(extensions)?.to_canonical();
         let mut hops = self.hops(headers).take(MAX_HOPS);
@@ -274,7 +274,7 @@ impl ClientInfo {
         self.proxies.iter().any(|net| net.contains(&ip))
     }
 
-    /// The addresses in the header, the last first; `None` is something else.
+    /// The addresses in the header, the last first. `None` is something else.
     fn hops<'a>(&self, headers: &'a HeaderMap) -> impl Iterator<Item = Option<IpAddr>> + use<'a> {
         let name = match self.forwarded {
             ForwardedHeader::XForwardedFor => HeaderName::from_static("x-forwarded-for"),
@@ -296,9 +296,9 @@ impl ClientInfo {
     }
 }
 
-/// The parts between separators that are not in a quoted string, the last first.
+/// The parts between separators outside of quoted strings, the last first.
 ///
-/// From the right, so that a quote which the client leaves open cannot swallow what the proxies added after it.
+/// From the right, so that an unclosed quote of the client cannot hide what the proxies appended.
 fn rsplit(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let (mut quoted, mut after) = (false, 0);
     text.rsplit(move |byte| {
@@ -312,13 +312,12 @@ fn rsplit(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Whether a character is one for terminals and text layout, not for people: control characters, line separators, and what turns the
-/// direction of writing.
+/// Whether a character is unsuitable for display: control characters, line separators, and direction overrides.
 fn disturbs(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// An address, perhaps with a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
+/// An address with an optional port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim();
     let text = text.split_once(":_").map_or(text, |(node, _)| node); // a port by another name (RFC 7239, section 6.2)
@@ -340,7 +339,7 @@ fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     address(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
 }
 
-/// Of IPv4 addresses in IPv6 notation, the IPv4 network: clients are compared in that form.
+/// Converts networks of IPv4-mapped IPv6 addresses to IPv4, because client addresses are converted too.
 fn canonical(net: IpNet) -> IpNet {
     let mapped = match net {
         IpNet::V6(net) => net.addr().to_ipv4_mapped().zip(net.prefix_len().checked_sub(96)),
@@ -366,7 +365,7 @@ impl fmt::Debug for ClientInfo {
     }
 }
 
-/// This is neither an address nor a network.
+/// The string is neither an address nor a network.
 ///
 /// ```
 /// use tower_keep::ClientInfo;

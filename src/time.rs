@@ -1,4 +1,4 @@
-//! What time it is, for everything that expires.
+//! Clocks and timestamps.
 
 use std::{
     fmt,
@@ -9,9 +9,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// A moment, in milliseconds since the Unix epoch: the resolution of Redis.
+/// A point in time in milliseconds since the Unix epoch, like in Redis.
 ///
-/// Its text is that of RFC 3339, in UTC.
+/// `Display` is RFC 3339 in UTC.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,7 +26,7 @@ use std::{
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The moment `millis` milliseconds after the Unix epoch.
+    /// The time `millis` milliseconds after the Unix epoch.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
@@ -44,7 +44,7 @@ impl Timestamp {
         Self(self.0.saturating_sub(millis(duration)))
     }
 
-    /// How long from `earlier` to here; zero when `earlier` is later.
+    /// The duration since `earlier`. Zero if `earlier` is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -79,7 +79,7 @@ impl fmt::Display for Timestamp {
 /// Milliseconds.
 const DAY: u64 = 86_400_000;
 
-/// Year, month and day, so many days after 1970-01-01.
+/// Year, month and day of a number of days after 1970-01-01.
 fn date(days: u64) -> (u64, u64, u64) {
     const DAYS_OF_400_YEARS: u64 = 146_097; // after which the calendar repeats itself
     let (mut year, mut month) = (1970 + days / DAYS_OF_400_YEARS * 400, 1);
@@ -98,12 +98,12 @@ fn date(days: u64) -> (u64, u64, u64) {
     (year, month, day + 1)
 }
 
-/// How many leap days the year has: one or none.
+/// The number of leap days of a year: 0 or 1.
 fn leap_day(year: u64) -> u64 {
     (year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400)).into()
 }
 
-/// Where the time comes from: [`SystemClock`] unless a test says otherwise.
+/// The source of time: [`SystemClock`], or a [`ManualClock`] in tests.
 ///
 /// ```
 /// use tower_keep::{Clock, SystemClock};
@@ -111,7 +111,7 @@ fn leap_day(year: u64) -> u64 {
 /// assert!(SystemClock.now().as_millis() > 0);
 /// ```
 pub trait Clock: Send + Sync + 'static {
-    /// The time now.
+    /// The current time.
     fn now(&self) -> Timestamp;
 }
 
@@ -138,7 +138,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told to move, for testing what happens when sessions grow old.
+/// A clock for tests, which moves only on demand.
 ///
 /// Clones share the time.
 ///
@@ -157,12 +157,12 @@ impl Clock for SystemClock {
 pub struct ManualClock(Arc<AtomicU64>);
 
 impl ManualClock {
-    /// A clock that stands at the time of its making.
+    /// A clock that starts at the current time.
     pub fn new() -> Self {
         Self(Arc::new(AtomicU64::new(SystemClock.now().0)))
     }
 
-    /// Moves the time forward.
+    /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(millis(by), Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! The token a client holds, and the session id everybody else sees.
+//! Tokens and session ids.
 //!
 //! ```text
 //! token   AAAAAAAAAAAA SSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSSS                    56 characters
@@ -9,13 +9,12 @@
 //!         slot tag (12) hash of slot tag and secret (32 = 192 bits)
 //! ```
 //!
-//! A session keeps its secret for life, and with it its id. What changes when it rotates is the proof: a hash of the secret and of
-//! a random number that only the record holds. So whoever has any token of a session names the same record, the record tells which
-//! token is the current one, and a token that was current once is recognised however long ago that was. Nobody can make the
-//! next token from the one before.
+//! A session keeps its secret, and with it its id. A rotation changes the proof: a hash of the secret and of a random number that
+//! only the record has. So every token of a session leads to the same record, and the record tells which token is current. A
+//! previous token is recognized however old it is, and nobody can compute the next token from it.
 //!
-//! Every part is a multiple of three bytes, so base64url needs no padding, leaves no spare bits, and a text has exactly
-//! one meaning. Tokens and ids differ in length: an id can never be parsed as a token.
+//! Every part has a multiple of three bytes, so base64url needs no padding, and each value has exactly one encoding. Tokens and ids
+//! have different lengths, so an id is never parsed as a token.
 
 use std::{fmt, str::FromStr};
 
@@ -23,7 +22,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Characters of a token, and of one that was rotated.
+/// The length of a token, and of a rotated token.
 pub(crate) const TOKEN_LEN: usize = 56;
 pub(crate) const ROTATED_LEN: usize = TOKEN_LEN + PROOF_LEN;
 const PROOF_LEN: usize = 16;
@@ -31,7 +30,7 @@ const TAG_LEN: usize = 12;
 const HASH_LEN: usize = 24;
 const ID_LEN: usize = TAG_LEN + HASH_LEN / 3 * 4;
 
-/// Keys of the hashes; they keep an id from ever being equal to a tag, or to anybody else's BLAKE3 of a token.
+/// The keys of the hashes. They separate ids, tags, and other uses of BLAKE3.
 const ID_KEY: &[u8; 32] = b"tower-keep v1, session id, token";
 const TAG_KEY: &[u8; 32] = b"tower-keep v1 slot tag of a user";
 const PROOF_KEY: &[u8; 32] = b"tower-keep v1 proof of a rotated";
@@ -39,7 +38,7 @@ const PROOF_KEY: &[u8; 32] = b"tower-keep v1 proof of a rotated";
 const NAME_KEY: &[u8; 32] = b"tower-keep v1 name of generation";
 
 fn is_base64url(bytes: &[u8]) -> bool {
-    // Neither early exit nor branches: the compiler looks at many bytes at once.
+    // Without early exit or branches, so the compiler can vectorize it.
     bytes.iter().fold(true, |ok, &byte| {
         let letter = (byte | 0x20).wrapping_sub(b'a') < 26;
         let digit = byte.wrapping_sub(b'0') < 10;
@@ -47,10 +46,10 @@ fn is_base64url(bytes: &[u8]) -> bool {
     })
 }
 
-/// The secret that a client holds: 264 bits from the operating system's random number generator, in base64url.
+/// The secret that a client holds: 264 random bits of the operating system, in base64url.
 ///
-/// Whoever has it has the session. It is never stored and never logged: its `Debug` is redacted, it has no `Display`,
-/// and it is wiped from memory when dropped. What stores, logs and operators see is its [`SessionId`].
+/// It gives access to the session. It is never stored or logged: `Debug` is redacted, there is no `Display`, and the memory is
+/// wiped when it is dropped. Stores, logs and operators see its [`SessionId`].
 ///
 /// ```
 /// use tower_keep::Token;
@@ -69,11 +68,11 @@ pub struct Token {
 }
 
 impl Token {
-    /// Reads a token from what a client sent.
+    /// Parses a token.
     ///
     /// # Errors
-    /// [`InvalidToken`] unless the text is exactly 56 characters of the base64url alphabet, or 72 for a token that was rotated. A
-    /// text that passes may still be unknown to the store.
+    /// [`InvalidToken`] unless the input is exactly 56 characters of the base64url alphabet, or 72 for a rotated token. The store
+    /// may not know a valid token.
     pub fn parse(text: impl AsRef<[u8]>) -> Result<Self, InvalidToken> {
         let given = text.as_ref();
         let rotated = match given.len() {
@@ -89,13 +88,13 @@ impl Token {
         Ok(token)
     }
 
-    /// The secret itself, to be handed to the client that owns it and to nobody else.
+    /// The secret itself. Give it to its client only.
     pub fn expose(&self) -> &str {
         let len = if self.rotated { ROTATED_LEN } else { TOKEN_LEN };
         std::str::from_utf8(&self.text[..len]).unwrap_or_default()
     }
 
-    /// The id of the session that this token opens, if it is the session's current one.
+    /// The id of the session of this token.
     ///
     /// ```
     /// use tower_keep::Token;
@@ -114,7 +113,7 @@ impl Token {
         id
     }
 
-    /// A new token; its slot tag is `tag`, or random.
+    /// Creates a token. `None`: with a random slot tag.
     pub(crate) fn mint(tag: Option<Tag>) -> Result<Self, getrandom::Error> {
         let mut random = [0; TOKEN_LEN / 4 * 3];
         getrandom::fill(&mut random)?;
@@ -127,7 +126,7 @@ impl Token {
         Ok(token)
     }
 
-    /// The token of the same session for this generation; `None` is the one it began with.
+    /// The token of the same session for another generation. `None` is the first.
     pub(crate) fn of_generation(&self, generation: Option<Generation>) -> Self {
         let mut token = self.clone();
         token.rotated = generation.is_some();
@@ -140,7 +139,7 @@ impl Token {
         token
     }
 
-    /// Whether it is the token of this generation, in a time that does not tell how much of it was right.
+    /// Whether this is the token of the generation. Takes constant time.
     pub(crate) fn is_of(&self, generation: Option<Generation>) -> bool {
         match generation {
             None => !self.rotated,
@@ -152,12 +151,12 @@ impl Token {
     }
 }
 
-/// Whether two texts are the same, in a time that does not tell how much of them is.
+/// Compares in constant time.
 pub(crate) fn same(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && one.iter().zip(other).fold(0, |sum, (one, other)| sum | (one ^ other)) == 0
 }
 
-/// What tells one token of a session from the next: a random number.
+/// The random number that distinguishes the tokens of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation([u8; PROOF_LEN / 4 * 3]);
 
@@ -168,8 +167,7 @@ impl Generation {
         Ok(Self(nonce))
     }
 
-    /// By what a signed token says of which generation of a session it is. Public: the random number cannot be made from it, and so
-    /// neither can a token.
+    /// Identifies the generation in a JWT. It is public: the random number, and so a token, cannot be computed from it.
     #[cfg(feature = "jwt")]
     pub(crate) fn name(generation: Option<Self>, session: &SessionId) -> String {
         let mut hasher = blake3::Hasher::new_keyed(NAME_KEY);
@@ -204,9 +202,9 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The text is not a token: wrong length, or a character outside the base64url alphabet.
+/// The input is not a token: wrong length, or a character outside the base64url alphabet.
 ///
-/// It says no more, so that the text cannot leak into a log through it.
+/// The error does not contain the input, so that it cannot get into a log.
 ///
 /// ```
 /// use tower_keep::Token;
@@ -226,10 +224,10 @@ impl fmt::Display for InvalidToken {
 
 impl std::error::Error for InvalidToken {}
 
-/// Which sessions belong together: the first 12 characters of a token and of its id.
+/// The first 12 characters of a token and its id, which group sessions.
 ///
-/// Random for an anonymous session, derived from the user after a login. A store that spreads its keys over several
-/// machines keeps one tag on one machine (in Redis Cluster it is the hash tag).
+/// Random for an anonymous session, derived from the user after a login. A distributed store keeps sessions with the same tag in
+/// one place: it is the hash tag of Redis Cluster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Tag([u8; TAG_LEN]);
 
@@ -251,9 +249,9 @@ impl Tag {
     }
 }
 
-/// The public name of a session: what stores, logs, admin pages and users see.
+/// The public identifier of a session, for stores, logs, operators and users.
 ///
-/// It is a hash of the [`Token`], so knowing it gives no access. Its text is 44 base64url characters.
+/// It is a hash of the [`Token`], so it grants no access. Its text has 44 base64url characters.
 ///
 /// ```
 /// use tower_keep::{SessionId, Token};
@@ -270,9 +268,9 @@ pub struct SessionId {
 }
 
 impl SessionId {
-    /// The text of the slot tag (12 characters): equal for all sessions of one user, random before login.
+    /// The slot tag (12 characters): equal for all sessions of a user, random before a login.
     ///
-    /// A distributed store keeps what shares a tag in one place.
+    /// A distributed store keeps sessions with the same tag in one place.
     pub fn slot_tag(&self) -> &str {
         self.tag.as_str()
     }
@@ -292,7 +290,7 @@ impl SessionId {
         self.tag
     }
 
-    /// The eight bytes that spread best, for choosing a shard or a bucket.
+    /// Eight well-distributed bytes, for choosing a shard or a bucket.
     pub(crate) fn spread(&self) -> u64 {
         u64::from_le_bytes([
             self.hash[0],
@@ -361,7 +359,7 @@ impl<'de> Deserialize<'de> for SessionId {
     }
 }
 
-/// The text is not a session id: wrong length, or a character outside the base64url alphabet.
+/// The input is not a session id: wrong length, or a character outside the base64url alphabet.
 ///
 /// ```
 /// use tower_keep::SessionId;
@@ -380,7 +378,7 @@ impl fmt::Display for InvalidSessionId {
 
 impl std::error::Error for InvalidSessionId {}
 
-/// Base64url of `bytes` into `text`, which must be exactly four characters for every three bytes.
+/// Writes `bytes` as base64url to `text`, which must have exactly four characters for every three bytes.
 fn encode(bytes: &[u8], text: &mut [u8]) {
     debug_assert_eq!(bytes.len() / 3 * 4, text.len());
     let written = URL_SAFE_NO_PAD.encode_slice(bytes, text);

@@ -1,16 +1,15 @@
-//! The token in a header: RFC 6750.
+//! Bearer tokens: RFC 6750.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Reads session tokens from `Authorization: Bearer …` (RFC 6750), for clients that are not browsers.
 ///
-/// A session that came this way sets no cookie. A new token reaches the client in a response of your own: see
-/// [`Session::token`](crate::Session::token).
+/// Such a session sets no cookie. A handler returns a new token in its own response: see [`Session::token`](crate::Session::token).
 ///
 /// ```
 /// use tower_keep::{Bearer, MemoryStore, SessionLayer};
 ///
-/// // Cookies and bearer tokens; a request that brings both must bring the same.
+/// // Cookies and bearer tokens. If a request has both, they must be equal.
 /// let both = SessionLayer::new(MemoryStore::new()).bearer(Bearer::new().realm("api"));
 /// // Bearer tokens only.
 /// let bearer_only = SessionLayer::new(MemoryStore::new()).without_cookie().bearer(Bearer::new());
@@ -23,7 +22,7 @@ pub struct Bearer {
     realm: Option<String>,
 }
 
-/// What the header holds.
+/// The format of the header.
 pub(super) enum Header<'a> {
     Absent,
     Malformed,
@@ -31,12 +30,12 @@ pub(super) enum Header<'a> {
 }
 
 impl Bearer {
-    /// Tokens in the `Authorization` header, after the scheme `Bearer` in any case.
+    /// Reads the `Authorization` header. The scheme `Bearer` is case-insensitive.
     pub fn new() -> Self {
         Self { header: header::AUTHORIZATION, scheme: true, realm: None }
     }
 
-    /// Tokens in another header, for a proxy that keeps `Authorization` to itself.
+    /// Reads another header, for example behind a proxy that uses `Authorization` itself.
     ///
     /// ```
     /// use http::HeaderName;
@@ -51,7 +50,7 @@ impl Bearer {
         self
     }
 
-    /// The header holds the bare token, without `Bearer` before it. Default: it needs the scheme.
+    /// The header contains the token without a scheme. Default: the scheme is required.
     ///
     /// ```
     /// use http::HeaderName;
@@ -66,8 +65,7 @@ impl Bearer {
         self
     }
 
-    /// The realm named in `WWW-Authenticate`. Default: none. Quotes, backslashes and whatever a header cannot hold are left
-    /// out.
+    /// The realm in `WWW-Authenticate`. Default: none. Quotes, backslashes and characters that are invalid in a header are removed.
     #[must_use]
     pub fn realm(mut self, realm: &str) -> Self {
         self.realm = Some(realm.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).collect());
@@ -89,7 +87,7 @@ impl Bearer {
         Header::Credential(credential)
     }
 
-    /// What follows the scheme; `None` when the value is of another scheme.
+    /// The credentials after the scheme. `None` if the scheme is another one.
     fn credential<'a>(&self, value: &'a [u8]) -> Option<&'a [u8]> {
         if !self.scheme {
             return Some(value.trim_ascii());

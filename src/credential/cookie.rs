@@ -1,4 +1,4 @@
-//! The token in a cookie: RFC 6265bis.
+//! Session cookies: RFC 6265bis.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -14,15 +14,15 @@ use crate::{
     token::{InvalidToken, ROTATED_LEN, Token},
 };
 
-/// What user agents keep of a cookie: name and value together, and each attribute.
+/// The limits of user agents: name and value together, and each attribute.
 const MAX_COOKIE: usize = 4096;
 const MAX_ATTRIBUTE: usize = 1024;
-/// The longest value: a token that was rotated, a dot, and a signature.
+/// The longest value: a rotated token, a dot, and a signature.
 const MAX_VALUE: usize = ROTATED_LEN + 1 + SIGNATURE_LEN;
-/// The longest a user agent keeps a cookie.
+/// The longest lifetime that user agents accept.
 const MAX_AGE: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
-/// Whether the cookie crosses sites.
+/// Whether other sites can send the cookie.
 ///
 /// ```
 /// use tower_keep::{SameSite, SessionCookie};
@@ -37,23 +37,23 @@ pub enum SameSite {
     Strict,
     /// Only when the user follows a link.
     Lax,
-    /// Always: for pages that other sites embed.
+    /// Always, for pages that other sites embed.
     None,
 }
 
-/// How the session cookie looks.
+/// The session cookie.
 ///
-/// Default: `__Host-session`, `Path=/`, `Secure`, `HttpOnly`, `SameSite=Lax`. The prefix `__Host-` makes the browser refuse a
-/// cookie of that name that another host of the domain, or a page without TLS, tries to plant. `Lax` lets a user arrive
-/// logged in by a link and keeps cross-site posts out. Whether the cookie outlives the browser is a matter of the
-/// [`Lifetime`](crate::Lifetime).
+/// Default: `__Host-session`, `Path=/`, `Secure`, `HttpOnly`, `SameSite=Lax`. With the prefix `__Host-`, the browser refuses a
+/// cookie of that name from another host of the domain, or from a page without TLS. With `Lax`, users are logged in when they
+/// follow a link, and cross-site POSTs have no session. The [`Lifetime`](crate::Lifetime) decides whether the cookie outlives the
+/// browser session.
 ///
 /// ```
 /// use tower_keep::{SameSite, SessionCookie};
 ///
 /// let cookie = SessionCookie::builder().name("__Host-shop").same_site(SameSite::Strict).build()?;
 /// # let _ = cookie;
-/// // What browsers would refuse does not build:
+/// // Invalid combinations do not build:
 /// assert!(SessionCookie::builder().domain("example.com").build().is_err());
 /// # Ok::<(), tower_keep::InvalidCookie>(())
 /// ```
@@ -70,12 +70,12 @@ pub struct SessionCookie {
 }
 
 impl SessionCookie {
-    /// A builder that starts from the default.
+    /// A builder with the defaults.
     pub fn builder() -> SessionCookieBuilder {
         SessionCookieBuilder { cookie: Self::default() }
     }
 
-    /// For plain http on localhost: named `session`, without `Secure`. Never in production.
+    /// For plain HTTP on localhost: named `session`, without `Secure`. Do not use it in production.
     ///
     /// ```
     /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer};
@@ -87,13 +87,12 @@ impl SessionCookie {
         Self { name: "session".into(), secure: false, ..Self::default() }
     }
 
-    /// Signed with a secret: what nobody with its keys has signed for a cookie of this name is no token, and nothing is asked of the
-    /// store for it. Default: not signed.
+    /// Signs the cookie. A cookie without a valid signature for this name is not a token, and no command is sent to the store for
+    /// it. Default: not signed.
     ///
-    /// A token is 264 random bits, and nobody can guess one, signed or not. What a signature adds: a made-up cookie costs no question
-    /// to the store, and the token of another cookie or of a bearer header is not taken as this one's. To sign where cookies were not
-    /// signed before logs everybody out once, and so does the way back; the sessions that nobody can open any more expire in their time, and
-    /// count towards the [limits](crate::SessionLayer::limits) until then.
+    /// Tokens are 264 random bits, so they cannot be guessed without a signature either. A signature makes invented cookies cheap,
+    /// and prevents the use of a token from another cookie or header. Enabling or disabling signatures logs all users out. Their
+    /// old sessions expire as usual, and count towards the [limits](crate::SessionLayer::limits) until then.
     ///
     /// ```
     /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer, SessionSecret};
@@ -110,12 +109,12 @@ impl SessionCookie {
         self
     }
 
-    /// The cookie's name.
+    /// The name of the cookie.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The cookies of our name, in all `Cookie` header lines: HTTP/2 may send several.
+    /// The cookies with the name, in all `Cookie` header lines: HTTP/2 may send several.
     pub(super) fn read(&self, headers: &HeaderMap) -> PresentedCredentials {
         let mut found = PresentedCredentials::Nothing;
         for value in headers.get_all(header::COOKIE) {
@@ -142,7 +141,7 @@ impl SessionCookie {
         found
     }
 
-    /// The token in a cookie's value.
+    /// The token in the value of a cookie.
     fn token(&self, value: &[u8]) -> Result<Token, InvalidToken> {
         match &self.secret {
             Some(secret) => secret.verify(&self.name, value),
@@ -150,7 +149,7 @@ impl SessionCookie {
         }
     }
 
-    /// The value of the first cookie in `header` if its name is ours, and what follows that cookie.
+    /// The value of the first cookie in `header` if it has the name, and the rest of the header.
     fn next<'a>(&self, header: &'a [u8]) -> (Option<&'a [u8]>, &'a [u8]) {
         let header = header.trim_ascii_start();
         let value = header.strip_prefix(self.name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
@@ -159,7 +158,7 @@ impl SessionCookie {
         (value.map(|_| text[..end].trim_ascii()), text.get(end + 1..).unwrap_or_default())
     }
 
-    /// The `Set-Cookie` value that gives `token`; until `expires` if the cookie is to outlive the browser.
+    /// The `Set-Cookie` value for `token`. With `expires`, the cookie outlives the browser session.
     pub(crate) fn give(&self, token: &Token, now: Timestamp, expires: Option<Timestamp>) -> Option<HeaderValue> {
         let mut cookie = match &self.secret {
             Some(secret) => self.attributes(secret.sign(&self.name, token)),
@@ -171,7 +170,7 @@ impl SessionCookie {
         header_value(&cookie)
     }
 
-    /// The `Set-Cookie` value that takes the cookie away: the same attributes, or the browser keeps it.
+    /// The `Set-Cookie` value that removes the cookie. It needs the same attributes.
     pub(crate) fn remove(&self) -> Option<HeaderValue> {
         let mut cookie = self.attributes("");
         cookie.set_max_age(::cookie::time::Duration::ZERO);
@@ -179,7 +178,7 @@ impl SessionCookie {
         header_value(&cookie)
     }
 
-    /// Whether a `Set-Cookie` value is for a cookie of our name.
+    /// Whether a `Set-Cookie` value is for this cookie.
     pub(crate) fn is_set_by(&self, value: &HeaderValue) -> bool {
         let value = value.as_bytes().trim_ascii_start();
         value.strip_prefix(self.name.as_bytes()).is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="))
@@ -226,7 +225,7 @@ impl SessionCookie {
         if self.domain.as_deref().is_some_and(|domain| !is_domain(domain)) {
             return Err(InvalidCookie::Domain);
         }
-        // Browsers compare the prefixes without regard to case.
+        // Browsers ignore case when they compare the prefixes.
         let prefixed =
             |prefix: &str| self.name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
         let host = prefixed("__Host-");
@@ -250,8 +249,7 @@ impl SessionCookie {
 }
 
 fn set_max_age(cookie: &mut Cookie<'_>, now: Timestamp, age: Duration) {
-    // `Max-Age` rules where both are known; `Expires` is for user agents that know only that.
-    // Not zero, which would take the cookie away.
+    // `Max-Age` takes precedence. `Expires` is for user agents without it. A zero would remove the cookie.
     let seconds = i64::try_from(age.as_secs().max(1)).unwrap_or(i64::MAX);
     cookie.set_max_age(::cookie::time::Duration::seconds(seconds));
     let expires = i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX).saturating_add(seconds);
@@ -261,7 +259,7 @@ fn set_max_age(cookie: &mut Cookie<'_>, now: Timestamp, age: Duration) {
 }
 
 fn header_value(cookie: &Cookie<'_>) -> Option<HeaderValue> {
-    // The builder has let through nothing that a header cannot hold.
+    // The builder has checked that all parts are valid in a header.
     let mut value = HeaderValue::try_from(cookie.to_string()).ok()?;
     value.set_sensitive(true);
     Some(value)
@@ -282,12 +280,12 @@ impl Default for SessionCookie {
     }
 }
 
-/// Builds a [`SessionCookie`], starting from its default.
+/// Builds a [`SessionCookie`], starting with the defaults.
 ///
 /// ```
 /// use tower_keep::{InvalidCookie, SameSite, SessionCookie};
 ///
-/// // A page that other sites embed: its cookie crosses sites, in a jar of its own for each of them.
+/// // For a page that other sites embed: a separate cookie for each of them.
 /// let embedded = SessionCookie::builder().same_site(SameSite::None).partitioned(true).build()?;
 /// assert_eq!(embedded.name(), "__Host-session");
 ///
@@ -308,53 +306,53 @@ impl SessionCookieBuilder {
         self
     }
 
-    /// Below which path the cookie is sent. Default: `/`, which `__Host-` demands.
+    /// The path below which the cookie is sent. Default: `/`, which `__Host-` requires.
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.cookie.path = path.into();
         self
     }
 
-    /// To which domain and all below it the cookie is sent. Default: none, only to the host that set it, which `__Host-`
-    /// demands.
+    /// The domain that receives the cookie, with its subdomains. Default: none, only the host that set it, which `__Host-`
+    /// requires.
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
         self.cookie.domain = Some(domain.into());
         self
     }
 
-    /// Whether the cookie crosses sites. Default: [`SameSite::Lax`].
+    /// Whether other sites can send the cookie. Default: [`SameSite::Lax`].
     pub fn same_site(mut self, same_site: SameSite) -> Self {
         self.cookie.same_site = same_site;
         self
     }
 
-    /// Whether the cookie travels by TLS only. Default: yes.
+    /// Whether the cookie is sent over TLS only. Default: yes.
     pub fn secure(mut self, secure: bool) -> Self {
         self.cookie.secure = secure;
         self
     }
 
-    /// Whether scripts cannot read the cookie. Default: yes; without it, one injected script steals every session.
+    /// Whether scripts cannot read the cookie. Default: yes. Without it, an injected script can steal every session.
     pub fn http_only(mut self, http_only: bool) -> Self {
         self.cookie.http_only = http_only;
         self
     }
 
-    /// Whether an embedding site gets a cookie jar of its own (CHIPS). Default: no.
+    /// Whether each embedding site has its own cookie jar (CHIPS). Default: no.
     pub fn partitioned(mut self, partitioned: bool) -> Self {
         self.cookie.partitioned = partitioned;
         self
     }
 
-    /// The cookie.
+    /// Builds the cookie.
     ///
     /// # Errors
-    /// [`InvalidCookie`] when a browser would refuse it.
+    /// [`InvalidCookie`] if browsers would refuse the cookie.
     pub fn build(self) -> Result<SessionCookie, InvalidCookie> {
         self.cookie.check()
     }
 }
 
-/// Why a browser would refuse the cookie.
+/// Why browsers would refuse the cookie.
 ///
 /// ```
 /// use tower_keep::{InvalidCookie, SessionCookie};
@@ -364,13 +362,13 @@ impl SessionCookieBuilder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidCookie {
-    /// The name is empty or holds a character that names cannot have.
+    /// The name is empty or has an invalid character.
     Name,
-    /// Name and value are longer than 4096 bytes together.
+    /// Name and value together are longer than 4096 bytes.
     TooLong,
-    /// The path does not begin with `/`, is longer than 1024 bytes, or holds `;` or a control character.
+    /// The path does not begin with `/`, is longer than 1024 bytes, or contains `;` or a control character.
     Path,
-    /// The domain is empty, longer than 1024 bytes, or holds a character that domains cannot have.
+    /// The domain is empty, longer than 1024 bytes, or has an invalid character.
     Domain,
     /// A name that begins with `__Host-`, `__Secure-` or `__Http-` needs `Secure`.
     PrefixNeedsSecure,
@@ -388,8 +386,10 @@ impl fmt::Display for InvalidCookie {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Name => "a cookie's name must be a token of RFC 9110",
-            Self::TooLong => "a cookie's name and value may have 4096 bytes together",
-            Self::Path => "a cookie's path must begin with '/' and hold no ';' or control character in 1024 bytes",
+            Self::TooLong => "a cookie's name and value have at most 4096 bytes together",
+            Self::Path => {
+                "a cookie's path must begin with '/', have at most 1024 bytes, and no ';' or control character"
+            }
             Self::Domain => "a cookie's domain must be a host name of at most 1024 bytes",
             Self::PrefixNeedsSecure => "a cookie with a name prefix must be Secure",
             Self::HostPrefix => "a __Host- cookie must have Path=/ and no Domain",

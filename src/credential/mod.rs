@@ -1,4 +1,4 @@
-//! Where a request carries its token, and how a response gives one.
+//! Credentials: where a request carries its token, and how a response returns one.
 
 mod bearer;
 mod cookie;
@@ -23,50 +23,49 @@ use crate::{
     token::{SessionId, Token},
 };
 
-/// How many cookies of the session's name are tried. More than one comes when somebody planted one for a parent domain
-/// or another path; their order says nothing about which is ours.
+/// The maximum number of cookies with the session name that are tried. There are several if somebody planted one for a parent
+/// domain or another path. Their order does not matter.
 const MAX_CANDIDATES: usize = 4;
 
-/// The ways a token travels.
+/// How a token is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Cookie,
     Bearer,
 }
 
-/// What a request brought.
+/// The credentials of a request.
 #[derive(Clone)]
 pub(crate) enum PresentedCredentials {
     /// No credential.
     Nothing,
-    /// A credential that cannot be a token of ours.
+    /// A credential that cannot be a token of this crate.
     Foreign(Transport),
-    /// A bearer header that breaks the grammar of RFC 6750.
+    /// A malformed bearer header (RFC 6750).
     Malformed,
-    /// A cookie and a bearer token that are not the same.
+    /// A cookie and a bearer token that differ.
     Disagreement,
-    /// What may be tokens of ours, in the order they came: several only when several cookies have the name.
+    /// Possible tokens in the order of the request. There are several only if several cookies have the name.
     Tokens(Transport, Candidates),
-    /// A bearer token that is no secret of the session: it names the session, and a signature that was verified says that its
-    /// client may act for it.
+    /// A JWT: it names the session, and its signature is verified.
     #[cfg_attr(not(feature = "jwt"), allow(dead_code, reason = "only JWTs are signed"))]
     Signed(Arc<Signed>),
 }
 
-/// What a verified signature says.
+/// The content of a verified JWT.
 pub(crate) struct Signed {
     pub(crate) session: SessionId,
     pub(crate) user: Option<Arc<str>>,
-    /// Whether that is enough while the store is away.
+    /// Whether the signature is enough in an outage.
     pub(crate) suffices_in_outage: bool,
     #[cfg(feature = "jwt")]
     pub(crate) claims: JwtClaims,
 }
 
-/// What names a session and proves that the request may act for it.
+/// Names a session, and proves that the request may use it.
 #[derive(Clone, Copy)]
 pub(crate) enum Proof<'a> {
-    /// A token, and its place among those that came.
+    /// A token, and its index among the presented ones.
     Token(usize, &'a Token),
     Signature(&'a Signed),
 }
@@ -81,7 +80,7 @@ impl Proof<'_> {
 }
 
 impl PresentedCredentials {
-    /// How the credential came, in a word.
+    /// The label of metrics.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Nothing => "none",
@@ -94,7 +93,7 @@ impl PresentedCredentials {
         }
     }
 
-    /// How the session came, if one may have come: somebody else's `Authorization` header says nothing of that.
+    /// How the session was presented, if one was. A foreign `Authorization` header is not a session.
     pub(crate) fn transport(&self) -> Option<Transport> {
         match self {
             Self::Tokens(transport, _) => Some(*transport),
@@ -110,7 +109,7 @@ impl PresentedCredentials {
         }
     }
 
-    /// What may lead to a session, in the order it is to be tried.
+    /// The proofs to try, in order.
     pub(crate) fn proofs(&self) -> impl Iterator<Item = Proof<'_>> + Send {
         let tokens = match self {
             Self::Tokens(_, candidates) => Some(candidates),
@@ -122,7 +121,7 @@ impl PresentedCredentials {
     }
 }
 
-/// At least one token; the others rarely exist, and cost nothing when they do not.
+/// At least one token. More than one is rare, and only then allocates.
 #[derive(Clone)]
 pub(crate) struct Candidates {
     first: Token,
@@ -139,7 +138,7 @@ impl Candidates {
     }
 }
 
-/// The credentials that a layer reads.
+/// The credentials that a layer accepts.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
     cookie: Option<SessionCookie>,
@@ -165,7 +164,7 @@ impl Credentials {
         let mut names = Vec::new();
         names.extend(self.cookie.as_ref().map(|_| header::COOKIE.as_str()));
         names.extend(self.bearer().map(|bearer| bearer.header_name().as_str()));
-        // Names of headers are values of headers.
+        // Header names are valid header values.
         self.vary = HeaderValue::try_from(names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
         self
     }
@@ -187,7 +186,7 @@ impl Credentials {
         self.cookie.as_ref()
     }
 
-    /// How the header of bearer tokens is read, whatever kind of them is taken.
+    /// How the bearer header is read, for opaque tokens and JWTs.
     pub(crate) fn bearer(&self) -> Option<&Bearer> {
         #[cfg(feature = "jwt")]
         let jwt = self.jwt.as_ref().map(Jwt::bearer);
@@ -196,7 +195,7 @@ impl Credentials {
         self.bearer.as_ref().or(jwt)
     }
 
-    /// The request headers that a response depends on once its session was read, as `Vary` names them.
+    /// The `Vary` header of responses that depend on the session.
     pub(crate) fn vary(&self) -> &HeaderValue {
         &self.vary
     }
@@ -220,12 +219,12 @@ impl Credentials {
                 }
             }
             (PresentedCredentials::Tokens(..), _) => PresentedCredentials::Disagreement,
-            // A cookie of our name that is not a token was set by somebody else: it claims nothing.
+            // A cookie with the name that is not a token was set by somebody else, and is ignored.
             (_, bearer) => bearer,
         }
     }
 
-    /// What follows `Bearer`: a token of ours has no dots, and a JWT has two.
+    /// Parses the credentials after `Bearer`. An opaque token has no dots, a JWT has two.
     fn bearer_credential(&self, credential: &[u8], clock: &dyn Clock) -> PresentedCredentials {
         #[cfg(feature = "jwt")]
         if let Some(jwt) = self.jwt.as_ref().filter(|_| self.bearer.is_none() || credential.contains(&b'.')) {
@@ -244,7 +243,7 @@ impl Credentials {
         }
     }
 
-    /// How a session reaches a client that brought no token.
+    /// How a new session reaches a client without a token.
     pub(crate) fn default_transport(&self) -> Transport {
         if self.cookie.is_some() { Transport::Cookie } else { Transport::Bearer }
     }

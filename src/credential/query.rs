@@ -1,19 +1,19 @@
-//! The token in the query of a URI: for a single use only.
+//! Single-use tokens in the query of a URI.
 
 use http::{Uri, uri::PathAndQuery};
 
 use crate::token::Token;
 
-/// What the query held under the name.
+/// The parameter of a query.
 #[derive(Clone)]
 pub(crate) enum InQuery {
     Nothing,
-    /// No token of ours: too long, of other characters, empty; or more than one.
+    /// Not a token: invalid, empty, or more than one.
     Malformed,
     Token(Token),
 }
 
-/// Takes all parameters of this name out of the URI. Names and values may be percent-encoded.
+/// Removes all parameters with this name from the URI. Names and values may be percent-encoded.
 pub(crate) fn take_from(uri: &mut Uri, name: &str) -> InQuery {
     let mut found = InQuery::Nothing;
     let mut rest = String::new();
@@ -37,10 +37,10 @@ pub(crate) fn take_from(uri: &mut Uri, name: &str) -> InQuery {
     found
 }
 
-/// The URI with `query` (and its `?`) in place of its own.
+/// The URI with another query.
 fn with_query(uri: &Uri, query: &str) -> Uri {
     let mut parts = uri.clone().into_parts();
-    // Parts of a URI make a URI. If they should not, the token goes nowhere all the same.
+    // The parts of a URI are valid together. If not, the URI without a query is used, and the token is removed too.
     let path = PathAndQuery::try_from(format!("{}{query}", uri.path()));
     parts.path_and_query = Some(path.unwrap_or(PathAndQuery::from_static("/")));
     Uri::from_parts(parts).unwrap_or_default()

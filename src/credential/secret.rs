@@ -1,4 +1,4 @@
-//! The signature of a session cookie.
+//! Signatures of session cookies.
 
 use std::{env, fmt};
 
@@ -7,25 +7,25 @@ use zeroize::Zeroizing;
 
 use crate::token::{InvalidToken, Token, same};
 
-/// The fewest bytes of a key.
+/// The minimum length of a key in bytes.
 const MIN_KEY: usize = 32;
-/// Bytes of a signature (192 bits), and its characters.
+/// The length of a signature in bytes (192 bits), and in characters.
 const SIGNATURE: usize = 24;
 pub(super) const SIGNATURE_LEN: usize = SIGNATURE / 3 * 4;
-/// Between the token and its signature.
+/// Separates the token and its signature.
 const DOT: u8 = b'.';
 
 const VARIABLE: &str = "SESSION_SECRET";
-/// What makes of a secret the key of this one purpose.
+/// The context of the key derivation.
 const CONTEXT: &str = "tower-keep 2026-11-21 signature of a session cookie v1";
 
-/// The keys that session cookies are signed with: see [`SessionCookie::signed`](crate::SessionCookie::signed).
+/// The keys of [signed cookies](crate::SessionCookie::signed).
 ///
-/// The first signs; it and the older ones verify, so that a key can be replaced and nobody is logged out. With several instances that takes
-/// three steps: all of them get `old,new`; when all have it, `new,old`; and when no session is left that the old key signed, `new`. That
-/// is after the longest absolute timeout that any session was [given](crate::Session::set_lifetime).
+/// The first key signs. All keys verify, so a key can be replaced without logging users out. With several instances, that takes
+/// three deployments: `old,new` everywhere; then `new,old`; and `new` when no session signed with the old key is left, after the
+/// longest absolute timeout of a session.
 ///
-/// Its `Debug` is redacted, and the keys are wiped from memory when dropped.
+/// `Debug` is redacted, and the keys are wiped from memory when dropped.
 ///
 /// ```
 /// use tower_keep::{InvalidSessionSecret, SessionSecret};
@@ -47,27 +47,27 @@ pub struct SessionSecret {
 struct Key(Zeroizing<[u8; blake3::KEY_LEN]>);
 
 impl SessionSecret {
-    /// One key: at least 32 bytes that nobody can guess, such as `openssl rand -base64 32` prints. All of them count, white space as well.
+    /// One key of at least 32 random bytes, for example from `openssl rand -base64 32`. White space is part of the key.
     ///
     /// # Errors
-    /// [`InvalidSessionSecret`] when it is shorter.
+    /// [`InvalidSessionSecret`] if the key is shorter.
     pub fn new(key: impl AsRef<[u8]>) -> Result<Self, InvalidSessionSecret> {
         Ok(Self { newest: Key::new(key.as_ref())?, older: Vec::new() })
     }
 
-    /// A key that verifies as well: one that signed before, or is to sign when all instances have it.
+    /// Adds a key that only verifies: an old one, or the next one before all instances have it.
     ///
     /// # Errors
-    /// [`InvalidSessionSecret`] when it has less than 32 bytes.
+    /// [`InvalidSessionSecret`] if the key has less than 32 bytes.
     pub fn older(mut self, key: impl AsRef<[u8]>) -> Result<Self, InvalidSessionSecret> {
         self.older.push(Key::new(key.as_ref())?);
         Ok(self)
     }
 
-    /// What the variable `SESSION_SECRET` says: a key, and older ones after commas. None if it is not set, or empty.
+    /// Reads the environment variable `SESSION_SECRET`: the key, and older keys after commas. `None` if it is unset or empty.
     ///
     /// # Errors
-    /// [`InvalidSessionSecret`] when a key has less than 32 bytes, or is no text.
+    /// [`InvalidSessionSecret`] if a key has less than 32 bytes, or the variable is not UTF-8.
     ///
     /// ```
     /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer, SessionSecret};
@@ -85,12 +85,12 @@ impl SessionSecret {
         }
     }
 
-    /// The value of a cookie of this name.
+    /// The value of a cookie with this name.
     pub(super) fn sign(&self, name: &str, token: &Token) -> String {
         format!("{}{}{}", token.expose(), char::from(DOT), self.newest.signature(name, token))
     }
 
-    /// The token in the value of a cookie of this name, if one of the keys signed it.
+    /// The token in the value of a cookie with this name, if one of the keys has signed it.
     pub(super) fn verify(&self, name: &str, value: &[u8]) -> Result<Token, InvalidToken> {
         let (value, given) = value.split_at_checked(value.len().wrapping_sub(SIGNATURE_LEN)).ok_or(InvalidToken)?;
         let token = Token::parse(value.strip_suffix(&[DOT]).ok_or(InvalidToken)?)?;
@@ -108,7 +108,7 @@ impl Key {
         Ok(Self(Zeroizing::new(blake3::derive_key(CONTEXT, secret))))
     }
 
-    /// A name has no `=` in it: so nobody can shift the border between it and the token.
+    /// A cookie name has no `=`, so the border between name and token is unambiguous.
     fn signature(&self, name: &str, token: &Token) -> String {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(name.as_bytes()).update(b"=").update(token.expose().as_bytes());
@@ -119,7 +119,7 @@ impl Key {
 impl std::str::FromStr for SessionSecret {
     type Err = InvalidSessionSecret;
 
-    /// The keys with commas between, the newest first; white space around a key is not part of it.
+    /// Parses keys separated by commas, the newest first. White space around a key is ignored.
     fn from_str(keys: &str) -> Result<Self, InvalidSessionSecret> {
         let mut keys = keys.split(',').map(str::trim);
         let newest = Self::new(keys.next().unwrap_or_default())?;
@@ -133,7 +133,7 @@ impl fmt::Debug for SessionSecret {
     }
 }
 
-/// A key of a [`SessionSecret`] has less than 32 bytes, or its variable is no text. It does not show the key.
+/// A key of a [`SessionSecret`] has less than 32 bytes, or the variable is not UTF-8. The error does not contain the key.
 ///
 /// ```
 /// use tower_keep::SessionSecret;
@@ -151,9 +151,7 @@ impl fmt::Display for InvalidSessionSecret {
         if let Some(variable) = self.variable {
             write!(f, "{variable}: ")?;
         }
-        f.write_str("each key needs at least 32 bytes")?;
-        // Where anything can stand in its place.
-        f.write_str(if self.variable.is_some() { " of text" } else { "" })
+        f.write_str("each key needs at least 32 bytes")
     }
 }
 

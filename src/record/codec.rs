@@ -1,4 +1,4 @@
-//! The stored form of a record: total in both directions, whatever the bytes.
+//! Encodings of records. Decoding accepts any bytes without panicking.
 //!
 //! ```text
 //! {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,42000,1800000,86400000]   the head, in every format
@@ -17,7 +17,7 @@ use crate::{
     token::{Generation, SessionId},
 };
 
-/// How a store writes records. Whatever it writes, it reads all.
+/// The encoding of new records. All encodings can be read.
 ///
 /// ```
 /// use tower_keep::store::Codec;
@@ -27,30 +27,29 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Codec {
-    /// One line of JSON, which an operator can read with `redis-cli GET`.
+    /// JSON in one line, which operators can read with `redis-cli GET`.
     #[default]
     Json,
-    /// A short head in JSON (version and times), and the rest in MessagePack: smaller where the values are numbers, lists and
-    /// maps.
+    /// A short head in JSON (version and times), and the rest in MessagePack: smaller if the values are numbers, lists and maps.
     #[cfg(feature = "messagepack")]
     MessagePack,
 }
 
-/// The numbers of the formats. Any change to [`Body`] needs another: what an older version of the crate could not read whole it
-/// must not read at all, or it would drop the rest when it writes.
+/// The format numbers. Any change of [`Body`] needs a new one, because an older version of the crate must not read a record in part
+/// and drop the rest.
 mod format {
-    /// As JSON is now, without rotation, predecessor and metadata.
+    /// JSON without rotation, predecessor and metadata.
     pub(super) const FIRST: u32 = 1;
     pub(super) const JSON: u32 = 2;
     #[cfg(feature = "messagepack")]
     pub(super) const MESSAGEPACK: u32 = 3;
 }
 
-/// How long the beginning is that every encoding has: `{"v":2,"n":"AAAAAxbk0fTjK8pw"`.
+/// The length of the common beginning: `{"v":2,"n":"AAAAAxbk0fTjK8pw"`.
 #[cfg(feature = "redis")]
 pub(crate) const HEAD_LEN: usize = super::version::PLACE.end + 1;
 
-/// What a store's scripts read in place: the order of the fields is part of the form.
+/// The part that scripts of stores read. The order of the fields is part of the format.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Head {
@@ -81,7 +80,7 @@ fn is_empty(metadata: &Arc<Metadata>) -> bool {
 }
 
 impl Record {
-    /// The stored form.
+    /// Encodes the record.
     ///
     /// ```
     /// # use tower_keep::store::{Codec, Record};
@@ -97,7 +96,7 @@ impl Record {
                 millis(self.idle_timeout),
                 millis(self.absolute_timeout),
             ];
-            // Strings, numbers and JSON into memory: nothing here can fail.
+            // Encoding strings and numbers cannot fail.
             serde_json::to_vec(&Head { v, n: self.version.to_string(), t: times }).unwrap_or_default()
         };
         match codec {
@@ -134,10 +133,10 @@ impl Record {
         }
     }
 
-    /// Reads the stored form, in any format that this crate has ever written.
+    /// Decodes a record in any format.
     ///
     /// # Errors
-    /// [`InvalidRecord`] for anything else, and for anything less or more. Never panics, whatever the bytes.
+    /// [`InvalidRecord`] for any other bytes. Never panics.
     ///
     /// ```
     /// # use tower_keep::store::Record;
@@ -147,7 +146,7 @@ impl Record {
         let end = bytes.iter().position(|byte| *byte == b']').ok_or(InvalidRecord)? + 1;
         let (head, rest) = bytes.split_at(end);
         let head: Head = serde_json::from_slice(&[head, b"}"].concat()).map_err(|_| InvalidRecord)?;
-        // What does not have its version in its place could be read, but never replaced.
+        // A record must have its version at the fixed position.
         let version = Version::of(bytes).filter(|version| version.to_string() == head.n).ok_or(InvalidRecord)?;
         match (head.v, rest.split_first()) {
             (format::FIRST | format::JSON, Some((b',', fields))) if fields.ends_with(b"}") => {
@@ -204,9 +203,9 @@ impl Record {
     }
 }
 
-/// The bytes are not a record of a format this version of the crate knows.
+/// The bytes are not a record in a known format.
 ///
-/// It carries none of the bytes: they are somebody's session.
+/// The error does not contain the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidRecord;

@@ -1,4 +1,4 @@
-//! What a store keeps for a session, and its stored form.
+//! Records: what a store keeps for a session.
 
 mod codec;
 #[cfg(feature = "messagepack")]
@@ -22,26 +22,25 @@ use crate::{
     token::{Generation, SessionId, Token},
 };
 
-/// The values of a session, shared by all copies of the record.
+/// The values of a session, shared by all copies of a record.
 pub(crate) type Data = BTreeMap<Arc<str>, Json>;
 
 /// What a store keeps for a session.
 ///
-/// To a store it is opaque: keep it, or its [encoding](Self::encode), compare its [version](Self::version), and list it by its
-/// [user](Self::user). The user of a session never changes: who logs in gets another session.
+/// A store keeps a record or its [encoding](Self::encode), compares its [version](Self::version), and indexes it by its
+/// [user](Self::user). It needs no other part. The user of a record never changes: a login creates another session.
 ///
 /// # Stored form
-/// JSON in one line, so that an operator can read it where it lies:
+/// JSON in one line, which operators can read:
 /// ```json
 /// {"v":2,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,42000,1800000,86400000],"user":"ana","data":{"visits":3}}
 /// ```
-/// `v` format · `n` version (every write has a new one) · `t` milliseconds: created at (since the Unix epoch), last written
-/// (since created), idle timeout, absolute timeout (since created) · `data` the values. Present where they mean something:
-/// `g` the rotation: which token is the current one, which was before, since when, and how long that is served still ·
-/// `replaces` the session that must have ended in favour of this one before it begins · `persistent`
-/// `true` when the cookie outlives the browser · `user` who is logged in · `meta` metadata.
+/// `v` is the format, `n` the version (each write has a new one), `t` times in milliseconds: creation (since the Unix epoch), last
+/// write (since creation), idle timeout, absolute timeout. `data` has the values. Optional fields: `g` the rotation (current and
+/// previous token, time, grace window), `replaces` the old session of a pending login, `persistent` if the cookie outlives the
+/// browser session, `user`, and `meta` the metadata.
 ///
-/// Another form is [`Codec::MessagePack`]. [`decode`](Self::decode) reads both, and every format that was ever written.
+/// [`Codec::MessagePack`] is another encoding. [`decode`](Self::decode) reads all formats.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub(crate) version: Version,
@@ -58,31 +57,31 @@ pub struct Record {
     pub(crate) data: Data,
 }
 
-/// Which of a session's tokens counts.
+/// The current and previous token of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rotation {
     current: Generation,
-    /// What was current before; `None` is the token that the session began with.
+    /// The previous token. `None` is the first token of the session.
     previous: Option<Generation>,
     at: Timestamp,
     grace: Duration,
 }
 
-/// What a token is to a session.
+/// The status of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// The one that counts.
+    /// The current token.
     Current,
-    /// The one before, within the grace window: good, and its client is owed the one that counts.
+    /// The previous token within the grace window: accepted, and the client receives the current token.
     Graced,
-    /// One from before, while requests that were sent with it may be on their way: not good, and no proof of a theft.
+    /// A previous token while requests with it may still be on their way: not accepted, and not a sign of theft.
     Superseded,
-    /// One that was good once. Its client has had a newer one, so somebody else has it too.
+    /// An older token. The client has received a newer one, so somebody else has this one.
     Reused,
 }
 
 impl Record {
-    /// A record created at `now`, without user or data.
+    /// A record without user and data.
     pub(crate) fn new(now: Timestamp, lifetime: &Lifetime, version: Version) -> Self {
         Self {
             version,
@@ -99,22 +98,22 @@ impl Record {
         }
     }
 
-    /// The version: no two writes of a session share one.
+    /// The version. Each write has another one.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// The user the session is bound to, if anybody is logged in.
+    /// The user who is logged in.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 
-    /// When the session was created, or last logged in to.
+    /// When the session was created, or when its user last logged in.
     pub fn created_at(&self) -> Timestamp {
         self.created_at
     }
 
-    /// When it was last used, for a store that has it live for `ttl` from `now` on.
+    /// When the session was last used, if its time to live is `ttl` at `now`.
     pub fn last_used(&self, now: Timestamp, ttl: Duration) -> Timestamp {
         self.written_at.max(now.plus(ttl).minus(self.idle_timeout))
     }
@@ -124,21 +123,21 @@ impl Record {
         self.created_at.plus(self.absolute_timeout)
     }
 
-    /// The time to live at `now` if somebody uses the session at `now`; zero when the absolute timeout has ended it.
+    /// The time to live after a use at `now`. Zero if the absolute timeout is over.
     pub(crate) fn full_ttl(&self, now: Timestamp) -> Duration {
         self.idle_timeout.min(self.absolute_deadline().since(now))
     }
 
-    /// The time to live at `now`, given what the store says is left; zero when the session has ended.
+    /// The remaining time to live at `now`, given the time to live in the store. Zero if the session has expired.
     ///
-    /// Without an answer of the store the last write counts as the last use, so a session whose TTL was taken away
-    /// (`PERSIST`) still ends.
+    /// Without a time to live in the store, the last write counts as the last use, so a session still expires after another program
+    /// removed its time to live (`PERSIST`).
     pub(crate) fn ttl_left(&self, now: Timestamp, stored: Option<Duration>) -> Duration {
         let idle_left = stored.unwrap_or_else(|| self.written_at.plus(self.idle_timeout).since(now));
         self.full_ttl(now).min(idle_left)
     }
 
-    /// Since when its token is the one it is.
+    /// When the current token was created.
     pub(crate) fn rotated_at(&self) -> Timestamp {
         self.rotation.map_or(self.created_at, |rotation| rotation.at)
     }
@@ -147,19 +146,19 @@ impl Record {
         self.rotation.map(|rotation| rotation.current)
     }
 
-    /// The token that counts, made from any of this session's.
+    /// The current token, computed from any token of the session.
     pub(crate) fn current_token(&self, token: &Token) -> Token {
         token.of_generation(self.generation())
     }
 
-    /// What `token`, which named this session, is to it. `race` is how long requests may have been on their way when the token
+    /// The status of `token`. `race` is how long requests with the previous token may be on their way after a rotation.
     /// was changed.
     pub(crate) fn standing(&self, token: &Token, now: Timestamp, race: Duration) -> Standing {
         self.standing_of(|generation| token.is_of(generation), now, race)
     }
 
-    /// What a token is to it that is good once: its client changes it, as often as it likes. So the race is that of the one before
-    /// alone: who has a copy of an older one, and was faster, could go on changing it, and would never be found out.
+    /// The status of a refresh token, which works once. Only the previous token gets the race window: otherwise a thief with an
+    /// older token could keep refreshing unnoticed.
     #[cfg(feature = "jwt")]
     pub(crate) fn standing_once(
         &self,
@@ -181,7 +180,7 @@ impl Record {
             return Standing::Current;
         }
         let is_previous = is_of(rotation.previous);
-        // A clock that is behind that of the instance which rotated says that no time has passed.
+        // The clock may be behind that of the instance that rotated.
         let age = now.since(rotation.at);
         if is_previous && age < rotation.grace {
             Standing::Graced
@@ -192,26 +191,26 @@ impl Record {
         }
     }
 
-    /// Whether it was written with a new token.
+    /// Whether the record was written by a rotation.
     pub(crate) fn rotates(&self) -> bool {
         self.rotation.is_some_and(|rotation| rotation.at == self.written_at)
     }
 
-    /// Makes another token the one that counts; that of now is served for `grace` still.
+    /// Rotates. The current token is accepted for `grace`.
     pub(crate) fn rotate(&mut self, now: Timestamp, grace: Duration) -> Result<(), getrandom::Error> {
         let (current, previous) = (Generation::new()?, self.generation());
         self.rotation = Some(Rotation { current, previous, at: now, grace });
         Ok(())
     }
 
-    /// What it weighs: the length of user, metadata, keys and values in bytes.
+    /// The length of user, metadata, keys and values in bytes.
     pub(crate) fn weight(&self) -> usize {
         let user = self.user.as_ref().map_or(0, |user| user.len());
         let values = self.data.iter().map(|(key, value)| key.len() + value.text().len()).sum::<usize>();
         user + self.metadata.weight() + values
     }
 
-    /// The stored form as JSON. The [version](Version::of) is always in the same place of it.
+    /// The JSON encoding. The [version](Version::of) is always at the same position.
     ///
     /// ```
     /// # use tower_keep::store::{Record, Version};

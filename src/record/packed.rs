@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Data, Json};
 
-/// The values, as MessagePack has them. What it cannot hold without loss (a number beyond 64 bits) stays a text of JSON.
+/// Values in MessagePack. A value that MessagePack cannot represent (a number beyond 64 bits) stays a JSON string.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Packed {
@@ -38,10 +38,10 @@ impl Packed {
     }
 }
 
-/// How deep what is read may be nested: as deep as JSON may.
+/// The maximum nesting, as in JSON.
 const MAX_DEPTH: usize = 128;
 
-/// Reads the whole of `bytes`.
+/// Decodes all of `bytes`.
 pub(super) fn read<T: DeserializeOwned>(mut bytes: &[u8]) -> Option<T> {
     let mut deserializer = rmp_serde::Deserializer::new(&mut bytes);
     deserializer.set_max_depth(MAX_DEPTH);

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::Error as _};
 use serde_json::value::RawValue;
 
-/// A value as JSON text, decoded only when read.
+/// A value as JSON text, decoded when it is read.
 #[derive(Clone)]
 pub(crate) struct Json(Arc<str>);
 
@@ -19,7 +19,7 @@ impl Json {
         serde_json::from_str(&self.0)
     }
 
-    /// A text that somebody says is JSON.
+    /// A value from a string that should be JSON.
     #[cfg(feature = "messagepack")]
     pub(super) fn of_text(text: Arc<str>) -> Option<Self> {
         serde_json::from_str::<&RawValue>(&text).is_ok().then_some(Self(text))
@@ -34,14 +34,14 @@ impl Json {
     }
 }
 
-/// Equal as JSON: a map that was written in another order is the same map.
+/// Equal as JSON: the order of keys does not matter.
 impl PartialEq for Json {
     fn eq(&self, other: &Self) -> bool {
         same(&self.0, &other.0, DEEPEST)
     }
 }
 
-/// How deep maps and lists are looked into, as `serde_json` does.
+/// The maximum nesting, as in `serde_json`.
 const DEEPEST: usize = 128;
 
 fn same(one: &str, other: &str, depth: usize) -> bool {
@@ -52,7 +52,7 @@ fn same(one: &str, other: &str, depth: usize) -> bool {
     if one == other {
         return true;
     }
-    // What is no map, and holds none, is the same only if its text is: a number may be more than any type of ours holds.
+    // A value without maps is equal only if its text is: numbers may exceed all Rust types.
     if one.len() != other.len() || !one.starts_with(['{', '[']) || depth == 0 {
         return false;
     }
@@ -65,7 +65,7 @@ fn same(one: &str, other: &str, depth: usize) -> bool {
     false
 }
 
-/// Not what it says: a value may be a secret.
+/// Without the content, which may be secret.
 impl fmt::Debug for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Json({} bytes)", self.0.len())
@@ -98,7 +98,7 @@ mod tests {
     fn values_are_compared_as_deep_as_they_can_be_read() {
         assert_eq!(nested(100, r#"{"a":1,"b":2}"#), nested(100, r#"{"b":2,"a":1}"#));
         assert_ne!(nested(100, "1"), nested(100, "2"));
-        // No deeper, however deep a client nests them.
+        // The maximum nesting, whatever a client sends.
         assert_ne!(nested(30_000, "1"), nested(30_000, "2"));
         assert_eq!(nested(30_000, "1"), nested(30_000, "1"));
     }

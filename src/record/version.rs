@@ -1,11 +1,11 @@
-//! Which write of a record is which.
+//! Versions of records.
 
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
-/// The version of a record: a counter, so that it can be told which of two is newer, and a random number, so that no two
-/// writers ever produce the same. Its text is 16 characters of base64url.
+/// The version of a record: a counter, which tells which of two is newer, and a random number, so that no two writers create the
+/// same version. Its text has 16 base64url characters.
 ///
 /// ```
 /// use tower_keep::store::{Record, Version};
@@ -23,48 +23,48 @@ pub struct Version {
     nonce: u64,
 }
 
-/// Characters of a version.
+/// The length of a version in characters.
 const LEN: usize = 16;
 
-/// The bit of the counter that marks a copy. No session is written so often that it counts this far.
+/// The bit of the counter that marks a copy. No session is written that often.
 const COPY: u32 = 1 << 31;
 
-/// Where the text of the version is in every encoding.
+/// The position of the version in every encoding.
 pub(super) const PLACE: std::ops::Range<usize> = 12..12 + LEN;
 
 impl Version {
-    /// The version of an [encoding](super::Record::encode), in whatever format: it is always in the same place. `None` for what is no
+    /// The version of an [encoding](super::Record::encode), which is always at the same position. `None` if this is not an
     /// encoding.
     pub fn of(encoding: &[u8]) -> Option<Self> {
         Self::from_text(encoding.get(PLACE)?)
     }
 
-    /// The version of a first write.
+    /// The version of the first write.
     pub(crate) fn first() -> Result<Self, getrandom::Error> {
         Ok(Self { counter: 1, nonce: getrandom::u64()? })
     }
 
-    /// The version of the write after this one.
+    /// The version of the next write.
     pub(crate) fn next(self) -> Result<Self, getrandom::Error> {
         Ok(Self { counter: self.counter.wrapping_add(1) & !COPY, nonce: getrandom::u64()? })
     }
 
-    /// Whether it is that of a copy, whose original may live on in another store.
+    /// Whether this is the version of a copy, while the original is in another store.
     pub(crate) fn is_copy(self) -> bool {
         self.counter & COPY != 0
     }
 
-    /// The version of a copy of what has this one: always the same.
+    /// The version of the copy of a record with this version.
     pub(crate) fn of_copy(self) -> Self {
         Self { counter: self.counter | COPY, ..self }
     }
 
-    /// The version of what this is a copy of.
+    /// The version of the original.
     pub(crate) fn of_original(self) -> Self {
         Self { counter: self.counter & !COPY, ..self }
     }
 
-    /// Whether it was written after `other`, of the same session.
+    /// Whether this version of the same session is newer than `other`.
     pub(crate) fn is_after(self, other: Self) -> bool {
         self.of_original().counter > other.of_original().counter
     }
