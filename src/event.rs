@@ -1,4 +1,4 @@
-//! What happens to sessions, told to whoever wants to know.
+//! Events of sessions.
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
@@ -15,35 +15,35 @@ use crate::{
     token::SessionId,
 };
 
-/// How often other processes' events are asked for.
+/// The interval between reads of the events of other processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How many events wait for a slow subscriber before it misses some.
+/// The number of events that wait for a slow subscriber before it misses some.
 pub(crate) const CAPACITY: usize = 1024;
 
-/// Something that happened to a session.
+/// An event of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     session: SessionId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<Arc<str>>,
     kind: EventKind,
-    /// Who published it.
+    /// The process that published it.
     origin: u64,
 }
 
-/// What happened to a session.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// It was created.
+    /// The session was created.
     Created,
-    /// Its user logged in.
+    /// A user logged in.
     LoggedIn,
-    /// It has another token.
+    /// The session has a new token.
     Rotated,
-    /// It was ended. (What expires makes no event: nobody is there to see it.)
+    /// The session was ended. Expiry causes no event.
     Ended(EndReason),
 }
 
@@ -52,17 +52,17 @@ impl Event {
         Self { session, user, kind, origin }
     }
 
-    /// Which session.
+    /// The session.
     pub fn session(&self) -> SessionId {
         self.session
     }
 
-    /// Whose it is, if anybody's.
+    /// The user of the session.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 
-    /// What happened.
+    /// The kind of the event.
     pub fn kind(&self) -> EventKind {
         self.kind
     }
@@ -74,7 +74,7 @@ pub struct Events {
     store: Arc<dyn SessionStore>,
     origin: u64,
     place: Cursor,
-    /// What others have published and was not handed out yet.
+    /// Events of other processes that are not delivered yet.
     elsewhere: VecDeque<Event>,
     poll_at: Instant,
 }
@@ -89,14 +89,12 @@ impl Events {
         Ok(Self { here, store, origin, place, elsewhere: VecDeque::new(), poll_at: Instant::now() + POLL_INTERVAL })
     }
 
-    /// The next event. Waits for it; can be cancelled without losing one.
+    /// Waits for the next event. It can be cancelled without losing one.
     ///
-    /// While the store does not answer, what happens in this process is still told, and what happened elsewhere as soon as it
-    /// answers again.
+    /// During an outage, the events of this process arrive, and those of other processes later.
     ///
     /// # Errors
-    /// [`Missed`] when more than a thousand events of this process waited to be fetched. The subscription goes on after
-    /// them.
+    /// [`Missed`] if more than a thousand events of this process were waiting. The subscription continues after them.
     pub async fn next(&mut self) -> Result<Event, Missed> {
         loop {
             if let Some(event) = self.elsewhere.pop_front() {
@@ -105,7 +103,7 @@ impl Events {
             match timeout_at(self.poll_at, self.here.recv()).await {
                 Ok(Ok(event)) => return Ok(event),
                 Ok(Err(RecvError::Lagged(events))) => return Err(Missed(events)),
-                // The last session layer is gone: only others can do anything now.
+                // The last session layer is dropped: only other processes have events.
                 Ok(Err(RecvError::Closed)) => tokio::time::sleep_until(self.poll_at).await,
                 Err(_) => {}
             }
@@ -131,7 +129,7 @@ impl fmt::Debug for Events {
     }
 }
 
-/// So many events were missed, because they were not fetched in time.
+/// This many events were missed, because they were not read in time.
 ///
 /// ```
 /// assert_eq!(tower_keep::Missed(3).to_string(), "3 session events were missed");

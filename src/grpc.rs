@@ -1,7 +1,7 @@
-//! tonic: the session of a gRPC request, and the errors as [`Status`].
+//! tonic: the session of a gRPC request, and errors as [`Status`].
 //!
-//! [`SessionLayer`](crate::SessionLayer) goes around a tonic server as it is, by `Server::builder().layer(…)`; what it rejects itself is answered
-//! in gRPC's own terms, `UNAUTHENTICATED` or `UNAVAILABLE`. In a method:
+//! Wrap the server with [`SessionLayer`](crate::SessionLayer) through `Server::builder().layer(…)`. Its rejections are
+//! `UNAUTHENTICATED` or `UNAVAILABLE`. In a method:
 //!
 //! ```
 //! use tonic::{Request, Response, Status};
@@ -18,13 +18,13 @@ use tonic::{Code, Request, Status};
 
 use crate::{Reason, Rejection, Session, SessionError};
 
-/// The session of `request`, loaded.
+/// Loads the session of `request`.
 ///
 /// # Errors
-/// `UNAVAILABLE` when it cannot be looked up, `UNAUTHENTICATED` when the policy demands a live session and there is none,
-/// `INTERNAL` without a session layer.
+/// `UNAVAILABLE` in an outage, `UNAUTHENTICATED` if the policy requires a live session and there is none, `INTERNAL` without a
+/// session layer.
 pub async fn session<T>(request: &Request<T>) -> Result<Session, Status> {
-    // Cloned before the wait: the message need not be shared between threads.
+    // Cloned before the await, because the message may not be `Sync`.
     let session = request.extensions().get::<Session>().cloned();
     let session = session.ok_or(Rejection::new(Reason::NoLayer, None))?;
     session.load().await?;
@@ -37,8 +37,8 @@ impl From<Rejection> for Status {
     }
 }
 
-/// `UNAVAILABLE` when the store is the cause, `UNAUTHENTICATED` when the session has ended, `RESOURCE_EXHAUSTED` when there are
-/// too many, else `INTERNAL`.
+/// `UNAVAILABLE` in an outage, `UNAUTHENTICATED` if the session has ended, `RESOURCE_EXHAUSTED` if a limit is reached, else
+/// `INTERNAL`.
 impl From<SessionError> for Status {
     fn from(error: SessionError) -> Self {
         Rejection::from(error).into()
@@ -53,7 +53,7 @@ impl From<crate::JwtIssueError> for Status {
     }
 }
 
-/// `UNAUTHENTICATED`, `UNAVAILABLE` when the store is the cause, or `INTERNAL`.
+/// `UNAUTHENTICATED`, `UNAVAILABLE` in an outage, or `INTERNAL`.
 #[cfg(feature = "jwt")]
 impl From<crate::JwtRefreshError> for Status {
     fn from(error: crate::JwtRefreshError) -> Self {

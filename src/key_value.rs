@@ -1,4 +1,4 @@
-//! Values beside the sessions.
+//! A key-value store besides the sessions.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -6,10 +6,11 @@ use crate::store::{
     Added, Cursor, KeyPage, SessionStore, StoreError, StoreExt, ValueStats, ValueStore, observed::Observed,
 };
 
-/// A small key-value service beside the sessions: on the same connection, and with the same fallback.
+/// A small key-value store besides the sessions, on the same connection and with the same fallback.
 ///
-/// For what an application would otherwise need a second client for: caches, counters, flags. Keys are text, values are bytes. They are called
-/// `sess:kv:` and their key in Redis (after the [prefix](crate::store::redis::RedisConfig::prefix) of the sessions): no key reaches a session.
+/// For caches, counters and flags that would otherwise need a second client. Keys are strings, values are bytes. In Redis, a key is
+/// `sess:kv:` and the key (after the [prefix](crate::store::redis::RedisConfig::prefix) of the sessions), so no key reaches a
+/// session.
 ///
 /// ```
 /// use std::time::Duration;
@@ -20,29 +21,29 @@ use crate::store::{
 /// let layer = SessionLayer::new(MemoryStore::new());
 /// let values: KeyValue = layer.sessions().key_value()?;
 ///
-/// values.set("greeting", "hello", None).await?; // for ever
-/// values.set("cache:rates", "1.08", Duration::from_secs(300)).await?; // for five minutes
+/// values.set("greeting", "hello", None).await?; // no expiry
+/// values.set("cache:rates", "1.08", Duration::from_secs(300)).await?; // five minutes
 /// assert_eq!(values.get("greeting").await?.as_deref(), Some(&b"hello"[..]));
 /// assert_eq!(values.incr("visits").await?, 1);
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// # While the store is away
-/// As [`FallbackMode`](crate::store::FallbackMode) says. Without a [`Fallback`](crate::store::Fallback) an operation fails, and at once
-/// when the store is known to be away. A store that is full is not away: a write fails, what is there is read.
+/// # Outages
+/// See [`FallbackMode`](crate::store::FallbackMode). Without a [`Fallback`](crate::store::Fallback), operations fail, immediately
+/// when the store is known to be down. If the store is full, writes fail and reads work.
 ///
-/// A write whose answer was lost is repeated, within the operation's time, but for [`incr`](Self::incr): that is done once, or not at all.
+/// A write whose reply is lost is repeated within its deadline, except [`incr`](Self::incr), which is applied at most once.
 #[derive(Clone)]
 pub struct KeyValue {
     store: Arc<dyn SessionStore>,
 }
 
 impl KeyValue {
-    /// The values of `store`. See [`Sessions::key_value`](crate::Sessions::key_value) for the store of a layer.
+    /// The values of `store`. For the store of a layer, see [`Sessions::key_value`](crate::Sessions::key_value).
     ///
     /// # Errors
-    /// [`KeyValueError::Unsupported`] when the store keeps none: those of this crate do.
+    /// [`KeyValueError::Unsupported`] if the store has no values. The stores of this crate have them.
     ///
     /// ```
     /// use tower_keep::{KeyValue, MemoryStore};
@@ -69,15 +70,15 @@ impl KeyValue {
     /// The value of a key.
     ///
     /// # Errors
-    /// [`KeyValueError::Store`] when the store does not answer, or what is there is of another kind.
+    /// [`KeyValueError::Store`] if the store is unavailable, or the stored value has another type.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, KeyValueError> {
         Ok(self.values()?.get(&[key]).await?.pop().flatten())
     }
 
-    /// The values of several keys, in their order: one round trip to each server that has some of them. They need not all be of one moment.
+    /// The values of several keys, in order: one round trip to each server. The values may be from different moments.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Those of [`get`](Self::get).
     ///
     /// ```
     /// # use tower_keep::{KeyValue, KeyValueError};
@@ -92,11 +93,11 @@ impl KeyValue {
         Ok(self.values()?.get(&keys).await?)
     }
 
-    /// Keeps a value, for a time or, with `None`, for ever; in place of the one that was there, and its time. Under a millisecond counts as
-    /// one, more than ten years as ten.
+    /// Sets a value, with a time to live, or without expiry for `None`. Replaces the value and its time to live. Less than a
+    /// millisecond counts as one, more than ten years as ten years.
     ///
     /// # Errors
-    /// [`KeyValueError::Store`] when the store does not answer, or is full: it may have been set or not, and may yet be.
+    /// [`KeyValueError::Store`] if the store is unavailable or full. The value may have been set, or may be set later.
     pub async fn set(
         &self,
         key: &str,
@@ -107,45 +108,46 @@ impl KeyValue {
         Ok(self.values()?.set(key, value, ttl).await?)
     }
 
-    /// Removes a value; whether there was one. If the answer was lost on the way, and it was removed again: whether there was one then.
+    /// Deletes a value. Returns whether it existed. If the reply was lost and the deletion repeated, whether it existed at the
+    /// second attempt.
     ///
     /// # Errors
-    /// As [`set`](Self::set).
+    /// Those of [`set`](Self::set).
     pub async fn del(&self, key: &str) -> Result<bool, KeyValueError> {
         Ok(self.values()?.delete(key).await?)
     }
 
-    /// Whether there is a value.
+    /// Whether a value exists.
     ///
     /// # Errors
-    /// [`KeyValueError::Store`] when the store does not answer.
+    /// [`KeyValueError::Store`] if the store is unavailable.
     pub async fn exists(&self, key: &str) -> Result<bool, KeyValueError> {
         Ok(self.values()?.exists(key).await?)
     }
 
-    /// Lets a value live for `ttl` from now on, however long it would have lived; whether there is one.
+    /// Sets the time to live of a value. Returns whether the value exists.
     ///
     /// # Errors
-    /// As [`set`](Self::set).
+    /// Those of [`set`](Self::set).
     pub async fn expire(&self, key: &str, ttl: Duration) -> Result<bool, KeyValueError> {
         Ok(self.values()?.expire(key, ttl).await?)
     }
 
-    /// Adds one to a number, and returns it; none counts as zero. A time to live stays what it is.
+    /// Increments a number by one, and returns it. A missing value counts as zero. The time to live does not change.
     ///
     /// # Errors
-    /// As [`incr_by`](Self::incr_by).
+    /// Those of [`incr_by`](Self::incr_by).
     pub async fn incr(&self, key: &str) -> Result<i64, KeyValueError> {
         self.incr_by(key, 1).await
     }
 
-    /// Adds to a number, or with a negative one takes from it, and returns it.
+    /// Adds to a number, which may be negative, and returns the sum.
     ///
-    /// It is never done twice. When the answer is lost it is not repeated, and may have been done.
+    /// The increment is applied at most once: if the reply is lost, it is not repeated.
     ///
     /// # Errors
-    /// [`KeyValueError::NotANumber`], [`KeyValueError::Overflow`], [`KeyValueError::Store`]: nothing was added.
-    /// [`KeyValueError::InDoubt`]: perhaps.
+    /// [`KeyValueError::NotANumber`], [`KeyValueError::Overflow`], [`KeyValueError::Store`]: the increment was not applied.
+    /// [`KeyValueError::InDoubt`]: it may have been applied.
     ///
     /// ```
     /// # use tower_keep::{KeyValue, KeyValueError};
@@ -163,13 +165,14 @@ impl KeyValue {
         }
     }
 
-    /// Some of the keys that match a pattern of Redis (`user:*`, `h?llo`, `[a-c]x`, `[^a]`, and `\` before what is meant as it is), and where to go on.
+    /// A page of the keys that match a Redis pattern (`user:*`, `h?llo`, `[a-c]x`, `[^a]`, and `\` as escape), and the next cursor.
     ///
-    /// `count` is about how many keys are looked at for a page, at most 1,000, whether they match or not: a page may be empty although there are
-    /// more. In Redis the sessions' keys count too. A key that is there all the while is on some page, and may be on several.
+    /// `count` is the approximate number of keys that are visited for a page, at most 1,000. A page may be empty although there are
+    /// more. In Redis, the keys of sessions count too. A key that exists during the whole scan is on at least one page, and may be
+    /// on several.
     ///
     /// # Errors
-    /// [`KeyValueError::Store`] when the store does not answer. The same page can be asked for again.
+    /// [`KeyValueError::Store`] if the store is unavailable. The page can be requested again.
     ///
     /// ```
     /// # use tower_keep::{KeyValue, KeyValueError, store::Cursor};
@@ -190,7 +193,7 @@ impl KeyValue {
         Ok(self.values()?.scan(pattern, from, count).await?)
     }
 
-    /// Whether values are kept by a server that answers now: neither in memory, for want of one or in an outage, nor nowhere.
+    /// Whether values are in a server that replies now, and not in memory.
     ///
     /// ```
     /// # use tower_keep::{KeyValue, MemoryStore};
@@ -205,7 +208,7 @@ impl KeyValue {
         stats.connected && !stats.using_fallback
     }
 
-    /// Where values are kept right now. Asks the server whether it answers.
+    /// Where values are kept at the moment. Sends a command to the server.
     ///
     /// ```
     /// # use tower_keep::{KeyValue, MemoryStore};
@@ -226,14 +229,14 @@ impl KeyValue {
     }
 }
 
-/// Shows no key and no value.
+/// Contains no key and no value.
 impl fmt::Debug for KeyValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyValue").field("store", &self.store.name()).finish()
     }
 }
 
-/// What went wrong with a [`KeyValue`]. It never holds a key or a value.
+/// The error of a [`KeyValue`] operation. It never contains a key or a value.
 ///
 /// ```
 /// use tower_keep::{KeyValue, KeyValueError, MemoryStore};
@@ -249,20 +252,20 @@ impl fmt::Debug for KeyValue {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum KeyValueError {
-    /// The store does not answer, has no room, or refuses.
+    /// The store is unavailable or full, or refuses the operation.
     Store(StoreError),
-    /// The store was told to add to a number, and its answer was lost: it may have been added or not.
+    /// The reply to an increment was lost: it may have been applied.
     InDoubt(StoreError),
-    /// What is there is no whole number of 64 bits.
+    /// The value is not a 64-bit integer.
     NotANumber,
-    /// The sum would be no number of 64 bits. Nothing was added.
+    /// The sum exceeds 64 bits. The increment was not applied.
     Overflow,
-    /// The store keeps no values.
+    /// The store has no values.
     Unsupported,
 }
 
 impl KeyValueError {
-    /// Whether the store is the cause, so that trying again later may help. What is [in doubt](Self::InDoubt) may be done twice then.
+    /// Whether a retry may help. An operation that is [in doubt](Self::InDoubt) may then be applied twice.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Store(_) | Self::InDoubt(_))
     }
@@ -271,11 +274,11 @@ impl KeyValueError {
 impl fmt::Display for KeyValueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Store(_) => "the store of values failed",
-            Self::InDoubt(_) => "it is not known whether it was added",
-            Self::NotANumber => "the value is not a whole number of 64 bits",
-            Self::Overflow => "the sum is not a number of 64 bits",
-            Self::Unsupported => "the store keeps no values",
+            Self::Store(_) => "the value store failed",
+            Self::InDoubt(_) => "it is unknown whether the increment was applied",
+            Self::NotANumber => "the value is not a 64-bit integer",
+            Self::Overflow => "the sum exceeds 64 bits",
+            Self::Unsupported => "the store does not support values",
         })
     }
 }

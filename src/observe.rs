@@ -1,4 +1,4 @@
-//! What is counted, for [`Stats`] and for [`metrics`] alike, and how causes are logged.
+//! Counters, for [`Stats`] and for [`metrics`], and the format of error causes in logs.
 
 use std::{
     error::Error,
@@ -76,25 +76,25 @@ impl Counters {
         }
     }
 
-    /// A save met another, which has so many values of this one's place.
+    /// A save had a conflict, and overwrites this many values.
     pub(crate) fn conflict(&self, overwrites: u64) {
         self.conflicts.count();
         self.overwrites.add(overwrites);
         metrics::count(&CONFLICTS, [("resolution", if overwrites == 0 { "merged" } else { "overwritten" })]);
     }
 
-    /// A save was given up, because it met others again and again.
+    /// A save was given up after many conflicts.
     pub(crate) fn gave_up(&self) {
         metrics::count(&CONFLICTS, [("resolution", "gave_up")]);
     }
 
-    /// A save found its session ended.
+    /// A save found that its session had ended.
     pub(crate) fn ended_concurrently(&self) {
         self.ended_concurrently.count();
         metrics::count(&RESURRECTION_PREVENTED, []);
     }
 
-    /// A request went away with changes.
+    /// A request ended with unsaved changes.
     pub(crate) fn unsaved(&self) {
         self.unsaved.count();
         metrics::count(&UNSAVED, []);
@@ -119,7 +119,7 @@ impl Counters {
     }
 }
 
-/// What a [`SessionLayer`](crate::SessionLayer) and its clones have counted since they were made.
+/// The counters of a [`SessionLayer`](crate::SessionLayer) and its clones.
 ///
 /// ```
 /// use tower_keep::{MemoryStore, SessionLayer};
@@ -129,37 +129,37 @@ impl Counters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Saves that met another request's save and were merged with it.
+    /// Saves that were merged with a concurrent save.
     pub conflicts: u64,
-    /// Values that two requests changed at once, where the later save won because no
-    /// [merge](crate::SessionLayer::merge) was set for them.
+    /// Values that two requests changed concurrently, and the later save won, because no [merge
+    /// function](crate::SessionLayer::merge) is registered.
     pub overwrites: u64,
-    /// Saves that found their session ended by somebody else, and were given up.
+    /// Saves whose session was ended by another request. Their changes are lost.
     pub ended_concurrently: u64,
-    /// Sessions dropped with changes that were never saved: the request was cancelled, or the change came after the
-    /// response's head had left and without [`Session::save`](crate::Session::save).
+    /// Sessions with changes that were never saved: the request was cancelled, or the change came after the head of the response
+    /// without [`Session::save`](crate::Session::save).
     pub unsaved: u64,
-    /// Look-ups and saves that the store did not answer.
+    /// Lookups and saves that failed because of an outage.
     pub outages: u64,
-    /// Of these, the look-ups of requests that were served on the signature of their JWT alone: see `JwtBuilder::accept_in_outage`.
+    /// Of these, lookups of requests that were accepted by the signature of their JWT alone: see `JwtBuilder::accept_in_outage`.
     pub signature_only: u64,
-    /// Look-ups that found a record which cannot be read.
+    /// Lookups that found a corrupt record.
     pub corrupt: u64,
-    /// Sessions created.
+    /// Created sessions.
     pub created: u64,
     /// Logins.
     pub logins: u64,
-    /// Sessions that were given another token, apart from logins.
+    /// Rotations, without logins.
     pub rotations: u64,
-    /// Sessions ended by this process, for whatever reason.
+    /// Sessions that this process ended.
     pub ended: u64,
-    /// Of these, the ones that made room for another.
+    /// Of these, evicted sessions.
     pub evictions: u64,
-    /// Of these, the ones of which somebody has a copy of an old token.
+    /// Of these, sessions with a reused token.
     pub reused_tokens: u64,
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes in one line.
 pub(crate) struct ErrorChain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for ErrorChain<'_> {

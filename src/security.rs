@@ -1,7 +1,7 @@
-//! Security events: what an operator wants to find again, under a target of its own. They hold no token and no value of a session.
+//! Security events, with their own log target. They contain no token and no session value.
 //!
-//! What anybody on the internet can cause is logged at most [`MOST`] times a second and kind; the next event says how many were left out.
-//! `session_requests_total` counts them all.
+//! Events that anybody can cause are limited to [`MOST`] per second and kind. The next event has the number of omitted ones.
+//! `session_requests_total` counts all of them.
 
 use std::{
     net::IpAddr,
@@ -19,7 +19,7 @@ use crate::{
 
 const TARGET: &str = "tower_keep::security";
 
-/// How many events of a kind are logged in a second.
+/// The number of events per kind and second.
 const MOST: u32 = 10;
 
 pub(crate) fn happened(event: &Event, from: Option<IpAddr>) {
@@ -40,13 +40,13 @@ pub(crate) fn happened(event: &Event, from: Option<IpAddr>) {
     }
 }
 
-/// Somebody has a copy of a token. It ends the session, which is an event of its own.
+/// Somebody has a copy of a token. The end of the session is a separate event.
 pub(crate) fn token_reused(session: &SessionId, user: Option<&str>, from: Option<IpAddr>) {
     let client_ip = from.map(display);
     warn!(target: TARGET, event = "token_reused", %session, user, client_ip, "an old token was used again");
 }
 
-/// What requests cause that need no session for it.
+/// Events that need no session.
 #[derive(Default)]
 pub(crate) struct EventRateLimit {
     unknown: Throttle,
@@ -56,7 +56,7 @@ pub(crate) struct EventRateLimit {
 }
 
 impl EventRateLimit {
-    /// A token that the store does not know, by the id it would lead to.
+    /// A token that the store does not know, by its session id.
     pub(crate) fn unknown(&self, clock: &dyn Clock, session: &SessionId, from: Option<IpAddr>) {
         if let Some(left_out) = self.unknown.pass(clock) {
             let client_ip = from.map(display);
@@ -97,7 +97,7 @@ struct Passed {
 }
 
 impl Throttle {
-    /// Whether there is room for one more in this second, and how many were left out before.
+    /// The number of omitted events, if there is room for one more in this second.
     fn pass(&self, clock: &dyn Clock) -> Option<u64> {
         if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
             return None;

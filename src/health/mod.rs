@@ -1,8 +1,4 @@
-//! How the store does, for operators and for what starts, stops and routes to processes.
-//!
-//! * `monitor.rs` — asks the store, and remembers since when it is as it is;
-//! * `service.rs` — answers probes over HTTP;
-//! * this file — what is answered.
+//! Health of the store, for operators and probes.
 
 mod monitor;
 mod service;
@@ -15,10 +11,10 @@ pub(crate) use self::monitor::Monitor;
 pub use self::service::{HealthFuture, HealthService};
 use crate::{store::health::HealthStatus, time::Timestamp};
 
-/// How the store of a layer does: see [`Sessions::health`](crate::Sessions::health).
+/// The health of the store of a layer: see [`Sessions::health`](crate::Sessions::health).
 ///
-/// It can be serialized: `{"status":"down","store":"redis","cause":"…","latency_ms":0.4,"since":"2026-02-03T04:05:06.789Z"}`,
-/// with a `cause` unless it is up.
+/// It serializes as `{"status":"down","store":"redis","cause":"…","latency_ms":0.4,"since":"2026-02-03T04:05:06.789Z"}`, with a
+/// `cause` unless the status is up.
 ///
 /// ```
 /// use tower_keep::{HealthStatus, MemoryStore, SessionLayer};
@@ -36,14 +32,14 @@ use crate::{store::health::HealthStatus, time::Timestamp};
 pub struct HealthReport {
     /// Up, degraded or down.
     pub status: HealthStatus,
-    /// What operators call the store: `"redis"`, `"memory"`.
+    /// The name of the store: `"redis"`, `"memory"`.
     pub store: &'static str,
-    /// Why it is not up; `None` when it is. For operators: it may name servers, and holds no password and no token.
+    /// Why the store is not up. For operators: it may name servers. It contains no password and no token.
     pub cause: Option<Arc<str>>,
-    /// How long the check took.
+    /// The duration of the check.
     pub latency: Duration,
-    /// When a check first found this status, by the [clock](crate::SessionLayer::clock) of the layer. Checks that find the same do
-    /// not move it, even if the cause changes.
+    /// When a check first found this status, by the [clock](crate::SessionLayer::clock) of the layer. It does not change while the
+    /// status stays the same, even if the cause changes.
     pub since: Timestamp,
 }
 

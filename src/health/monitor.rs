@@ -12,16 +12,16 @@ use crate::{
     time::Clock,
 };
 
-/// Checks the store, once for all who ask at the same time. LayerContext by the clones of a layer.
+/// Checks the store. Concurrent callers share one check. The clones of a layer share the monitor.
 pub(crate) struct Monitor {
-    /// Whoever has it checks.
+    /// Its holder runs the check.
     turn: Semaphore,
     seen: Mutex<Seen>,
 }
 
 #[derive(Default)]
 struct Seen {
-    /// How many checks have ended.
+    /// The number of completed checks.
     checks: u64,
     last: Option<HealthReport>,
 }
@@ -61,7 +61,7 @@ impl Monitor {
 }
 
 impl Seen {
-    /// What was found after so many checks had ended.
+    /// The result of the last check, if more than this many have completed.
     fn since(&self, checks: u64) -> Option<HealthReport> {
         self.last.clone().filter(|_| self.checks > checks)
     }

@@ -16,27 +16,25 @@ use crate::{layer::retry_after, sessions::Sessions, store::health::HealthStatus}
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-/// Answers probes of the process and its store: a service for requests with any body, to be mounted wherever you like. Made by
-/// [`Sessions::health_service`].
+/// A service for health probes, for requests with any body. Created by [`Sessions::health_service`].
 ///
-/// What is asked for, the last segment of the path says, so it does not matter under which prefix the service is mounted:
+/// The last path segment selects the check, so the service works under any prefix:
 ///
-/// | path ends with | is the answer to | and it is |
+/// | path ends with | question | response |
 /// |---|---|---|
-/// | `/live` | Must the process be restarted? | 200, always. The store is not asked: no restart mends Redis, and many at once make it worse |
-/// | `/ready` | Should requests be sent here? | 200 when the store is up or [degraded](Self::ready_when_degraded), else 503 with `Retry-After` |
-/// | anything else | What is the matter? | the [`HealthReport`] as JSON, with the status that `/ready` has |
+/// | `/live` | Must the process be restarted? | 200, always. The store is not queried, because a restart does not repair Redis |
+/// | `/ready` | Should requests be sent here? | 200 if the store is up or [degraded](Self::ready_when_degraded), else 503 with `Retry-After` |
+/// | anything else | What is the status? | the [`HealthReport`] as JSON, with the status code of `/ready` |
 ///
-/// The methods are GET and HEAD; others are answered 405. No answer is to be kept by a cache.
+/// The methods are GET and HEAD; others get 405. Responses must not be cached.
 ///
-/// The answers to `/live` and `/ready` say nothing but that. The report is for operators: its cause may name servers, and
-/// what they said. Do not show it to the world.
+/// The responses to `/live` and `/ready` have no details. The report is for operators: its cause may name servers. Do not make it
+/// public.
 ///
-/// A check of the store ends within the time that the store sets itself (for Redis its
-/// [timeout](crate::store::redis::RedisConfig::timeout)). However many probes come at once, the store is asked once: who comes
-/// while a check is under way gets the answer to that one. Nothing is kept longer.
+/// A check ends within the deadline of the store (for Redis its [timeout](crate::store::redis::RedisConfig::timeout)). Concurrent
+/// probes share one check. Results are not cached.
 ///
-/// Mount it outside the session layer, or inside one that is not [eager](crate::SessionLayer::eager): health has no session.
+/// Mount it outside the session layer, or inside a layer that is not [eager](crate::SessionLayer::eager).
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -53,7 +51,7 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// # }
 /// ```
 ///
-/// A service with another response body calls it, and converts:
+/// For another response body, call it and convert:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -78,7 +76,7 @@ pub struct HealthService {
     retry_after: Duration,
 }
 
-/// What is asked for.
+/// The requested check.
 #[derive(Clone, Copy)]
 enum Probe {
     Ready,
@@ -90,8 +88,8 @@ impl HealthService {
         Self { sessions, ready_when_degraded: true, retry_after: Duration::from_secs(5) }
     }
 
-    /// Whether an instance whose store is degraded is ready. Default: `true`, for most requests only read their session, and no other
-    /// instance does better when all have the same store.
+    /// Whether an instance with a degraded store is ready. Default: `true`, because most requests only read their session, and
+    /// other instances have the same store.
     ///
     /// ```
     /// # use tower_keep::{MemoryStore, SessionLayer};
@@ -105,7 +103,7 @@ impl HealthService {
         self
     }
 
-    /// What `Retry-After` says in a 503. Default: 5 seconds. Whole seconds, rounded up.
+    /// The value of `Retry-After` in a 503. Default: 5 seconds. Rounded up to whole seconds.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -128,7 +126,7 @@ impl HealthService {
         };
         let (kind, body) = match probe {
             Probe::Ready => (TEXT, String::from(if ready { "ready\n" } else { "not ready\n" })),
-            // It has nothing that no JSON can hold.
+            // A report can always be written as JSON.
             Probe::Report => (JSON, serde_json::to_string(health).unwrap_or_default()),
         };
         if ready {
@@ -188,7 +186,7 @@ fn not_allowed() -> Response<String> {
     response
 }
 
-/// The answer to HEAD says how long the body would be, and has none.
+/// The response to HEAD has the length of the body, and no body.
 fn without_body(response: Response<String>, head: bool) -> Response<String> {
     if head { response.map(|_| String::new()) } else { response }
 }
@@ -205,7 +203,7 @@ impl fmt::Debug for HealthService {
 
 /// The response of a [`HealthService`].
 ///
-/// Dropping it gives up the check, unless others wait for it: then one of them makes it.
+/// Dropping it cancels the check, unless other callers wait for it.
 ///
 /// ```
 /// use http::Request;

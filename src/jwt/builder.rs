@@ -1,11 +1,11 @@
-//! What is configured.
+//! The configuration of JWTs.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use super::{Inner, Jwt, JwtAlgorithm, JwtKey, Purpose, Settings, verify::bare_type};
 use crate::credential::Bearer;
 
-/// How [`Jwt`]s are made and checked.
+/// The configuration of a [`Jwt`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,96 +54,97 @@ impl JwtBuilder {
         }
     }
 
-    /// Another key that access tokens may be signed with: one that signed before, or will. To change keys, first let every instance
-    /// verify the new one, then let it sign, and forget the old one when the last token of it has expired.
+    /// Adds a key that only verifies access tokens. To replace a key, first let all instances verify the new one, then sign with
+    /// it, and remove the old one when its last token has expired.
     pub fn also_verify(mut self, key: JwtKey) -> Self {
         self.access_keys.push(key);
         self
     }
 
-    /// The keys of refresh tokens: the first signs, further calls add keys that only verify. Default: those of access tokens.
+    /// The keys of refresh tokens. The first one signs; further calls add keys that only verify. Default: the keys of access
+    /// tokens.
     ///
-    /// With keys of their own, a service that only verifies access tokens needs nothing that could make a refresh token.
+    /// With separate keys, a service that only verifies access tokens cannot create refresh tokens.
     pub fn refresh_key(mut self, key: JwtKey) -> Self {
         self.refresh_keys.push(key);
         self
     }
 
-    /// Who issues: `iss`. Default: nobody, and whoever a token names is accepted.
+    /// The issuer: `iss`. Default: none, and any issuer is accepted.
     pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
         self.settings.issuer = Some(issuer.into());
         self
     }
 
-    /// Whom the tokens are for: `aud`. Default: nobody, and a token that names somebody is refused (RFC 7519, section 4.1.3).
+    /// The audience: `aud`. Default: none, and a token with an audience is refused (RFC 7519, section 4.1.3).
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
         self.settings.audience = Some(audience.into());
         self
     }
 
-    /// How long an access token lives; never longer than its session. Default: 15 minutes. A second at least.
+    /// The lifetime of an access token, which never exceeds that of its session. Default: 15 minutes. At least 1 second.
     pub fn access_lifetime(mut self, lifetime: Duration) -> Self {
         self.settings.access_lifetime = lifetime;
         self
     }
 
-    /// By how much the clocks of issuer and verifier may differ. Default: 5 seconds.
+    /// The tolerated clock difference between issuer and verifier. Default: 5 seconds.
     pub fn leeway(mut self, leeway: Duration) -> Self {
         self.settings.leeway = leeway;
         self
     }
 
-    /// How many bytes a token may have. Default: 8,192.
+    /// The maximum size of a token in bytes. Default: 8,192.
     pub fn max_size(mut self, bytes: usize) -> Self {
         self.settings.max_size = bytes;
         self
     }
 
-    /// Refuse a token without `kid`. Default: it is accepted when one key alone is of its algorithm.
+    /// Refuse tokens without `kid`. Default: they are accepted if there is only one key for their algorithm.
     pub fn require_key_id(mut self) -> Self {
         self.settings.requires_key_id = true;
         self
     }
 
-    /// What the header `typ` of access tokens says, with `application/` before it or without, which means the same. Default: `at+jwt`
-    /// (RFC 9068). Issuers that know nothing of that say `JWT`.
+    /// The `typ` of access tokens, with or without the prefix `application/`. Default: `at+jwt` (RFC 9068). Other issuers use
+    /// `JWT`.
     pub fn access_type(mut self, typ: impl Into<String>) -> Self {
         self.access_type = bare_type(&typ.into()).to_owned();
         self
     }
 
-    /// Access tokens name their session by `jti`. Default: by `sid`.
+    /// The claim that names the session is `jti`. Default: `sid`.
     pub fn session_in_jti(mut self) -> Self {
         self.settings.session_claim = "jti";
         self
     }
 
-    /// While the store does not answer, let an access token in on its signature and its `exp` alone. Default: no, the
-    /// [policy](crate::OnOutage) decides.
+    /// In an outage, accept an access token by its signature and `exp` alone. Default: no; the [policy](crate::OnOutage) decides.
     ///
-    /// Who was logged out a moment before the outage is let in as long as the token lives: keep that
-    /// [short](Self::access_lifetime). Such a session [is degraded](crate::Session::is_degraded): it knows its user, its id and its
-    /// [claims](crate::Session::claims), and no values; to read or to change any is [`SessionError::Unavailable`](crate::SessionError::Unavailable). Each
-    /// is logged as a warning, and [counted](crate::Stats::signature_only). A route that must not do with that asks `is_degraded`.
+    /// A user who logged out just before the outage is accepted until the token expires, so keep tokens
+    /// [short-lived](Self::access_lifetime). Such a session is [degraded](crate::Session::is_degraded): its user, id and
+    /// [claims](crate::Session::claims) are known. Reading or changing values fails with
+    /// [`SessionError::Unavailable`](crate::SessionError::Unavailable). Each request is logged as a warning and
+    /// [counted](crate::Stats::signature_only). A route can check `is_degraded`.
     ///
-    /// It is for an outage only. What the store says, or a [fallback](crate::store::Fallback) in its place, is final: a session that
-    /// is unknown or has ended is refused. Refresh tokens always need the store.
+    /// This applies only without a reply of the store or a [fallback](crate::store::Fallback). A session that is unknown or has
+    /// ended is refused. Refresh tokens always need the store.
     pub fn accept_in_outage(mut self) -> Self {
         self.settings.suffices_in_outage = true;
         self
     }
 
-    /// Where the token is, and the realm that a refusal names. Default: [`Bearer::new`]. A layer that also has
-    /// [opaque bearer tokens](crate::SessionLayer::bearer) reads both as it reads those.
+    /// Where the token is, and the realm of rejections. Default: [`Bearer::new`]. If the layer also accepts [opaque bearer
+    /// tokens](crate::SessionLayer::bearer), that configuration is used for both.
     pub fn bearer(mut self, bearer: Bearer) -> Self {
         self.settings.bearer = bearer;
         self
     }
 
-    /// The tokens.
+    /// Builds the `Jwt`.
     ///
     /// # Errors
-    /// [`InvalidJwt`] says what does not fit together.
+    /// [`InvalidJwt`] if the settings are inconsistent.
     pub fn build(self) -> Result<Jwt, InvalidJwt> {
         if self.settings.access_lifetime < Duration::from_secs(1) {
             return Err(InvalidJwt::ShortLifetime);
@@ -163,7 +164,7 @@ impl JwtBuilder {
 }
 
 impl Purpose {
-    /// Keys that a token can tell apart.
+    /// Checks that tokens can distinguish the keys.
     fn new(keys: Vec<JwtKey>, typ: String) -> Result<Self, InvalidJwt> {
         for (place, key) in keys.iter().enumerate() {
             let mut others = keys[..place].iter();
@@ -181,7 +182,7 @@ impl Purpose {
     }
 }
 
-/// What is configured does not fit together.
+/// The settings are inconsistent.
 ///
 /// ```
 /// use tower_keep::{InvalidJwt, Jwt, JwtAlgorithm::HS256, JwtKey};
@@ -195,11 +196,11 @@ impl Purpose {
 pub enum InvalidJwt {
     /// Two keys have this id.
     DuplicateKeyId(Arc<str>),
-    /// Of several keys of this algorithm, each needs an [id](JwtKey::id): nothing else tells which one a token means.
+    /// There are several keys for this algorithm, and one has no [id](JwtKey::id).
     NoKeyId(JwtAlgorithm),
-    /// Access tokens and refresh tokens are of the same type.
+    /// Access tokens and refresh tokens have the same type.
     SameType,
-    /// Access tokens live for less than a second.
+    /// The lifetime of access tokens is shorter than a second.
     ShortLifetime,
 }
 
@@ -207,9 +208,9 @@ impl fmt::Display for InvalidJwt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DuplicateKeyId(id) => write!(f, "two keys have the id {id:?}"),
-            Self::NoKeyId(algorithm) => write!(f, "of several keys for {}, each needs an id", algorithm.name()),
+            Self::NoKeyId(algorithm) => write!(f, "each of several keys for {} needs an id", algorithm.name()),
             Self::SameType => f.write_str("access tokens need another type than refresh tokens"),
-            Self::ShortLifetime => f.write_str("an access token lives for a second at least"),
+            Self::ShortLifetime => f.write_str("the lifetime of access tokens must be at least a second"),
         }
     }
 }

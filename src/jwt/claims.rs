@@ -1,4 +1,4 @@
-//! What a JWT says.
+//! The claims of a JWT.
 
 use std::{fmt, time::SystemTime};
 
@@ -11,15 +11,15 @@ use serde_json::{Map, Value};
 use super::JwtError;
 use crate::time::Timestamp;
 
-/// The claims that say what a JWT is worth: not for an application's own.
+/// Registered claims, which the application must not set.
 pub(super) const REGISTERED: [&str; 8] = ["iss", "sub", "aud", "exp", "nbf", "iat", "jti", "sid"];
 
-/// Seconds since the Unix epoch at the end of the year 9999: later is a mistake.
+/// Seconds since the Unix epoch at the end of the year 9999. Later values are invalid.
 const LATEST: f64 = 253_402_300_799.0;
 
 /// The verified claims of a JWT.
 ///
-/// Its `Debug` shows none of them: they may be personal.
+/// `Debug` shows none of them, because they may be personal data.
 ///
 /// ```
 /// # use tower_keep::{Jwt, JwtAlgorithm, JwtError, JwtKey, SystemClock, Clock};
@@ -39,7 +39,7 @@ pub struct JwtClaims {
 }
 
 impl JwtClaims {
-    /// From the JSON text, which must be an object that names nothing twice, and says when it ends.
+    /// Parses a JSON object without duplicate names, and with `exp`.
     pub(super) fn parse(json: &[u8]) -> Result<Self, JwtError> {
         let all = object(json)?;
         let mut claims = Self { all: Value::Object(all), expires_at: Timestamp::from_millis(0) };
@@ -47,20 +47,20 @@ impl JwtClaims {
         Ok(claims)
     }
 
-    /// Who the user is: `sub`.
+    /// The user: `sub`.
     pub fn subject(&self) -> Option<&str> {
         self.all.get("sub")?.as_str()
     }
 
-    /// When it ends: `exp`.
+    /// The expiry: `exp`.
     pub fn expires_at(&self) -> SystemTime {
         self.expires_at.into()
     }
 
-    /// All claims, as a type of your own.
+    /// All claims, as your own type.
     ///
     /// # Errors
-    /// Those of its deserializer.
+    /// Those of the deserializer.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         T::deserialize(&self.all)
     }
@@ -69,7 +69,7 @@ impl JwtClaims {
         self.expires_at
     }
 
-    /// A text, if it is there.
+    /// A string claim.
     pub(super) fn text(&self, name: &'static str) -> Result<Option<&str>, JwtError> {
         match self.all.get(name) {
             None => Ok(None),
@@ -77,7 +77,7 @@ impl JwtClaims {
         }
     }
 
-    /// A moment, if it is there: seconds, perhaps with a fraction.
+    /// A time claim, in seconds with an optional fraction.
     pub(super) fn time(&self, name: &'static str) -> Result<Option<Timestamp>, JwtError> {
         let Some(value) = self.all.get(name) else { return Ok(None) };
         match value.as_f64() {
@@ -88,7 +88,7 @@ impl JwtClaims {
         }
     }
 
-    /// Whether `name` is among the audiences: `None` without any.
+    /// Whether `name` is in the audience. `None`: there is no audience.
     pub(super) fn is_for(&self, name: Option<&str>) -> Result<Option<bool>, JwtError> {
         let is_it = |value: &Value| value.as_str().map(|audience| Some(audience) == name);
         match self.all.get("aud") {
@@ -109,7 +109,7 @@ impl fmt::Debug for JwtClaims {
     }
 }
 
-/// A JSON object in which every name is there once: two readers must not see two different things.
+/// A JSON object without duplicate names, which parsers could read differently.
 pub(super) fn object(json: &[u8]) -> Result<Map<String, Value>, JwtError> {
     serde_json::from_slice::<Unique>(json).map(|unique| unique.0).map_err(|_| JwtError::Malformed)
 }

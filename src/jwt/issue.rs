@@ -1,4 +1,4 @@
-//! Making pairs of an access token and a refresh token.
+//! Issues pairs of an access token and a refresh token.
 
 use std::{error::Error, fmt};
 
@@ -16,10 +16,10 @@ use crate::{
     token::{Generation, SessionId},
 };
 
-/// An access token and the refresh token for the next pair, as the client gets them.
+/// An access token, and the refresh token for the next pair.
 ///
-/// Its JSON is that of RFC 6749, section 5.1: `{"access_token":"…","refresh_token":"…","expires_in":900}`. Send it with
-/// `Cache-Control: no-store`. Its `Debug` shows no token.
+/// As JSON it is `{"access_token":"…","refresh_token":"…","expires_in":900}` (RFC 6749, section 5.1). Send it with `Cache-Control:
+/// no-store`. `Debug` shows no token.
 ///
 /// ```
 /// use tower_keep::{Jwt, JwtIssueError, Session};
@@ -36,24 +36,23 @@ use crate::{
 pub struct JwtPair {
     /// For `Authorization: Bearer`.
     pub access_token: String,
-    /// For [`Jwt::refresh`], once.
+    /// For [`Jwt::refresh`]. It works once.
     pub refresh_token: String,
-    /// For how many seconds the access token is good.
+    /// The lifetime of the access token in seconds.
     pub expires_in: u64,
 }
 
 impl Jwt {
-    /// Saves the session, and makes a pair of tokens for it, which are all that opens it: no cookie is set for it, and an old one that
-    /// the request brought is removed.
+    /// Saves the session, and issues a pair of tokens for it. The session then has no cookie; a cookie of the request is removed.
     ///
-    /// For a login, and for [`Session::rotate`], after which the refresh token before counts no more. Without either, the refresh token
-    /// is the one that the client has already: using both would be using one twice.
+    /// Call it after a login, or after [`Session::rotate`], which makes the previous refresh token invalid. Otherwise the client
+    /// has the same refresh token twice, and using both ends the session.
     ///
-    /// Whoever gets a pair can keep the session alive. An endpoint that issues one to whoever has an access token makes a short-lived
-    /// token into a long-lived one.
+    /// A pair can keep the session alive. An endpoint that issues pairs for an access token turns a short-lived token into a
+    /// long-lived one.
     ///
     /// # Errors
-    /// [`JwtIssueError`]: nothing was issued, whatever was saved.
+    /// [`JwtIssueError`]: no tokens were issued. The session may have been saved.
     ///
     /// ```
     /// # use tower_keep::{Jwt, JwtIssueError, JwtPair, Session};
@@ -67,7 +66,7 @@ impl Jwt {
         self.issue_with(session, &json!({})).await
     }
 
-    /// The same, with claims of your own in the access token: a JSON object.
+    /// Like [`issue`](Self::issue), with your own claims in the access token: a JSON object.
     ///
     /// # Errors
     /// [`JwtIssueError`].
@@ -91,7 +90,7 @@ impl Jwt {
         self.pair(&id, &record, session.context().clock.now(), own)
     }
 
-    /// Makes a session outside a request, as [`Sessions::create`] does, and a pair of tokens for it.
+    /// Creates a session outside a request, like [`Sessions::create`], and issues a pair of tokens for it.
     ///
     /// # Errors
     /// [`JwtIssueError`].
@@ -113,7 +112,7 @@ impl Jwt {
         self.pair(&token.id(), &record, sessions.context().clock.now(), own)
     }
 
-    /// A pair for the session `id`, as `record` has it.
+    /// A pair for session `id`.
     pub(super) fn pair(
         &self,
         id: &SessionId,
@@ -124,7 +123,7 @@ impl Jwt {
         let seconds = |moment: Timestamp| moment.as_millis() / 1000;
         let issued_at = seconds(now);
         let access_ends = issued_at.saturating_add(millis(self.inner.settings.access_lifetime) / 1000);
-        // When the idle timeout is over, the store says: requests put it off.
+        // The store checks the idle timeout, because requests extend it.
         let session_ends = seconds(record.absolute_deadline());
         let access_ends = access_ends.min(session_ends);
 
@@ -173,7 +172,7 @@ impl Purpose {
     }
 }
 
-/// An application's own claims, which must not say what is ours to say.
+/// The claims of the application, without registered ones.
 pub(super) fn own_claims(claims: &impl Serialize) -> Result<Map<String, Value>, JwtIssueError> {
     let Value::Object(own) = serde_json::to_value(claims).map_err(JwtIssueError::Claims)? else {
         return Err(JwtIssueError::NoObject);
@@ -198,8 +197,8 @@ impl fmt::Debug for JwtPair {
 
 /// Why no tokens were issued.
 ///
-/// With the `axum` and `grpc` features it is an answer as well: that of the [`SessionError`], 401 without a session or with one that has
-/// another token, else 500.
+/// With the features `axum` and `grpc` it is a response: that of the [`SessionError`], 401 without a session or with a session that
+/// has another token, else 500.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum JwtIssueError {
@@ -207,16 +206,16 @@ pub enum JwtIssueError {
     Session(SessionError),
     /// There is no session: log in first.
     NoSession,
-    /// The request came with a live session's cookie or opaque bearer token, and a refresh would end that. Nothing was saved by this. Make
-    /// [another](Jwt::issue_new).
+    /// The request has a live session with a cookie or an opaque bearer token, which would become invalid. Nothing was saved.
+    /// Create [another session](Jwt::issue_new).
     HasToken,
     /// The claims cannot be written as JSON.
     Claims(serde_json::Error),
-    /// The claims are no JSON object.
+    /// The claims are not a JSON object.
     NoObject,
-    /// The claims say what only the issuer says.
+    /// The claims contain a registered claim.
     ReservedClaim(&'static str),
-    /// The first key cannot sign: it is a public key.
+    /// The first key is a public key.
     CannotSign,
 }
 
@@ -227,8 +226,8 @@ impl fmt::Display for JwtIssueError {
             Self::NoSession => f.write_str("there is no session to issue tokens for"),
             Self::HasToken => f.write_str("the session belongs to a cookie or to an opaque token"),
             Self::Claims(_) => f.write_str("the claims cannot be written as JSON"),
-            Self::NoObject => f.write_str("the claims are no JSON object"),
-            Self::ReservedClaim(name) => write!(f, "the claim {name} is not for the application to say"),
+            Self::NoObject => f.write_str("the claims are not a JSON object"),
+            Self::ReservedClaim(name) => write!(f, "the application must not set the claim {name}"),
             Self::CannotSign => f.write_str("the key cannot sign"),
         }
     }

@@ -1,4 +1,4 @@
-//! Keys, each for one algorithm.
+//! Keys for JWTs, each for one algorithm.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -7,7 +7,7 @@ use super::{
     signature::{self, SigningKey, VerifyingKey},
 };
 
-/// How a JWT is signed: the names of RFC 7518.
+/// The algorithm of a signature, with the names of RFC 7518.
 ///
 /// ```
 /// use tower_keep::JwtAlgorithm;
@@ -44,7 +44,7 @@ pub enum JwtAlgorithm {
 }
 
 impl JwtAlgorithm {
-    /// As the header of a JWT names it.
+    /// The name in the header of a JWT.
     pub const fn name(self) -> &'static str {
         match self {
             Self::HS256 => "HS256",
@@ -66,7 +66,7 @@ impl JwtAlgorithm {
         matches!(self, Self::HS256 | Self::HS384 | Self::HS512)
     }
 
-    /// The bytes of its hash, which the secret of an HMAC must have at least.
+    /// The length of the hash in bytes, which is the minimum length of an HMAC secret.
     const fn min_secret(self) -> usize {
         match self {
             Self::HS384 => 48,
@@ -76,9 +76,9 @@ impl JwtAlgorithm {
     }
 }
 
-/// A key, for exactly one algorithm: what the header of a JWT says about its algorithm chooses nothing.
+/// A key for exactly one algorithm. The header of a JWT cannot choose another.
 ///
-/// Its `Debug` shows the algorithm and the id, and nothing of the key.
+/// `Debug` shows the algorithm and the id, and not the key.
 ///
 /// ```
 /// use tower_keep::{InvalidJwtKey, JwtAlgorithm, JwtKey};
@@ -147,7 +147,7 @@ impl JwtKey {
         Self { algorithm, id: None, signing: Some(Arc::new(signing)), verifying: Arc::new(verifying) }
     }
 
-    /// What the header `kid` of a JWT calls this key. Default: nothing, which is enough as long as there is one key of its algorithm.
+    /// The id of the key in the header `kid`. Default: none, which is enough for one key per algorithm.
     #[must_use]
     pub fn id(mut self, id: impl Into<Arc<str>>) -> Self {
         self.id = Some(id.into());
@@ -178,7 +178,7 @@ impl fmt::Debug for JwtKey {
     }
 }
 
-/// Why something cannot be a key. It shows nothing of it.
+/// Why a key is invalid. The error does not contain the key.
 ///
 /// ```
 /// use tower_keep::{JwtAlgorithm, JwtKey};
@@ -189,14 +189,14 @@ impl fmt::Debug for JwtKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidJwtKey {
-    /// The secret of an HMAC is shorter than its hash.
+    /// The HMAC secret is shorter than the hash.
     ShortSecret {
-        /// What it has, in bytes.
+        /// The length in bytes.
         length: usize,
-        /// What it needs, in bytes.
+        /// The minimum in bytes.
         minimum: usize,
     },
-    /// An HMAC needs a secret; all other algorithms need PEM.
+    /// HMAC needs a secret, and all other algorithms need PEM.
     WrongKind,
     /// It is not PEM, not a key for this algorithm, or an RSA key under 2048 bits.
     Unreadable,

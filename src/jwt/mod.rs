@@ -1,11 +1,6 @@
 //! JSON Web Tokens (RFC 7519) as credentials of sessions.
 //!
-//! * `key.rs` — keys, each for one algorithm; the cryptography is that of `jsonwebtoken`;
-//! * `builder.rs` — what is configured;
-//! * `verify.rs` — the checks, in their order;
-//! * `claims.rs` — what a JWT says;
-//! * `issue.rs` — making pairs of an access token and a refresh token;
-//! * `refresh.rs` — a refresh token for a new pair, once.
+//! `verify.rs` has the checks in order, `issue.rs` and `refresh.rs` create tokens, `signature.rs` calls the crypto library.
 
 mod builder;
 mod claims;
@@ -29,10 +24,10 @@ pub use self::{
 };
 use crate::credential::Bearer;
 
-/// Access and refresh tokens that are JSON Web Tokens, for sessions that can be revoked.
+/// Issues and verifies access and refresh tokens that are JSON Web Tokens, for sessions that can be revoked.
 ///
-/// A [layer](crate::SessionLayer::jwt) that has one takes an access token from `Authorization: Bearer`. Handlers issue pairs
-/// ([`issue`](Self::issue)) and renew them ([`refresh`](Self::refresh)).
+/// With [`SessionLayer::jwt`](crate::SessionLayer::jwt), the layer accepts an access token in `Authorization: Bearer`. Handlers issue pairs
+/// ([`issue`](Self::issue)) and refresh them ([`refresh`](Self::refresh)).
 ///
 /// ```
 /// use http::{Request, Response};
@@ -47,7 +42,7 @@ use crate::credential::Bearer;
 ///     .build()?;
 /// let layer = SessionLayer::new(MemoryStore::new()).without_cookie().jwt(jwt.clone());
 ///
-/// // The login, once the password was right:
+/// // The login, after checking the password:
 /// let login = ServiceBuilder::new().layer(layer.clone()).service(service_fn(async |request: Request<()>| {
 ///     let session = request.extensions().get::<Session>().ok_or("no session layer")?;
 ///     session.load().await?;
@@ -56,7 +51,7 @@ use crate::credential::Bearer;
 /// }));
 /// let access_token = login.oneshot(Request::new(())).await.unwrap().into_body();
 ///
-/// // Everything else:
+/// // Other routes:
 /// let service = ServiceBuilder::new().layer(layer).service(service_fn(async |request: Request<()>| {
 ///     let session = request.extensions().get::<Session>().ok_or("no session layer")?;
 ///     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Response::new(session.require_user().await?.to_string()))
@@ -68,45 +63,44 @@ use crate::credential::Bearer;
 /// ```
 ///
 /// # What is checked, in this order
-/// | | | why then |
+/// | | check | reason for the order |
 /// |---|---|---|
-/// | 1 | its size | before any work |
-/// | 2 | three parts; the header is JSON that names nothing twice | |
-/// | 3 | the key, by `kid`; without one, the only key of the algorithm | a key that is not ours verifies nothing |
-/// | 4 | the algorithm is the key's, by name; no `crit` | a key is for one algorithm: there is no `none`, and no public key that is taken for a secret |
-/// | 5 | the signature | nothing that somebody else wrote is believed, or even parsed |
-/// | 6 | `exp`, which must be there; `nbf`, `aud`, `iss` | by the clock of the layer |
-/// | 7 | the type, `typ` in the header: `at+jwt` (RFC 9068) | a refresh token is no access token, even under the same key |
-/// | 8 | the session's id in `sid`, or [`jti`](JwtBuilder::session_in_jti) | |
-/// | 9 | the session, in the store, when it is needed | a logout counts on every instance at once |
+/// | 1 | the size | before any work |
+/// | 2 | three parts; the header is JSON without duplicate names | |
+/// | 3 | the key, by `kid`; without one, the only key for the algorithm | |
+/// | 4 | the algorithm is that of the key; no `crit` | `none` is impossible, and a public key is never used as a secret |
+/// | 5 | the signature | foreign claims are not even parsed |
+/// | 6 | `exp`, which is required; `nbf`, `aud`, `iss` | by the clock of the layer |
+/// | 7 | `typ` in the header: `at+jwt` (RFC 9068) | a refresh token is not an access token, even with the same key |
+/// | 8 | the session id in `sid`, or [`jti`](JwtBuilder::session_in_jti) | |
+/// | 9 | the session in the store, when it is needed | a logout takes effect on every instance immediately |
 ///
-/// What does not pass 1 to 8 costs no store call. Whatever it was, the answer is 401 with
-/// `WWW-Authenticate: Bearer error="invalid_token"`; which one, [`JwtError`] says at log level debug. If the store does not answer in
-/// 9, the policy decides, as for any session: 503; or, [where that is allowed](JwtBuilder::accept_in_outage), the signature does.
+/// A token that fails checks 1 to 8 costs no store command. The response is always 401 with
+/// `WWW-Authenticate: Bearer error="invalid_token"`. The failed check ([`JwtError`]) is logged at level DEBUG. In an outage at check 9, the policy
+/// decides: 503, or [if enabled](JwtBuilder::accept_in_outage), the signature is enough.
 ///
 /// # Refreshing
-/// A session is a family of tokens: one refresh token counts, as one opaque token would, and by the same record. Who
-/// [refreshes](Self::refresh) rotates it in one compare-and-set: of any number at once, on any number of instances, one gets a pair.
-/// A refresh token that comes again is
+/// Each session has one valid refresh token. [`refresh`](Self::refresh) rotates it atomically: of all concurrent requests, on all instances, one
+/// gets a pair. A refresh token that is used again is
 ///
-/// * within the layer's [grace window](crate::SessionLayer::rotation_grace) (30 seconds by default) refused, and no more, if it is the one
-///   before the one that counts: a client may have sent it twice;
-/// * later, or at any time an older one, the proof that somebody has a copy: the session ends
-///   ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and with it every access and refresh token of it, on every instance.
-///   With a window of zero that is so at once.
+/// * refused, if it is the previous one and comes within the [grace window](crate::SessionLayer::rotation_grace) (30 seconds by default),
+///   because a client may send it twice;
+/// * otherwise a sign of theft: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), with all of its tokens, on every
+///   instance. With a window of zero, this happens immediately.
 ///
-/// In no case is there a second pair. A client whose answer was lost logs in again.
+/// A used refresh token never returns a pair. A client that lost the response logs in again.
 ///
-/// The `exp` of a refresh token is the end of its session's absolute timeout. Whether the idle timeout is over, which any request
-/// with an access token puts off, the store says.
+/// The `exp` of a refresh token is the absolute timeout of its session. The store checks the idle timeout, which requests with an access token
+/// extend.
 ///
-/// Access tokens live until their `exp` as long as their session does, refreshed or not: keep them
-/// [short](JwtBuilder::access_lifetime). What must count at once, [`Session::logout`](crate::Session::logout) and [`Sessions`](crate::Sessions) do.
+/// Access tokens are valid until their `exp` while the session lives, even after a refresh: keep them
+/// [short-lived](JwtBuilder::access_lifetime). [`Session::logout`](crate::Session::logout) and [`Sessions`](crate::Sessions) take effect
+/// immediately.
 ///
-/// # What is in them
-/// `sid` the [session's id](crate::SessionId), which alone opens nothing · `sub` the user · `exp`, `iat` · `iss`, `aud` as configured · `jti` unique in
-/// access tokens, and in a refresh token what tells it from the one before. An access token may hold claims of your own
-/// ([`issue_with`](Self::issue_with)). Anybody who has a JWT can read it.
+/// # Claims
+/// `sid` is the [session id](crate::SessionId), which alone grants no access, `sub` the user. `iss` and `aud` are as configured. `jti` is unique in
+/// access tokens, and identifies the generation of a refresh token. Access tokens can have your own claims ([`issue_with`](Self::issue_with)).
+/// Everybody who has a JWT can read its claims.
 #[derive(Clone)]
 pub struct Jwt {
     inner: Arc<Inner>,
@@ -118,7 +112,7 @@ struct Inner {
     settings: Settings,
 }
 
-/// What the builder says, but for the keys.
+/// The settings, without the keys.
 #[derive(Clone, Debug)]
 struct Settings {
     issuer: Option<String>,
@@ -132,15 +126,15 @@ struct Settings {
     bearer: Bearer,
 }
 
-/// What tokens of one kind have in common.
+/// The keys and settings of access tokens or refresh tokens.
 struct Purpose {
-    /// The first signs.
+    /// The first key signs.
     keys: Vec<JwtKey>,
     typ: String,
 }
 
 impl Jwt {
-    /// Tokens signed by `key`.
+    /// Tokens that are signed by `key`.
     pub fn builder(key: JwtKey) -> JwtBuilder {
         JwtBuilder::new(key)
     }

@@ -1,4 +1,4 @@
-//! In place of `signature.rs` where the application has chosen no library.
+//! Replaces `signature.rs` without a crypto library.
 
 use super::key::{InvalidJwtKey, JwtAlgorithm};
 

@@ -1,4 +1,4 @@
-//! A refresh token for a new pair, once.
+//! Exchanges a refresh token for a new pair.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -21,16 +21,16 @@ use crate::{
     token::{Generation, SessionId},
 };
 
-/// How often a refresh that meets other writers of the session tries again.
+/// The number of attempts when other requests write the session concurrently.
 const MAX_ATTEMPTS: usize = 128;
 
 impl Jwt {
-    /// A new pair for a refresh token, which is dead from then on: see [Refreshing](Self#refreshing). The session stays, and keeps its id;
-    /// it was used, so its idle timeout begins anew. Security events say from where it came if the sessions are
-    /// [for a client](Sessions::for_client).
+    /// Exchanges a refresh token for a new pair. The refresh token is then invalid: see [Refreshing](Self#refreshing). The session
+    /// keeps its id, and its idle timeout starts again. Security events have the client IP if the sessions are [for a
+    /// client](Sessions::for_client).
     ///
     /// # Errors
-    /// [`JwtRefreshError`]: there is no new pair. After an outage in the middle of it nobody knows whether the refresh token was used up.
+    /// [`JwtRefreshError`]: there is no new pair. After an outage it is unknown whether the refresh token was used up.
     ///
     /// ```
     /// use tower_keep::{Jwt, JwtPair, Rejection, Sessions};
@@ -44,7 +44,7 @@ impl Jwt {
         self.refresh_with(sessions, refresh_token, |_| json!({})).await
     }
 
-    /// The same, with claims of your own in the access token, made from the session.
+    /// Like [`refresh`](Self::refresh), with your own claims in the access token, created from the session.
     ///
     /// # Errors
     /// Those of [`refresh`](Self::refresh).
@@ -102,7 +102,7 @@ impl Jwt {
                 ..Record::clone(&loaded.record)
             };
             record.rotate(now, Duration::ZERO).map_err(SessionError::from)?;
-            // Made before it is written: what cannot be issued must not cost the client the token that it has.
+            // The pair is created before the write, so that an error does not cost the client its token.
             let pair = self.pair(&id, &record, now, own_claims(&claims(&info))?)?;
             let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
             match context.store.update(&id, expected, entry).await.map_err(failed)? {
@@ -117,7 +117,7 @@ impl Jwt {
         Err(JwtRefreshError::Session(SessionError::Conflict))
     }
 
-    /// Ends the family of a refresh token that was used before.
+    /// Ends the session of a refresh token that was used before.
     async fn reused(&self, sessions: &Sessions, id: SessionId, loaded: &Loaded) -> Result<JwtRefreshError, StoreError> {
         let (context, user) = (sessions.context(), loaded.record.user.clone());
         security::token_reused(&id, user.as_deref(), sessions.client_ip());
@@ -129,9 +129,9 @@ impl Jwt {
     }
 }
 
-/// Why there is no new pair for a refresh token.
+/// Why there is no new pair.
 ///
-/// With the `axum` and `grpc` features it is an answer as well: 401, 503 when the store is the cause, or 500.
+/// With the features `axum` and `grpc` it is a response: 401, 503 in an outage, or 500.
 ///
 /// ```
 /// use tower_keep::{EndReason, JwtRefreshError};
@@ -142,29 +142,29 @@ impl Jwt {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum JwtRefreshError {
-    /// It is no valid refresh token.
+    /// It is not a valid refresh token.
     Refused(JwtError),
-    /// Nothing is known of its session.
+    /// Its session is unknown.
     Unknown,
-    /// Its session has ended: also by this call, if the token was used before ([`EndReason::TokenReused`]).
+    /// Its session has ended, perhaps by this call, if the token was used before ([`EndReason::TokenReused`]).
     Ended(EndReason),
-    /// It was used a moment ago, in [time](crate::SessionLayer::rotation_grace) not to be taken for a theft. The session goes on.
+    /// It was used a moment ago, within the [grace window](crate::SessionLayer::rotation_grace). The session stays.
     Superseded,
     /// The store failed, or there were no random numbers.
     Session(SessionError),
-    /// The new pair could not be made. The refresh token is still good.
+    /// The new pair could not be created. The refresh token is still valid.
     Issue(JwtIssueError),
 }
 
 impl fmt::Display for JwtRefreshError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(reason) => write!(f, "no valid refresh token: {reason}"),
+            Self::Refused(reason) => write!(f, "invalid refresh token: {reason}"),
             Self::Unknown => f.write_str("the session of the refresh token is unknown"),
             Self::Ended(reason) => write!(f, "the session of the refresh token has ended: {reason}"),
             Self::Superseded => f.write_str("the refresh token was used a moment ago"),
             Self::Session(_) => f.write_str("the session could not be refreshed"),
-            Self::Issue(_) => f.write_str("no new tokens could be made"),
+            Self::Issue(_) => f.write_str("new tokens could not be issued"),
         }
     }
 }

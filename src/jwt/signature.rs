@@ -1,4 +1,4 @@
-//! Signatures, by `aws-lc-rs` or by `ring`: the application chooses one, and both have the same API.
+//! Signatures by `aws-lc-rs` or `ring`, which have the same API.
 
 #[cfg(feature = "aws-lc")]
 use aws_lc_rs as crypto;
@@ -25,7 +25,7 @@ pub(super) enum SigningKey {
 
 pub(super) enum VerifyingKey {
     Hmac(Box<hmac::Key>),
-    /// In the form that the algorithm wants.
+    /// In the format of the algorithm.
     Public(&'static dyn VerificationAlgorithm, Vec<u8>),
 }
 
@@ -40,7 +40,7 @@ pub(super) fn hmac(algorithm: JwtAlgorithm, secret: &[u8]) -> Result<(SigningKey
     Ok((SigningKey::Hmac(Box::new(key.clone())), VerifyingKey::Hmac(Box::new(key))))
 }
 
-/// A key pair from PEM. It has signed once, so that an unusable key is found at startup and not by the first login.
+/// Parses a key pair. It signs once, so that an unusable key is found at startup.
 pub(super) fn key_pair(algorithm: JwtAlgorithm, text: &[u8]) -> Result<(SigningKey, VerifyingKey), InvalidJwtKey> {
     let key = pem::private(text)?;
     let (signing, public) = match algorithm {
@@ -107,7 +107,7 @@ pub(super) fn public_key(algorithm: JwtAlgorithm, key: Vec<u8>) -> Result<Verify
 
 /// Whether the modulus of an `RSAPublicKey` in DER has at least 2048 bits (RFC 7518, section 3.3).
 fn is_large_rsa(der: &[u8]) -> bool {
-    // A sequence, then an integer. Both of such a size have a length of two bytes.
+    // A sequence, then an integer. For this size, both have a length of two bytes.
     let [0x30, 0x82, _, _, 0x02, 0x82, high, low, modulus @ ..] = der else { return false };
     let Some(modulus) = modulus.get(..usize::from(u16::from_be_bytes([*high, *low]))) else { return false };
     modulus.iter().skip_while(|byte| **byte == 0).count() >= 256

@@ -1,4 +1,4 @@
-//! The checks, in their order.
+//! Verifies JWTs.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -12,12 +12,12 @@ use super::{
 use crate::{credential::Signed, time::Timestamp, token::SessionId};
 
 impl Jwt {
-    /// What an access token says, once everything about it was checked; nothing yet about its session.
+    /// Verifies an access token without looking up its session.
     ///
-    /// The layer does this by itself. `now` is what its [clock](crate::Clock) says.
+    /// The layer does this itself. `now` is the time of its [clock](crate::Clock).
     ///
     /// # Errors
-    /// [`JwtError`] says which check it does not pass.
+    /// [`JwtError`] names the failed check.
     ///
     /// ```
     /// use tower_keep::{Clock, Jwt, JwtAlgorithm, JwtError, JwtKey, SystemClock};
@@ -30,7 +30,7 @@ impl Jwt {
         self.verify(&self.inner.access, token.as_ref(), now)
     }
 
-    /// What the layer makes of an access token.
+    /// Verifies an access token for the layer.
     pub(crate) fn read(&self, token: &[u8], now: Timestamp) -> Result<Signed, JwtError> {
         let claims = self.verify(&self.inner.access, token, now)?;
         Ok(Signed {
@@ -41,7 +41,7 @@ impl Jwt {
         })
     }
 
-    /// The session and the generation that a refresh token is of.
+    /// The session and the generation of a refresh token.
     pub(super) fn read_refresh(&self, token: &[u8], now: Timestamp) -> Result<(SessionId, String), JwtError> {
         let claims = self.verify(&self.inner.refresh, token, now)?;
         let generation = claims.text("jti")?.ok_or(JwtError::Claim("jti"))?;
@@ -55,11 +55,11 @@ impl Jwt {
         let Parts { header, claims, signature, message } = Parts::of(token)?;
         let header = object(&decode(header)?)?;
         let key = purpose.key(&header, self.inner.settings.requires_key_id)?;
-        // The key knows its algorithm, and is used for no other: so there is no `none`, and a public key is never taken for a secret.
+        // The key is for one algorithm only, so `none` is impossible, and a public key is never used as a secret.
         if text(&header, "alg")? != Some(key.algorithm().name()) {
             return Err(JwtError::Algorithm);
         }
-        // Extensions that must be understood (RFC 7515, section 4.1.11): none is.
+        // Critical extensions (RFC 7515, section 4.1.11) are not supported.
         if header.contains_key("crit") {
             return Err(JwtError::Malformed);
         }
@@ -71,7 +71,7 @@ impl Jwt {
         Ok(claims)
     }
 
-    /// What the signature vouches for: is it for us, and for this, and now?
+    /// Checks the claims of a token with a valid signature.
     fn check(
         &self,
         purpose: &Purpose,
@@ -87,7 +87,7 @@ impl Jwt {
             return Err(JwtError::NotYet);
         }
         let audience = self.inner.settings.audience.as_deref();
-        // One that names an audience is not for those who are none (RFC 7519, section 4.1.3).
+        // A token with an audience is not for a verifier without one (RFC 7519, section 4.1.3).
         if !claims.is_for(audience)?.unwrap_or(audience.is_none()) {
             return Err(JwtError::Audience);
         }
@@ -103,7 +103,7 @@ impl Jwt {
 }
 
 impl Purpose {
-    /// The key that the header names, or the only one that it can mean.
+    /// The key that the header names, or the only possible one.
     fn key(&self, header: &Map<String, Value>, by_id_only: bool) -> Result<&JwtKey, JwtError> {
         match text(header, "kid")? {
             Some(id) => self.keys.iter().find(|key| key.name() == Some(id)).ok_or(JwtError::UnknownKey),
@@ -125,7 +125,7 @@ impl Purpose {
     }
 }
 
-/// `at+jwt` and `application/at+jwt` are the same, in any case (RFC 7515, section 4.1.9).
+/// `at+jwt` and `application/at+jwt` are equal, and case-insensitive (RFC 7515, section 4.1.9).
 pub(super) fn bare_type(typ: &str) -> &str {
     let prefix = "application/";
     match typ.split_at_checked(prefix.len()) {
@@ -134,7 +134,7 @@ pub(super) fn bare_type(typ: &str) -> &str {
     }
 }
 
-/// The three parts of a JWT, and what of it is signed.
+/// The three parts of a JWT, and the signed message.
 struct Parts<'a> {
     header: &'a [u8],
     claims: &'a [u8],
@@ -158,7 +158,7 @@ fn decode(part: &[u8]) -> Result<Vec<u8>, JwtError> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| JwtError::Malformed)
 }
 
-/// A text of the header, if it is there.
+/// A string in the header.
 fn text<'a>(header: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, JwtError> {
     match header.get(name) {
         None => Ok(None),
@@ -171,9 +171,9 @@ fn session(claims: &JwtClaims, claim: &'static str) -> Result<SessionId, JwtErro
     id.parse().map_err(|_| JwtError::Claim(claim))
 }
 
-/// Why a JWT is not accepted: the first check that it does not pass. It shows nothing of the token.
+/// Why a JWT is refused: the first failed check. The error contains no part of the token.
 ///
-/// To its sender all are the same: 401, `invalid_token`.
+/// The response is always 401 with `invalid_token`.
 ///
 /// ```
 /// assert_eq!(tower_keep::JwtError::Claim("exp").to_string(), "the claim exp is missing or not what it should be");
@@ -181,29 +181,29 @@ fn session(claims: &JwtClaims, claim: &'static str) -> Result<SessionId, JwtErro
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum JwtError {
-    /// More bytes than [`max_size`](super::JwtBuilder::max_size).
+    /// Larger than [`max_size`](super::JwtBuilder::max_size).
     TooLarge,
-    /// Not three parts in base64url, of which the first two are JSON objects that name nothing twice; or a header with extensions (`crit`).
+    /// Not three parts in base64url, of which the first two are JSON objects without duplicate names; or a header with `crit`.
     Malformed,
-    /// No key has the id in its header.
+    /// The header names an unknown key.
     UnknownKey,
-    /// Its header names no key, and several would do, or [it must](super::JwtBuilder::require_key_id).
+    /// The header names no key, and there are several, or a key id [is required](super::JwtBuilder::require_key_id).
     NoKeyId,
-    /// Its algorithm is not that of the key, or of any.
+    /// The algorithm is not that of the key.
     Algorithm,
-    /// The signature is wrong.
+    /// The signature is invalid.
     Signature,
-    /// A claim that is needed is missing, or one is not of its type.
+    /// A required claim is missing, or a claim has the wrong type.
     Claim(&'static str),
-    /// Its time is over: `exp`.
+    /// Expired: `exp`.
     Expired,
-    /// Its time has not come: `nbf`.
+    /// Not valid yet: `nbf`.
     NotYet,
-    /// It is for others: `aud`.
+    /// For another audience: `aud`.
     Audience,
-    /// It is by others: `iss`.
+    /// By another issuer: `iss`.
     Issuer,
-    /// It is of another type: a refresh token in place of an access token, for example.
+    /// Of another type, for example a refresh token instead of an access token.
     Type,
 }
 
@@ -212,16 +212,16 @@ impl fmt::Display for JwtError {
         f.write_str(match self {
             Self::TooLarge => "the JWT is too large",
             Self::Malformed => "this is not a JWT",
-            Self::UnknownKey => "the JWT names a key that is not known",
-            Self::NoKeyId => "the JWT does not say which key it is signed with",
+            Self::UnknownKey => "the JWT names an unknown key",
+            Self::NoKeyId => "the JWT does not name its key",
             Self::Algorithm => "the algorithm of the JWT is not that of the key",
-            Self::Signature => "the signature of the JWT is wrong",
-            Self::Claim(name) => return write!(f, "the claim {name} is missing or not what it should be"),
+            Self::Signature => "the signature of the JWT is invalid",
+            Self::Claim(name) => return write!(f, "the claim {name} is missing or invalid"),
             Self::Expired => "the JWT has expired",
             Self::NotYet => "the JWT is not valid yet",
             Self::Audience => "the JWT is for another audience",
-            Self::Issuer => "the JWT is of another issuer",
-            Self::Type => "the JWT is of another type",
+            Self::Issuer => "the JWT is from another issuer",
+            Self::Type => "the JWT has another type",
         })
     }
 }

@@ -1,8 +1,8 @@
-//! Without the feature nothing is measured, and nothing is paid.
+//! Without the feature `metrics`: nothing is measured.
 
 use super::set::Metric;
 
-/// The time since it was started, where somebody wants to know it.
+/// Measures a duration.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch;
 

@@ -1,4 +1,4 @@
-//! With the feature: what is measured goes to whatever recorder the program has installed, if any.
+//! With the feature `metrics`: measurements go to the installed recorder.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::set::{ALL, BUILD_INFO, Kind, Metric, Unit};
 
 const METADATA: Metadata<'static> = Metadata::new("tower_keep", Level::INFO, Some("tower_keep"));
 
-/// The time since it was started, where somebody wants to know it.
+/// Measures a duration.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch(Instant);
 
@@ -40,7 +40,7 @@ pub(crate) fn record<const N: usize>(metric: &Metric, labels: [(&'static str, &'
     with_recorder(|recorder| recorder.register_histogram(&key(metric, labels), &METADATA).record(value));
 }
 
-/// Only texts of this crate become labels, so there is an end to them.
+/// Labels are static strings of this crate, so their number is bounded.
 fn key<const N: usize>(metric: &Metric, labels: [(&'static str, &'static str); N]) -> Key {
     match N {
         0 => Key::from_static_name(metric.name),
@@ -51,8 +51,8 @@ fn key<const N: usize>(metric: &Metric, labels: [(&'static str, &'static str); N
     }
 }
 
-/// Tells the recorder what each metric is, and its unit; sets `session_build_info`, and those counters without labels that a rate is usually
-/// asked of to 0, so that the first event is seen as one. To be called once, when the recorder is installed.
+/// Describes all metrics and their units, sets `session_build_info`, and initializes counters without labels to 0, so that rates
+/// see the first event. Call it once, after installing the recorder.
 ///
 /// ```
 /// tower_keep::metrics::describe();

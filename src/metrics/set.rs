@@ -1,4 +1,4 @@
-//! All that is measured: the table in the docs of the module, for programs.
+//! All metrics of the table in the module docs.
 
 /// A metric of this crate.
 #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
@@ -7,7 +7,7 @@ pub(crate) struct Metric {
     pub(super) kind: Kind,
     pub(super) unit: Unit,
     pub(super) help: &'static str,
-    /// It has no labels, and is 0 before anything happens.
+    /// A counter without labels, initialized to 0.
     pub(super) from_zero: bool,
 }
 
@@ -38,32 +38,32 @@ macro_rules! metrics {
 }
 
 metrics! {
-    REQUESTS = Counter "session_requests_total" None false "Requests that passed a session layer.";
-    LOAD_DURATION = Histogram "session_load_duration_seconds" Seconds false "Look-ups in the session store.";
+    REQUESTS = Counter "session_requests_total" None false "Requests.";
+    LOAD_DURATION = Histogram "session_load_duration_seconds" Seconds false "Lookups in the session store.";
     SAVE_DURATION = Histogram "session_save_duration_seconds" Seconds false "Writes to the session store.";
-    VALUES_DURATION = Histogram "session_values_duration_seconds" Seconds false "Operations on values beside the sessions.";
+    VALUES_DURATION = Histogram "session_values_duration_seconds" Seconds false "Operations on values.";
     CREATED = Counter "session_created_total" None true "Sessions created by this process.";
     DESTROYED = Counter "session_destroyed_total" None false "Sessions ended by this process.";
-    LIFETIME = Histogram "session_lifetime_seconds" Seconds false "How long sessions lived that this process has ended.";
-    TOUCH_SKIPPED = Counter "session_touch_skipped_total" None true "Look-ups that did not extend the session, for it was extended a moment ago.";
+    LIFETIME = Histogram "session_lifetime_seconds" Seconds false "The lifetime of sessions that this process ended.";
+    TOUCH_SKIPPED = Counter "session_touch_skipped_total" None true "Lookups that did not extend the session, because it was extended recently.";
     SET_COOKIE = Counter "session_set_cookie_total" None false "Set-Cookie headers for the session cookie.";
-    CONFLICTS = Counter "session_conflicts_total" None false "Saves that met the save of another request.";
-    RESURRECTION_PREVENTED = Counter "session_resurrection_prevented_total" None true "Saves given up, for their session had ended meanwhile.";
-    UNSAVED = Counter "session_unsaved_total" None true "Requests that went away with changes which nobody had saved.";
-    ROTATION = Counter "session_rotation_total" None false "New tokens, and old ones that came while the new one was on its way.";
-    TOKEN_REUSE = Counter "session_token_reuse_total" None true "Sessions ended because an old token of theirs came back.";
-    PAYLOAD = Histogram "session_payload_bytes" Bytes false "Size of the sessions that are written.";
-    ACTIVE = Gauge "session_active" None false "Live sessions in the store, when they were last counted.";
-    STORE_ERRORS = Counter "session_store_errors_total" None false "Operations of the session store that failed.";
-    DEGRADED = Gauge "session_degraded" None true "1 while the session store does not serve as usual.";
-    DEGRADED_SECONDS = Counter "session_degraded_seconds_total" Seconds true "How long the session store did not serve as usual.";
-    STORE_HEALTH = Gauge "session_store_health" None false "1 for what the last health check of the session store has found.";
-    BREAKER_STATE = Gauge "session_breaker_state" None false "The circuit breaker before the session store: 0 closed, 1 half-open, 2 open.";
-    FALLBACK_ACTIVE = Gauge "session_fallback_active" None false "1 while sessions are served without the main store.";
-    FALLBACK_IN_MEMORY = Gauge "session_fallback_in_memory" None false "Sessions that go on in memory while the main store is away.";
-    FALLBACK_OUTAGES = Counter "session_fallback_outages_total" None false "How often the main store went away.";
-    FALLBACK_REPLAYED = Counter "session_fallback_replayed_total" None false "What the main store was told on its returns.";
-    FALLBACK_DROPPED = Counter "session_fallback_dropped_total" None false "Sessions and values of an outage that were lost on the return of the main store.";
-    FALLBACK_REFUSED = Counter "session_fallback_refused_total" None false "What had no room in an outage, and failed.";
-    BUILD_INFO = Gauge "session_build_info" None false "The version of tower-keep, and 1.";
+    CONFLICTS = Counter "session_conflicts_total" None false "Saves with a conflict.";
+    RESURRECTION_PREVENTED = Counter "session_resurrection_prevented_total" None true "Saves dropped because the session had ended.";
+    UNSAVED = Counter "session_unsaved_total" None true "Requests that ended with unsaved changes.";
+    ROTATION = Counter "session_rotation_total" None false "New tokens, and previous tokens within the grace window.";
+    TOKEN_REUSE = Counter "session_token_reuse_total" None true "Sessions ended because a previous token came back.";
+    PAYLOAD = Histogram "session_payload_bytes" Bytes false "Size of written sessions.";
+    ACTIVE = Gauge "session_active" None false "Live sessions in the store at the last count.";
+    STORE_ERRORS = Counter "session_store_errors_total" None false "Failed operations of the session store.";
+    DEGRADED = Gauge "session_degraded" None true "1 while the session store is degraded or unavailable.";
+    DEGRADED_SECONDS = Counter "session_degraded_seconds_total" Seconds true "How long the session store was degraded or unavailable.";
+    STORE_HEALTH = Gauge "session_store_health" None false "1 for the status of the last health check.";
+    BREAKER_STATE = Gauge "session_breaker_state" None false "The circuit breaker: 0 closed, 1 half-open, 2 open.";
+    FALLBACK_ACTIVE = Gauge "session_fallback_active" None false "1 during an outage of the main store.";
+    FALLBACK_IN_MEMORY = Gauge "session_fallback_in_memory" None false "Sessions in memory during an outage.";
+    FALLBACK_OUTAGES = Counter "session_fallback_outages_total" None false "Outages of the main store.";
+    FALLBACK_REPLAYED = Counter "session_fallback_replayed_total" None false "Changes replayed to the main store after outages.";
+    FALLBACK_DROPPED = Counter "session_fallback_dropped_total" None false "Changes lost after outages.";
+    FALLBACK_REFUSED = Counter "session_fallback_refused_total" None false "Operations that failed because the memory for changes was full.";
+    BUILD_INFO = Gauge "session_build_info" None false "1, with the version of tower-keep.";
 }

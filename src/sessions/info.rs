@@ -1,4 +1,4 @@
-//! What can be seen of a session from outside.
+//! Information about sessions.
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -9,7 +9,7 @@ use crate::{
     time::Timestamp, token::SessionId,
 };
 
-/// A live session, as it was when the store was asked.
+/// A live session as the store returned it.
 ///
 /// ```
 /// # async fn example(sessions: tower_keep::Sessions) -> Result<(), tower_keep::store::StoreError> {
@@ -42,32 +42,32 @@ impl SessionInfo {
         self.expires_at
     }
 
-    /// Its id: no credential, and safe to show.
+    /// The id. It grants no access, and can be shown.
     pub fn id(&self) -> SessionId {
         self.id
     }
 
-    /// Who is logged in.
+    /// The user.
     pub fn user(&self) -> Option<&str> {
         self.record.user()
     }
 
-    /// When it was created, or last logged in to.
+    /// When the session was created, or when its user last logged in.
     pub fn created_at(&self) -> SystemTime {
         self.record.created_at().into()
     }
 
-    /// When it was last used, up to the [touch interval](crate::Lifetime::touch_every).
+    /// When the session was last used, with the precision of the [touch interval](crate::Lifetime::touch_every).
     pub fn last_seen(&self) -> SystemTime {
         self.last_seen.into()
     }
 
-    /// When it ends if nobody uses it.
+    /// When the session expires if it is not used.
     pub fn expires_at(&self) -> SystemTime {
         self.expires_at.into()
     }
 
-    /// What is kept about its client.
+    /// The metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.record.metadata
     }
@@ -75,14 +75,14 @@ impl SessionInfo {
     /// The value of `key`.
     ///
     /// # Errors
-    /// [`SessionError::Decode`] when it is not a `T`.
+    /// [`SessionError::Decode`] if the value is not a `T`.
     pub fn value<T: DeserializeOwned>(&self, key: impl KeyOf<T>) -> Result<Option<T>, SessionError> {
         let value = self.record.data.get(key.name()).map(|value| value.decode());
         value.transpose().map_err(|_| SessionError::Decode { key: key.name().to_owned() })
     }
 }
 
-/// Without its values: they may be secret.
+/// Without values, which may be secret.
 impl fmt::Debug for SessionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionInfo")
@@ -95,13 +95,13 @@ impl fmt::Debug for SessionInfo {
     }
 }
 
-/// Whether a session for a single use was used: see [`Sessions::consume`](crate::Sessions::consume).
+/// The result of using up a single-use session: see [`Sessions::consume`](crate::Sessions::consume).
 #[derive(Clone, Debug)]
 pub enum Consumed {
-    /// By this call. It was this session; it is no more.
+    /// This call used the session up.
     Now(SessionInfo),
-    /// Before, or it had ended otherwise.
+    /// The session was used before, or ended otherwise.
     Before(Ended),
-    /// The token opens nothing that is known.
+    /// The token is unknown.
     Unknown,
 }

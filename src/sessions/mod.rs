@@ -1,4 +1,4 @@
-//! Sessions outside a request.
+//! Sessions outside requests.
 
 mod info;
 mod new;
@@ -31,7 +31,7 @@ use crate::{
 
 /// The sessions of a [`SessionLayer`](crate::SessionLayer), for work outside requests.
 ///
-/// Everything here asks the store, and is true of all instances that share it.
+/// Every method queries the store, so the results are valid for all instances.
 ///
 /// ```
 /// use tower_keep::{MemoryStore, SessionLayer};
@@ -40,10 +40,10 @@ use crate::{
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let layer = SessionLayer::new(MemoryStore::new());
 /// let sessions = layer.sessions();
-/// // An access token for a script of Ana's, beside whatever she does in her browser:
+/// // A bearer token for a script:
 /// let token = sessions.create("ana").await?;
 /// assert!(sessions.is_valid(&token).await?);
-/// // She has lost her phone:
+/// // After a password change:
 /// assert_eq!(sessions.list("ana").await?.len(), 1);
 /// sessions.revoke_user("ana").await?;
 /// assert!(!sessions.is_valid(&token).await?);
@@ -61,8 +61,8 @@ impl Sessions {
         Self { context, client_ip: None }
     }
 
-    /// The same sessions, for what is done on behalf of a client at this address: security events say so. Default: of nobody. It is not kept
-    /// with sessions that are created: see [`NewSession::metadata`].
+    /// The same sessions, for work on behalf of a client: security events have this client IP. Default: none. Created sessions do
+    /// not store it: see [`NewSession::metadata`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionId, Sessions, store::StoreError};
@@ -80,7 +80,7 @@ impl Sessions {
         &self.context
     }
 
-    /// For the client of a request, if the layer is to know who that is.
+    /// For the client of a request, if the layer determines it.
     pub(crate) fn for_request(&self, headers: &HeaderMap, extensions: &Extensions) -> Self {
         let info = self.context.client_info.as_ref();
         self.for_client(info.and_then(|info| info.kept_ip(headers, extensions)))
@@ -91,22 +91,22 @@ impl Sessions {
         self.client_ip
     }
 
-    /// Counts and tells what happened: see [`LayerContext::announce`].
+    /// Counts and publishes events: see [`LayerContext::announce`].
     pub(crate) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>) {
         self.context.announce(happened, self.client_ip).await;
     }
 
-    /// A new session: of a user, if a name is given, or as a [`NewSession`] says. The token is the only copy.
+    /// Creates a session of a user, or from a [`NewSession`]. Returns the only copy of its token.
     ///
     /// # Errors
-    /// [`SessionError::Full`] when the [limits](crate::SessionLayer::limits) do not allow another, [`SessionError::TooLarge`],
-    /// [`SessionError::Store`] when the store fails, [`SessionError::Random`] without random numbers, [`SessionError::Conflict`] when
-    /// the id is taken, which its size rules out.
+    /// [`SessionError::Full`] if a [limit](crate::SessionLayer::limits) is reached, [`SessionError::TooLarge`],
+    /// [`SessionError::Store`] if the store fails, [`SessionError::Random`] without random numbers, [`SessionError::Conflict`] if
+    /// the id exists, which its size excludes.
     pub async fn create(&self, new: impl Into<NewSession>) -> Result<Token, SessionError> {
         Ok(self.create_stored(new.into()).await?.0)
     }
 
-    /// And what is stored.
+    /// Creates a session. Returns the stored record too.
     pub(crate) async fn create_stored(&self, new: NewSession) -> Result<(Token, Arc<Record>), SessionError> {
         let context = &self.context;
         let now = context.clock.now();
@@ -131,10 +131,10 @@ impl Sessions {
         }
     }
 
-    /// The live session of this id.
+    /// The live session with this id.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer.
+    /// [`StoreError`] if the store is unavailable.
     ///
     /// ```
     /// # async fn example(sessions: tower_keep::Sessions, id: tower_keep::SessionId) -> Result<(), tower_keep::store::StoreError> {
@@ -151,10 +151,10 @@ impl Sessions {
         }
     }
 
-    /// The live session that this token opens. Using it here does not extend it.
+    /// The live session of this token. This does not extend it.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer.
+    /// [`StoreError`] if the store is unavailable.
     ///
     /// ```
     /// # use tower_keep::{Sessions, Token, store::StoreError};
@@ -172,18 +172,18 @@ impl Sessions {
         }
     }
 
-    /// Whether this token opens a live session.
+    /// Whether the token belongs to a live session.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer.
+    /// [`StoreError`] if the store is unavailable.
     pub async fn is_valid(&self, token: &Token) -> Result<bool, StoreError> {
         Ok(self.open(token).await?.is_some())
     }
 
-    /// How a session ended, as far as the store remembers.
+    /// Why a session ended, if the store still has its tombstone.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer.
+    /// [`StoreError`] if the store is unavailable.
     ///
     /// ```
     /// # async fn example(sessions: tower_keep::Sessions, id: tower_keep::SessionId) -> Result<(), tower_keep::store::StoreError> {
@@ -200,10 +200,10 @@ impl Sessions {
         }
     }
 
-    /// The live sessions of a user, the latest first.
+    /// The live sessions of a user, newest first.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer.
+    /// [`StoreError`] if the store is unavailable.
     pub async fn list(&self, user: &str) -> Result<Vec<SessionInfo>, StoreError> {
         let mut sessions = Vec::new();
         for (id, loaded) in self.context.store.list(user).await? {
@@ -216,12 +216,12 @@ impl Sessions {
 
     /// Ends a session. Returns whether it was alive.
     ///
-    /// When this returns `Ok`, no request that comes after it is served with the session, on any instance.
+    /// After `Ok`, no new request is served with the session, on any instance.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer: the session may or may not have ended.
+    /// [`StoreError`] if the store is unavailable: the session may have ended.
     pub async fn revoke(&self, id: &SessionId) -> Result<bool, StoreError> {
-        // Whose it was is told to whoever watches, if that can be known.
+        // The user is part of the event, if it can be read.
         let record = match self.context.store.load(id).await {
             Ok(Found::Live(loaded)) => Some(loaded.record),
             _ => None,
@@ -236,19 +236,19 @@ impl Sessions {
         Ok(ended)
     }
 
-    /// Ends all sessions of a user: after a change of password, for example. Returns how many were known; none is left,
-    /// whether known or not.
+    /// Ends all sessions of a user, for example after a password change. Returns the number of sessions in the index. Sessions that
+    /// the index has lost end too.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer: some may have ended.
+    /// [`StoreError`] if the store is unavailable: some sessions may have ended.
     pub async fn revoke_user(&self, user: &str) -> Result<usize, StoreError> {
         self.end_user(user, None).await
     }
 
-    /// Ends all sessions of a user but one: "log out everywhere else". Returns how many were known.
+    /// Ends all sessions of a user except one: "log out everywhere else". Returns the number of ended sessions in the index.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer: some may have ended.
+    /// [`StoreError`] if the store is unavailable: some sessions may have ended.
     ///
     /// ```
     /// # use tower_keep::{Session, Sessions};
@@ -272,11 +272,11 @@ impl Sessions {
         Ok(ended.len())
     }
 
-    /// Ends a session that is for a single use, and returns it to one caller: of any number at once, on any number of instances,
-    /// exactly one gets [`Consumed::Now`].
+    /// Uses up a single-use session, and returns it to exactly one caller: of all concurrent callers, on all instances, one gets
+    /// [`Consumed::Now`].
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer: it is not known whether the session was used.
+    /// [`StoreError`] if the store is unavailable: the session may have been used.
     ///
     /// ```
     /// # use tower_keep::{Consumed, Sessions, Token, store::StoreError};
@@ -293,7 +293,7 @@ impl Sessions {
         let id = token.id();
         match self.context.store.load(&id).await? {
             Found::Ended(ended) => return Ok(Consumed::Before(ended)),
-            // Who brings what is no good uses nothing up.
+            // An invalid token must not use the session up.
             Found::Live(loaded) if self.is_good(token, &loaded) && self.begun(id, &loaded).await?.is_some() => {}
             Found::Live(_) | Found::Unknown => return Ok(Consumed::Unknown),
         }
@@ -310,23 +310,23 @@ impl Sessions {
         })
     }
 
-    /// How many sessions are alive. Looks at every one: for an operator, not for every request. While sessions come and go, it is
-    /// an estimate.
+    /// The number of live sessions. It visits every session, so it is for operators and not for every request. While sessions
+    /// change, it is an estimate.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer.
+    /// [`StoreError`] if the store is unavailable.
     pub async fn count(&self) -> Result<u64, StoreError> {
         let count = self.context.store.count().await?;
         metrics::set(&ACTIVE, [], count as f64);
         Ok(count)
     }
 
-    /// Some of the live sessions of everybody, about `count`, from a place on; and where to go on, if there are more.
+    /// A page of about `count` live sessions, beginning at `from`, and the cursor of the next page.
     ///
-    /// A session that is alive all the while is on some page, and may be on several.
+    /// A session that is alive during the whole scan is on at least one page, and may be on several.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer. The same page can be asked for again.
+    /// [`StoreError`] if the store is unavailable. The page can be requested again.
     ///
     /// ```
     /// # use tower_keep::{Sessions, store::{Cursor, StoreError}};
@@ -346,24 +346,23 @@ impl Sessions {
         Ok((sessions, page.next))
     }
 
-    /// The live sessions of everybody, as a stream of [pages](Self::page).
+    /// All live sessions, as a stream of [pages](Self::page).
     pub fn scan(&self) -> Scan {
         Scan::new(self.clone(), Cursor::start())
     }
 
-    /// [`scan`](Self::scan), from where another [left off](Scan::cursor).
+    /// Continues a [`scan`](Self::scan) at a [cursor](Scan::cursor).
     pub fn scan_from(&self, place: Cursor) -> Scan {
         Scan::new(self.clone(), place)
     }
 
-    /// What happens to sessions from now on, in this process and, if the store
-    /// [shares it](crate::store::redis::RedisConfig::share_events), in the others.
+    /// The events of sessions from now on, of this process and, if the store [shares
+    /// events](crate::store::redis::RedisConfig::share_events), of others.
     ///
-    /// One may be told twice: when the connection to the store is lost while it is published, that is repeated. Do
-    /// with it what may be done twice.
+    /// An event may arrive twice: it is published again if the connection to the store is lost.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer: from when on others' events are new is not known.
+    /// [`StoreError`] if the store is unavailable, because the start of the stream is then unknown.
     ///
     /// ```
     /// # use tower_keep::{EventKind, Sessions};
@@ -383,14 +382,14 @@ impl Sessions {
         Events::subscribe(here, self.context.store.clone(), self.context.announcer.origin).await
     }
 
-    /// What has been counted so far by the layer and its clones.
+    /// The counters of the layer and its clones.
     pub fn stats(&self) -> Stats {
         self.context.counters.stats()
     }
 
-    /// How the store does: up, degraded or down, why, and since when. Asks it; who asks while it is asked already gets the same answer.
+    /// The health of the store: up, degraded or down, the cause, and since when. Concurrent calls share one query.
     ///
-    /// Since when, all clones of the layer know together, as far as one of them has asked: nobody watches in between.
+    /// All clones of the layer share `since`. It is the time of the first check that found the status.
     ///
     /// ```
     /// # use tower_keep::{HealthStatus, Sessions};
@@ -406,7 +405,7 @@ impl Sessions {
         self.context.monitor.check(&*self.context.store, &*self.context.clock).await
     }
 
-    /// A service that answers liveness and readiness probes, and reports [`health`](Self::health) as JSON.
+    /// A service for liveness and readiness probes, and the [`health`](Self::health) as JSON.
     ///
     /// ```
     /// use http::Request;
@@ -425,10 +424,10 @@ impl Sessions {
         HealthService::new(self.clone())
     }
 
-    /// The values beside the sessions: a small key-value service on the same store.
+    /// A key-value store on the same store.
     ///
     /// # Errors
-    /// [`KeyValueError::Unsupported`] when the store keeps none: those of this crate do.
+    /// [`KeyValueError::Unsupported`] if the store has no values. The stores of this crate have them.
     ///
     /// ```
     /// # use tower_keep::{MemoryStore, SessionLayer};
@@ -440,7 +439,7 @@ impl Sessions {
         KeyValue::of(self.context.store.clone())
     }
 
-    /// What operators call the store: `"redis"`, `"memory"`.
+    /// The name of the store: `"redis"`, `"memory"`.
     pub fn store_name(&self) -> &'static str {
         self.context.store.name()
     }
@@ -454,7 +453,7 @@ impl Sessions {
         SessionInfo::of(id, loaded, self.context.clock.now())
     }
 
-    /// A session that is alive, and does not wait for another to end.
+    /// The session, if it is not pending in a login.
     async fn begun(&self, id: SessionId, loaded: &Loaded) -> Result<Option<SessionInfo>, StoreError> {
         let begun = self.context.is_activated(&id, &loaded.record).await?;
         Ok(self.alive(id, loaded).filter(|_| begun))

@@ -1,4 +1,4 @@
-//! What a session begins with that no request made.
+//! New sessions outside requests.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// What a session begins with: see [`Sessions::create`](crate::Sessions::create).
+/// The content of a new session: see [`Sessions::create`](crate::Sessions::create).
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,7 +38,7 @@ pub struct NewSession {
 }
 
 impl NewSession {
-    /// A session of nobody.
+    /// An anonymous session.
     pub fn anonymous() -> Self {
         Self::default()
     }
@@ -48,24 +48,24 @@ impl NewSession {
         Self { user: Some(user.into()), ..Self::default() }
     }
 
-    /// How long it lives. Default: the layer's [lifetime](crate::SessionLayer::lifetime).
+    /// The lifetime. Default: that of the [layer](crate::SessionLayer::lifetime).
     #[must_use]
     pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
         self.lifetime = Some(lifetime);
         self
     }
 
-    /// What is kept about its client. Default: nothing.
+    /// The metadata. Default: none.
     #[must_use]
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self
     }
 
-    /// With this value.
+    /// Sets a value.
     ///
     /// # Errors
-    /// [`SessionError::Encode`] when JSON cannot hold it.
+    /// [`SessionError::Encode`] if the value cannot be written as JSON.
     pub fn insert<T: Serialize + ?Sized>(mut self, key: impl KeyOf<T>, value: &T) -> Result<Self, SessionError> {
         let value =
             Json::encode(value).map_err(|source| SessionError::Encode { key: key.name().to_owned(), source })?;

@@ -1,4 +1,4 @@
-//! All sessions, one after the other.
+//! A stream of all sessions.
 
 use std::{
     collections::VecDeque,
@@ -13,14 +13,15 @@ use futures_core::Stream;
 use super::{SessionInfo, Sessions};
 use crate::store::{Cursor, StoreError};
 
-/// How many sessions a page has, about.
+/// The approximate size of a page.
 const PAGE: usize = 100;
 
 type Fetch = Pin<Box<dyn Future<Output = Result<(Vec<SessionInfo>, Option<Cursor>), StoreError>> + Send>>;
 
 /// A stream of all live sessions: see [`Sessions::scan`].
 ///
-/// A session that is alive all the while comes at least once. An error does not end the stream: the page is asked for again.
+/// A session that is alive during the whole scan is returned at least once. An error does not end the stream: the next call tries
+/// again.
 ///
 /// ```
 /// # async fn example(sessions: tower_keep::Sessions) -> Result<(), tower_keep::store::StoreError> {
@@ -34,7 +35,7 @@ type Fetch = Pin<Box<dyn Future<Output = Result<(Vec<SessionInfo>, Option<Cursor
 pub struct Scan {
     sessions: Sessions,
     fetched: VecDeque<SessionInfo>,
-    /// Where the page begins that comes next; `None` after the last.
+    /// The start of the next page. `None` at the end.
     place: Option<Cursor>,
     fetch: Option<Fetch>,
 }
@@ -47,13 +48,12 @@ impl Scan {
     /// The next session.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer; the next call asks again.
+    /// [`StoreError`] if the store is unavailable. The next call tries again.
     pub async fn next(&mut self) -> Option<Result<SessionInfo, StoreError>> {
         poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// Where the page begins that was not fetched yet: to [go on](Sessions::scan_from) there later. `None` when all was
-    /// fetched.
+    /// The start of the next page, to [continue](Sessions::scan_from) later. `None` at the end.
     pub fn cursor(&self) -> Option<&Cursor> {
         self.place.as_ref()
     }

@@ -1,4 +1,4 @@
-//! Sessions as lines of text, out of one store and into another.
+//! Export and import of sessions as lines of JSON.
 //!
 //! ```json
 //! {"id":"AAAAAAAAAAAAHHHH…","expires_at":1763681400000,"record":{"v":2,"n":"AAAAAxbk0fTjK8pw",…}}
@@ -26,10 +26,10 @@ use crate::{
     token::{SessionId, Tag},
 };
 
-/// What a line may have beside the record.
+/// The maximum length of a line besides the record.
 const FRAME: usize = 4096;
 
-/// One byte of a record is at most so many of a line: a control character becomes `\u0000`.
+/// The maximum length of a byte in JSON: a control character becomes `\u0000`.
 const ESCAPED: usize = 6;
 
 #[derive(Serialize, Deserialize)]
@@ -43,22 +43,22 @@ struct Line<'a> {
 }
 
 impl Sessions {
-    /// All live sessions as lines of JSON, in no order, for [`import`](Self::import) into another store. It only reads.
+    /// All live sessions as lines of JSON, in any order, for [`import`](Self::import) into another store. It only reads.
     ///
-    /// A line holds what the store does: id, deadlines, user, metadata, values, and which of a session's tokens counts. So it is
-    /// personal data; but it holds no token, and nothing that opens a session.
+    /// A line has the id, deadlines, user, metadata, values, and the generation of the current token. It is personal data, but
+    /// contains no token and grants no access.
     ///
-    /// A session that is alive all the while comes at least once, and perhaps twice. The session of a login that has not yet
-    /// [begun](crate#tokens-and-ids) does not come: its request fails, or begins it.
+    /// A session that is alive during the whole export is returned at least once, and perhaps twice. A pending login is not
+    /// exported.
     ///
-    /// From memory to Redis, so that a deploy logs nobody out:
+    /// For example, from memory to Redis in a deployment:
     /// ```
     /// use std::io::Write;
     /// use tower_keep::{MemoryStore, SessionLayer};
     ///
     /// # async fn main_of_old(file: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     /// let layer = SessionLayer::new(MemoryStore::new());
-    /// // …serve, until a signal says stop. When the last request is answered:
+    /// // … serve. After the last request:
     /// let mut file = std::fs::File::create_new(file)?; // in a place that nobody else can read
     /// let mut export = layer.sessions().export();
     /// while let Some(line) = export.next().await {
@@ -71,21 +71,20 @@ impl Sessions {
         Export { scan: self.scan() }
     }
 
-    /// Takes in a session that was [exported](Self::export) from another store: same id, user, deadlines and values, and the token that
-    /// its client has opens it.
+    /// Imports a session that was [exported](Self::export) from another store. It keeps its id, user, deadlines, values and token.
     ///
-    /// Once, or any number of times: what is there already in the same version, or a later one, stays as it is; an earlier one
-    /// is replaced. A session that this store knows to have ended stays ended. [Limits](crate::SessionLayer::limits) are not applied, for
-    /// nobody logs in, and no event tells of it.
+    /// An import can be repeated: a session with the same or a newer version stays as it is, and an older version is replaced. A
+    /// session that this store knows as ended stays ended. [Limits](crate::SessionLayer::limits) do not apply, and there is no
+    /// event.
     ///
-    /// A session that ends where it came from after it was exported does not end here; and a revocation of all of a user's sessions here
-    /// does not reach those that are imported later: import before anybody is served. So export when nobody is served any more, or use
-    /// a [`MigratingStore`](crate::store::MigratingStore) while they are.
+    /// If a session ends in the old store after the export, it does not end here. A revocation of all sessions of a user here does
+    /// not include sessions that are imported later. So export after the last request, and import before the first one, or use a
+    /// [`MigratingStore`](crate::store::MigratingStore) while serving.
     ///
     /// # Errors
-    /// [`ImportError::Invalid`] for what is no line of an export, [`ImportError::TooLarge`] when its record is
-    /// larger than the layer [allows](crate::SessionLayer::max_size), [`ImportError::Full`] when the store is, [`ImportError::Store`] when it
-    /// does not answer: the same line can be imported again.
+    /// [`ImportError::Invalid`] if this is not a line of an export, [`ImportError::TooLarge`] if the record exceeds the
+    /// [maximum](crate::SessionLayer::max_size), [`ImportError::Full`] if the store is full, [`ImportError::Store`] if it is
+    /// unavailable: the line can be imported again.
     ///
     /// ```
     /// use std::io::{BufRead, BufReader};
@@ -129,7 +128,7 @@ impl Sessions {
         }
     }
 
-    /// What is there was imported before, or somebody has used it since.
+    /// The session was imported before, or has been used since.
     async fn catch_up(&self, id: &SessionId, there: Loaded, new: Entry) -> Result<Imported, ImportError> {
         let expected = there.record.version();
         if !new.record.version().is_after(expected) {
@@ -143,18 +142,18 @@ impl Sessions {
     }
 }
 
-/// A line, if it is one. What a user may not have written is not looked at: neither who the user is nor what the values are.
+/// Parses a line. The user and the values are not validated.
 fn read(line: &str) -> Option<(SessionId, Timestamp, Record)> {
     let Line { id, expires_at, record } = serde_json::from_str(line).ok()?;
     let record = Record::decode(record.get().as_bytes()).ok()?;
-    // Its session would be found by nobody who looks for those of the user.
+    // A session with a wrong slot tag could not be found by its user.
     let has_its_place = record.user().is_none_or(|user| id.tag() == Tag::of_user(user));
-    // What is exported has begun, and has a version of its own.
+    // Exported sessions are not pending, and are not copies.
     let is_whole = record.replaces.is_none() && !record.version().is_copy();
     (has_its_place && is_whole).then_some((id, Timestamp::from_millis(expires_at), record))
 }
 
-/// The line of a session that has begun, whether its record knows that or not.
+/// The line of an active session.
 fn line_of(session: &SessionInfo) -> Result<String, serde_json::Error> {
     let (mut record, mut expires_at) = (Record::clone(session.record()), session.ends());
     if record.replaces.take().is_some() {
@@ -168,7 +167,7 @@ fn line_of(session: &SessionInfo) -> Result<String, serde_json::Error> {
 
 /// A stream of the lines of all live sessions: see [`Sessions::export`].
 ///
-/// An error does not end the stream: the next call asks again.
+/// An error does not end the stream: the next call tries again.
 ///
 /// ```
 /// use tower_keep::{ImportError, Sessions};
@@ -187,10 +186,10 @@ pub struct Export {
 }
 
 impl Export {
-    /// The next line, without its end.
+    /// The next line, without a line break.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer; the next call asks again.
+    /// [`StoreError`] if the store is unavailable. The next call tries again.
     ///
     /// ```
     /// # use tower_keep::{Sessions, store::StoreError};
@@ -224,7 +223,7 @@ impl fmt::Debug for Export {
     }
 }
 
-/// What became of a line: see [`Sessions::import`].
+/// The result of an import: see [`Sessions::import`].
 ///
 /// ```
 /// use tower_keep::{Imported, MemoryStore, SessionLayer};
@@ -245,21 +244,21 @@ impl fmt::Debug for Export {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Imported {
-    /// It is alive here now. The same line says so again until somebody writes the session.
+    /// The session was created here.
     Created,
-    /// An earlier version was here, and this has replaced it.
+    /// An older version was replaced.
     Updated,
-    /// It is here in a later version, or is being written, and stays as it is.
+    /// The same or a newer version is here, and stays.
     There,
-    /// It has ended here, and stays so.
+    /// The session has ended here, and stays ended.
     Ended,
-    /// Its time was over: nothing was written.
+    /// The session has expired. Nothing was written.
     Expired,
 }
 
 /// Why a line was not imported.
 ///
-/// It says nothing of what is in the line: that is somebody's session.
+/// The error contains no part of the line, which is personal data.
 ///
 /// ```
 /// use tower_keep::{ImportError, MemoryStore, SessionLayer};
@@ -275,18 +274,18 @@ pub enum Imported {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ImportError {
-    /// It is no line of an export, or is of a later version of this crate.
+    /// It is not a line of an export, or is of a newer version of this crate.
     Invalid,
-    /// It has more bytes than a session of this layer may have.
+    /// The session exceeds the maximum size of the layer.
     TooLarge {
-        /// Of the record, or of the line if that alone is too long.
+        /// The size of the record, or of the line if that is too long already.
         size: usize,
-        /// How many there may be.
+        /// The maximum.
         limit: usize,
     },
-    /// There are as many sessions as the store may have.
+    /// The store is full.
     Full,
-    /// The store does not answer.
+    /// The store is unavailable.
     Store(StoreError),
 }
 
