@@ -1,4 +1,4 @@
-//! Answers, with the headers that all of them have.
+//! Responses with common headers.
 
 use axum::{
     body::Body,
@@ -6,11 +6,11 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 
-/// Nothing but what the page itself brings: no script at all, no frame around it, forms to nobody else.
+/// Only the page itself: no scripts, no frames around it, forms to the same origin only.
 const POLICY: &str =
     "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// When the store may answer again.
+/// When a retry may succeed.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
 const STYLE: &str = include_str!("style.css");
@@ -23,18 +23,18 @@ pub(super) fn page(status: StatusCode, html: String) -> Response {
     guarded(response)
 }
 
-/// Post, redirect, get: what was done is not done again by loading the page once more.
+/// POST, redirect, GET: reloading the page does not repeat the action.
 pub(super) fn see(reference: &str) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SEE_OTHER;
-    // References are made of ASCII.
+    // References are ASCII.
     if let Ok(location) = HeaderValue::try_from(reference) {
         response.headers_mut().insert(header::LOCATION, location);
     }
     guarded(response)
 }
 
-/// It is asked for by version, so it may be kept.
+/// The URL has the version, so it can be cached.
 pub(super) fn style() -> Response {
     let mut response = guarded(([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE).into_response());
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=86400"));
@@ -45,7 +45,7 @@ fn guarded(mut response: Response) -> Response {
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        // Not `no-referrer`: with that, forms come from the origin "null".
+        // Not `no-referrer`: with that, forms have the origin "null".
         (header::REFERRER_POLICY, "same-origin"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ] {

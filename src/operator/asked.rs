@@ -1,48 +1,48 @@
-//! What is asked for, in the query: every page has the same path, so it does not matter where it is mounted.
+//! Parses the query. Every page has the same path, so the page can be mounted anywhere.
 
 use form_urlencoded::Serializer;
 
 use crate::{store::Cursor, token::SessionId};
 
-/// No cursor of a store is longer.
+/// The maximum length of a cursor.
 const MAX_CURSOR: usize = 256;
 
-/// What a page shows.
+/// The content of a page.
 #[derive(Clone, PartialEq)]
 pub(super) enum View {
-    /// Sessions of everybody, from a place on.
+    /// All sessions, from a cursor.
     All(Cursor),
-    /// Those of one user.
+    /// The sessions of a user.
     User(String),
     One(SessionId),
-    /// What was searched for is no session id.
+    /// The search string is not a session id.
     NoId(String),
 }
 
-/// What a form does.
+/// The action of a form.
 pub(super) enum Act {
     Revoke(SessionId),
     RevokeUser(String),
 }
 
-/// What was done, as it is told by the page after.
+/// The result of an action, shown on the next page.
 #[derive(Clone, Copy)]
 pub(super) enum Done {
     Revoked,
-    /// It had ended before.
+    /// The session had ended before.
     WasGone,
-    /// So many of a user's.
+    /// The number of ended sessions of a user.
     UserRevoked(usize),
 }
 
-/// The parameters of a query; of those that come twice the first counts.
+/// The parameters of a query. The first of several counts.
 pub(super) struct Asked {
     pub(super) view: View,
     pub(super) done: Option<Done>,
     pub(super) act: Option<Act>,
-    /// The style sheet, and no page.
+    /// The style sheet.
     pub(super) style: bool,
-    /// Count the sessions however long it takes.
+    /// Count the sessions, without a time limit.
     pub(super) count: bool,
 }
 
@@ -85,12 +85,12 @@ impl View {
         }
     }
 
-    /// The reference to this view from any other.
+    /// The reference to this view.
     pub(super) fn link(&self) -> String {
         reference([self.parameter()])
     }
 
-    /// The reference to this view after something was done.
+    /// The reference to this view after an action.
     pub(super) fn after(&self, done: Done) -> String {
         let (done, number) = match done {
             Done::Revoked => ("revoked", None),
@@ -100,7 +100,7 @@ impl View {
         reference([self.parameter(), Some(("done", done.to_owned())), number])
     }
 
-    /// The reference that does something, and comes back to this view.
+    /// The reference that performs an action and returns to this view.
     pub(super) fn doing(&self, act: &Act) -> String {
         let act = match act {
             Act::Revoke(id) => ("revoke", id.to_string()),
@@ -110,7 +110,7 @@ impl View {
     }
 }
 
-/// Relative to whatever the path is.
+/// Relative to any path.
 fn reference<const N: usize>(parameters: [Option<(&str, String)>; N]) -> String {
     Serializer::for_suffix("?".to_owned(), 1).extend_pairs(parameters.into_iter().flatten()).finish()
 }

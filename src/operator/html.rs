@@ -1,8 +1,8 @@
-//! HTML into which nothing gets unescaped.
+//! HTML with escaping.
 
 use std::fmt::{self, Display, Write};
 
-/// A piece of HTML. Markup is what the program's source says; everything else is text.
+/// HTML. Only markup from the source code is unescaped.
 #[derive(Default)]
 pub(super) struct Html(String);
 
@@ -12,9 +12,9 @@ impl Html {
         self
     }
 
-    /// Text between tags or quotes, with what cannot be seen made visible.
+    /// Text between tags or quotes. Invisible characters become visible.
     pub(super) fn text(&mut self, text: impl Display) -> &mut Self {
-        // Writing to a `String` does not fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(Escaped(&mut self.0), "{text}");
         self
     }
@@ -43,7 +43,7 @@ impl Write for Escaped<'_> {
     }
 }
 
-/// Characters that are not seen, and those that change the order in which others are.
+/// Invisible characters, and characters that change the text direction.
 pub(super) fn deceives(c: char) -> bool {
     c.is_control()
         || matches!(

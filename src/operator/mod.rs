@@ -1,9 +1,9 @@
-//! A page for operators: how the store does, which sessions live, and how to end them.
+//! An HTML page for operators: the health of the store, the live sessions, and buttons to revoke them.
 //!
 //! <div class="warning">
 //!
-//! **It asks nobody who they are.** Whoever reaches it sees who is logged in from where, and can log anybody out. Mount it only behind your
-//! own authorization, as below, and never on an address that the world can reach without it.
+//! **The page does not authenticate anybody.** It shows who is logged in from where, and can log out every user. Mount it behind your own
+//! authorization, as below.
 //!
 //! </div>
 //!
@@ -11,43 +11,37 @@
 //! use axum::{Router, extract::Request, http::StatusCode, middleware::{self, Next}, response::{IntoResponse, Response}};
 //! use tower_keep::{MemoryStore, Rejection, Session, SessionLayer, operator};
 //!
-//! /// Your own check: here the name decides.
+//! /// Your own check. Here it is the name.
 //! async fn operators_only(session: Session, request: Request, next: Next) -> Result<Response, Rejection> {
-//!     let user = session.require_user().await?; // or 401
+//!     let user = session.require_user().await?; // 401 without a login
 //!     Ok(if &*user == "root" { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() })
 //! }
 //!
 //! let layer = SessionLayer::new(MemoryStore::new());
 //! let page = operator::router(layer.sessions())
 //!     .layer(middleware::from_fn(operators_only)) // yours
-//!     .layer(layer.clone().require()); // nobody without a session gets as far as that
+//!     .layer(layer.clone().require());
 //! let app: Router = Router::new().nest("/operator", page).layer(layer);
 //! # let _ = app;
 //! ```
 //!
-//! It is one path, with everything else in the query, and all its links are relative: it can be mounted anywhere, as deep as you
-//! like, and more than once. It is plain HTML with a style sheet of its own: no script, nothing from elsewhere.
+//! The page uses one path and relative links, so it can be mounted anywhere, and more than once. It is HTML with its own style sheet, without
+//! scripts and external resources.
 //!
-//! # What it shows
-//! * The health of the store: status, cause, since when, and how long it took to answer; and what this process has
-//!   [counted](crate::Stats). These two are there when the store is away.
-//! * How many sessions live, on the first page: counted when that takes under a third of a second, else on demand.
-//! * Sessions, a page at a time by the cursors of [`Sessions::page`], never all at once; those of one user; one by its id. Of each its user, times, address
-//!   and user agent. **No value of a session is ever shown**, and no token: the store does not have any.
+//! # Content
+//! * The health of the store (status, cause, since when, latency), and the [counters](crate::Stats) of this process. Both work during an outage.
+//! * The number of live sessions, on the first page: counted if that takes less than a third of a second, else on demand.
+//! * Sessions by page, by user, or by id, with user, times, client IP and user agent. **No value of a session is shown**, and no token.
 //! * Buttons that [revoke](Sessions::revoke) one session or [all of a user](Sessions::revoke_user).
 //!
-//! Names of users are in the URLs of searches, and session ids too, so they get into the access log of whatever is in front; ids are no credentials.
+//! URLs of searches contain user names and session ids, so they are in the access logs of proxies. Ids grant no access.
 //!
 //! # Requests from other sites
-//! What changes something is a POST, and a POST is served only when the browser says that the page itself has sent it: by `Sec-Fetch-Site:
-//! same-origin`, or, where a browser does not send that (older ones, and all of them without TLS), by an `Origin` that is the `Host` of
-//! the request. A request with neither is refused, so a browser that is too old for both is of no use here, and of no danger. No page can make
-//! a browser lie in these headers, which is why there is no token in the forms; nor would one protect from more. A script that posts
-//! must say `Sec-Fetch-Site: same-origin`. Where browsers do not send it, a link can show the message that something was done, and nothing
-//! was. A proxy in front has to pass `Host` on unchanged where there is no TLS.
+//! Actions are POST requests, and a POST must come from the page itself: with `Sec-Fetch-Site: same-origin`, or, in old browsers and without TLS,
+//! with an `Origin` that equals the `Host` of the request. Other requests are refused. Other sites cannot forge these headers, so the forms need no
+//! token. A script must send `Sec-Fetch-Site: same-origin`. Without TLS, a proxy must pass `Host` unchanged.
 //!
-//! Nothing is embedded by other pages (`frame-ancestors 'none'`), and what clients say of themselves is only ever text: characters that cannot
-//! be seen, or turn others around, are shown by their numbers.
+//! Other pages cannot embed the page (`frame-ancestors 'none'`). Text from clients is escaped, and invisible characters are shown by their code.
 
 mod answer;
 mod asked;
@@ -77,17 +71,17 @@ use crate::{
     store::{Cursor, FallbackStats, StoreError},
 };
 
-/// How many sessions a page has, about.
+/// The approximate number of sessions of a page.
 const PAGE: usize = 50;
-/// How often the store is asked for some before a page is shown with fewer.
+/// The maximum number of queries for a page.
 const TRIES: usize = 20;
-/// How many of a user's sessions are shown.
+/// The maximum number of sessions of a user that are shown.
 const MOST_OF_A_USER: usize = 500;
-/// How long a page waits for the number of sessions; and when it was asked for.
+/// The time limits for counting sessions: by default, and on demand.
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(60);
 
-/// The page for operators, of these sessions. **Without any authorization**: read the [module's documentation](self).
+/// The operator page. **It has no authorization**: see the [module documentation](self).
 ///
 /// ```
 /// use tower_keep::{MemoryStore, SessionLayer, operator};
@@ -100,7 +94,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(sessions: Sessions) -> Router<S>
     OperatorPage::new(sessions).router()
 }
 
-/// The page for operators, with more to show than [`router`] does.
+/// Builds an operator page with more content than [`router`].
 ///
 /// ```
 /// use std::sync::Arc;
@@ -119,23 +113,23 @@ pub struct OperatorPage {
 }
 
 impl OperatorPage {
-    /// For these sessions.
+    /// For `sessions`.
     pub fn new(sessions: Sessions) -> Self {
         Self { sessions, fallback: None }
     }
 
-    /// Show where a [`Fallback`](crate::store::Fallback) stands. Default: nothing of it.
+    /// Shows the state of a [`Fallback`](crate::store::Fallback). Default: no.
     pub fn fallback(mut self, stats: impl Fn() -> FallbackStats + Send + Sync + 'static) -> Self {
         self.fallback = Some(Arc::new(stats));
         self
     }
 
-    /// The page. **Without any authorization**: read the [module's documentation](self).
+    /// Builds the page. **It has no authorization**: see the [module documentation](self).
     pub fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
         Router::new().route("/", get(show).post(act)).with_state(self)
     }
 
-    /// How the store does, and `content`.
+    /// The health of the store, and `content`.
     async fn page(&self, status: StatusCode, content: Content) -> Response {
         let context = self.sessions.context();
         let page = Page {
@@ -149,7 +143,7 @@ impl OperatorPage {
     }
 
     async fn failed(&self, view: View, error: StoreError) -> Response {
-        tracing::warn!(error = %ErrorChain(&error), "operator's page without an answer of the store");
+        tracing::warn!(error = %ErrorChain(&error), "the store is unavailable for the operator page");
         self.page(StatusCode::SERVICE_UNAVAILABLE, Content::Failed { view }).await
     }
 
@@ -158,7 +152,7 @@ impl OperatorPage {
         let (status, content) = match asked.view {
             View::All(from) => {
                 let (sessions, next) = self.some(from.clone()).await?;
-                // Every further page would count the same again.
+                // Only the first page shows the count.
                 let live = match from.as_str() {
                     "" => Some(self.live(if asked.count { LONG } else { SHORT }).await?),
                     _ => None,
@@ -175,7 +169,7 @@ impl OperatorPage {
                 Some(session) => (StatusCode::OK, Content::One { session, done }),
                 None => {
                     let ended = self.sessions.ended(&id).await?;
-                    // What has just been ended here is not missed.
+                    // A session that was just revoked here is not an error.
                     let status = if done.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
                     (status, Content::Gone { id, ended, done })
                 }
@@ -185,7 +179,7 @@ impl OperatorPage {
         Ok(self.page(status, content).await)
     }
 
-    /// About a page full of sessions, without any of them twice.
+    /// The sessions of about one page, without duplicates.
     async fn some(&self, from: Cursor) -> Result<(Vec<SessionInfo>, Option<Cursor>), StoreError> {
         let (mut sessions, mut next) = (Vec::new(), Some(from));
         for _ in 0..TRIES {
@@ -231,7 +225,7 @@ async fn show(State(page): State<OperatorPage>, headers: HeaderMap, uri: Uri) ->
 
 async fn act(State(page): State<OperatorPage>, request: Request) -> Response {
     if !origin::is_same(request.headers(), request.uri()) {
-        tracing::warn!("operator's page: a request from elsewhere was refused");
+        tracing::warn!("operator page: cross-site request refused");
         return page.page(StatusCode::FORBIDDEN, Content::NotFromHere).await;
     }
     let asked = Asked::of(request.uri().query().unwrap_or_default());

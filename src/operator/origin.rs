@@ -1,12 +1,12 @@
-//! Whether a request that changes something comes from the page itself.
+//! Checks that an action comes from the page itself.
 
 use http::{HeaderMap, HeaderName, Uri, header};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether the browser says that a page of the same origin sends this. Without a word of the browser: no.
+/// Whether the browser says that a page of the same origin sent the request.
 pub(super) fn is_same(headers: &HeaderMap, uri: &Uri) -> bool {
-    // Nothing from browsers before 2023, and from all where there is no TLS.
+    // Browsers before 2023, and all browsers without TLS, do not send it.
     says_same(headers).unwrap_or_else(|| match (only(headers, &header::ORIGIN), host(headers, uri)) {
         (Said::Once(origin), Some(host)) => {
             origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host))
@@ -15,7 +15,7 @@ pub(super) fn is_same(headers: &HeaderMap, uri: &Uri) -> bool {
     })
 }
 
-/// Whether the browser says that something else than a page of the same origin has led here.
+/// Whether the browser says that another site led here.
 pub(super) fn is_other(headers: &HeaderMap) -> bool {
     says_same(headers) == Some(false)
 }
@@ -28,7 +28,7 @@ fn says_same(headers: &HeaderMap) -> Option<bool> {
     }
 }
 
-/// Whom the client has asked, in HTTP/1 and HTTP/2.
+/// The host of the request, in HTTP/1 and HTTP/2.
 fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
     match only(headers, &header::HOST) {
         Said::Once(host) => Some(host),
@@ -40,7 +40,7 @@ fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
 enum Said<'a> {
     Nothing,
     Once(&'a str),
-    /// Several times, or not in text.
+    /// Several, or not a string.
     Otherwise,
 }
 

@@ -1,4 +1,4 @@
-//! What the page looks like.
+//! Renders the page.
 
 use std::{fmt, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     token::SessionId,
 };
 
-/// How many characters of a name and of a user agent a table shows.
+/// The maximum number of characters of a name and a user agent in a table.
 const SHORT_NAME: usize = 40;
 const SHORT_AGENT: usize = 60;
 
@@ -29,7 +29,7 @@ pub(super) struct Page {
     pub(super) content: Content,
 }
 
-/// What is below the health.
+/// The content below the health.
 pub(super) enum Content {
     All {
         from: Cursor,
@@ -56,7 +56,7 @@ pub(super) enum Content {
     NoId {
         text: String,
     },
-    /// The store did not answer.
+    /// The store is unavailable.
     Failed {
         view: View,
     },
@@ -64,11 +64,11 @@ pub(super) enum Content {
     NothingToDo,
 }
 
-/// How many sessions live.
+/// The number of live sessions.
 #[derive(Clone, Copy)]
 pub(super) enum Live {
     Counted(u64),
-    /// More than can be counted while somebody waits.
+    /// Counting takes too long.
     Many,
 }
 
@@ -98,8 +98,8 @@ impl Page {
             Content::All { .. } => "Sessions",
             Content::User { .. } => "Sessions of a user",
             Content::One { .. } | Content::Gone { .. } => "A session",
-            Content::NoId { .. } => "No session id",
-            Content::Failed { .. } => "The store does not answer",
+            Content::NoId { .. } => "Not a session id",
+            Content::Failed { .. } => "The store is unavailable",
             Content::NotFromHere | Content::NothingToDo => "Nothing was done",
         }
     }
@@ -192,7 +192,7 @@ impl Page {
                 }
                 let view = View::User(user.clone());
                 self.table(html, sessions, &view, "No live session.");
-                // Also when none is listed: none is left then, whether known or not.
+                // Even if none is listed: sessions that the index has lost end too.
                 html.markup("<form method=\"post\" class=\"all\" action=\"")
                     .text(view.doing(&Act::RevokeUser(user.clone())))
                     .markup("\"><button class=\"danger\">Revoke all sessions of <bdi>")
@@ -231,7 +231,7 @@ impl Page {
                     .markup("</bdi> is not the id of a session: that has 44 characters. (A token is no id.)</p>\n");
             }
             Content::Failed { view } => {
-                html.markup("<h1>The store does not answer</h1>\n<p>What was asked for cannot be shown, ")
+                html.markup("<h1>The store is unavailable</h1>\n<p>What was asked for cannot be shown, ")
                     .markup("and if something was to be revoked, it is not known whether it was. <a href=\"")
                     .text(view.link())
                     .markup("\">Try again</a>.</p>\n");
@@ -253,7 +253,7 @@ impl Page {
             html.markup("<p class=\"none\">").markup(none).markup("</p>\n");
             return;
         }
-        // Whose they are is in the heading otherwise.
+        // Otherwise the user is in the heading.
         let of_several = matches!(view, View::All(_));
         html.markup("<table>\n<thead><tr><th scope=\"col\">Session</th>")
             .markup(if of_several { "<th scope=\"col\">User</th>" } else { "" })
@@ -380,7 +380,7 @@ impl Page {
         html.markup("</dl>\n");
     }
 
-    /// Near moments by their distance.
+    /// Relative for recent times.
     fn time(&self, html: &mut Html, time: Timestamp) {
         html.markup("<time datetime=\"").text(time).markup("\" title=\"").text(time).markup("\">");
         html.text(Distance { from: self.now, to: time }).markup("</time>");
@@ -400,7 +400,7 @@ fn user(html: &mut Html, session: &SessionInfo, characters: usize) {
 }
 
 fn field(html: &mut Html, labelled: &'static str, value: &str) {
-    // What a field cannot hold as it is, it does not hold: sent again, it would be somebody else's name.
+    // A form field cannot represent such a name, so there is no form.
     let value = if value.contains(deceives) { "" } else { value };
     html.markup("<form method=\"get\">")
         .markup(labelled)
@@ -440,7 +440,7 @@ impl fmt::Display for Millis {
     }
 }
 
-/// So many characters, at most.
+/// At most this many characters.
 struct Cut<'a>(&'a str, usize);
 
 impl fmt::Display for Cut<'_> {

@@ -1,4 +1,4 @@
-//! Several futures at once, in this task.
+//! Runs several futures concurrently in one task.
 
 use std::{
     future::{Future, poll_fn},
@@ -6,7 +6,7 @@ use std::{
     task::Poll,
 };
 
-/// What each of them comes to, in their order.
+/// The outputs in order.
 pub(super) async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T> + Send>) -> Vec<T> {
     enum Part<F, T> {
         Running(Pin<Box<F>>),

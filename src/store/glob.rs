@@ -1,6 +1,6 @@
 //! Patterns of keys, as Redis understands them (`stringmatchlen` in its `util.c`).
 
-/// A pattern, taken apart.
+/// A parsed pattern.
 pub(super) struct Glob(Vec<Part>);
 
 enum Part {
@@ -8,7 +8,7 @@ enum Part {
     Some,
     /// `?`
     One,
-    /// What stands for itself.
+    /// A literal character.
     Byte(u8),
     /// `[…]`, `[^…]`
     OneOf { not: bool, ranges: Vec<(u8, u8)> },
@@ -25,7 +25,7 @@ impl Part {
 }
 
 impl Glob {
-    /// Every text is a pattern: a class that is not closed ends with it, and a `\` at the end stands for itself.
+    /// Every string is a valid pattern: an unclosed class ends with it, and a final `\` is literal.
     pub(super) fn new(pattern: &str) -> Self {
         let (mut rest, mut parts) = (pattern.as_bytes(), Vec::new());
         while let [first, after @ ..] = rest {
@@ -43,11 +43,11 @@ impl Glob {
         Self(parts)
     }
 
-    /// In a time of no more than the product of both lengths.
+    /// In time proportional to the product of both lengths at most.
     pub(super) fn matches(&self, text: &str) -> bool {
         let (parts, text) = (&*self.0, text.as_bytes());
         let (mut part, mut at) = (0, 0);
-        // After the last `*`: where its turn ended, to let it take one more.
+        // After the last `*`: where to continue if the rest does not match.
         let mut star = None;
         while at < text.len() {
             match parts.get(part) {
@@ -69,7 +69,7 @@ impl Glob {
     }
 }
 
-/// What follows a `[`, and what comes after it.
+/// Parses a class after `[`. Returns the rest.
 fn class(rest: &[u8]) -> (Part, &[u8]) {
     let (not, mut rest) = match rest {
         [b'^', rest @ ..] => (true, rest),

@@ -1,13 +1,13 @@
-//! What a store says of itself.
+//! Health of stores.
 
 use std::{error::Error, fmt, sync::Arc};
 
 use crate::observe::ErrorChain;
 
-/// Whether a store can serve, and if it cannot, why.
+/// Whether a store can serve, and if not, why.
 ///
-/// A cause is read by operators, never by clients: it may name servers and what they said, and must not hold a password, a
-/// token, or a URL that has one.
+/// Causes are for operators and not for clients: they may name servers. They must not contain a password, a token, or a URL with
+/// one.
 ///
 /// ```
 /// use std::io;
@@ -24,11 +24,11 @@ use crate::observe::ErrorChain;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
-    /// Reads and writes are served.
+    /// Reads and writes work.
     Up,
-    /// Reads are served, and some writes are not; or only the sessions of some servers are. And why.
+    /// Reads work and some writes fail, or some servers are down. With the cause.
     Degraded(Arc<str>),
-    /// Nothing is served; and why.
+    /// Nothing works. With the cause.
     Down(Arc<str>),
 }
 
@@ -43,7 +43,7 @@ impl Health {
         Self::Down(text(cause))
     }
 
-    /// Which of the three it is.
+    /// The status without the cause.
     pub const fn status(&self) -> HealthStatus {
         match self {
             Self::Up => HealthStatus::Up,
@@ -52,7 +52,7 @@ impl Health {
         }
     }
 
-    /// Why it is not up; `None` when it is.
+    /// The cause, unless the status is up.
     pub fn cause(&self) -> Option<&str> {
         match self {
             Self::Up => None,
@@ -65,7 +65,7 @@ fn text(error: &(dyn Error + 'static)) -> Arc<str> {
     ErrorChain(error).to_string().into()
 }
 
-/// A [`Health`](crate::store::Health) without its cause: for logs, metrics and decisions.
+/// A [`Health`](crate::store::Health) without its cause, for logs, metrics and decisions.
 ///
 /// ```
 /// use tower_keep::HealthStatus;
@@ -75,11 +75,11 @@ fn text(error: &(dyn Error + 'static)) -> Arc<str> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HealthStatus {
-    /// Reads and writes are served.
+    /// Reads and writes work.
     Up,
-    /// Reads are served, and some writes are not; or only the sessions of some servers are.
+    /// Reads work and some writes fail, or some servers are down.
     Degraded,
-    /// Nothing is served.
+    /// Nothing works.
     Down,
 }
 

@@ -1,4 +1,4 @@
-//! Values beside the sessions: what a store can offer besides its sessions, and need not.
+//! Values: an optional ability of stores.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use super::{
     types::Cursor,
 };
 
-/// What keeps values under keys, beside the sessions: what [`KeyValue`](crate::KeyValue) stands on. A store that can says so in
+/// A store that keeps values besides the sessions, for [`KeyValue`](crate::KeyValue). A store returns itself from
 /// [`SessionStore::values`].
 ///
 /// # Contract
-/// * **No key reaches a session**, whatever it is called.
-/// * **Atomic.** Each operation on one key happens wholly or not at all. [`get`](Self::get) of several keys is no one moment.
-/// * **Can be repeated**, all but [`add`](Self::add). A write that was given up may be executed later.
-/// * **Time to live.** What has expired is not there.
-/// * **In time.** An operation ends within a bounded time, with [`StoreError::Outage`] when the store does not answer, or has no room.
+/// * **No key reaches a session**, whatever its name.
+/// * **Atomic.** Each operation on a key is applied completely or not at all. [`get`](Self::get) of several keys is not atomic.
+/// * **Idempotent**, except [`add`](Self::add). A cancelled write may be applied later.
+/// * **Time to live.** An expired value does not exist.
+/// * **In time.** An operation ends within a bounded time, with [`StoreError::Outage`] if the store is unavailable or full.
 ///
 /// ```
 /// use tower_keep::{MemoryStore, store::{SessionStore, StoreError, ValueStore}};
@@ -33,38 +33,39 @@ use super::{
 /// # }
 /// ```
 pub trait ValueStore: Send + Sync {
-    /// The values of these keys, in their order.
+    /// The values of the keys, in order.
     fn get<'a>(&'a self, keys: &'a [&'a str]) -> StoreFuture<'a, Vec<Option<Vec<u8>>>>;
 
-    /// Keeps a value, for a time or for ever, in place of the one that was there and its time. Under a millisecond counts as one.
+    /// Sets a value, with a time to live or without expiry. Replaces the value and its time to live. Less than a millisecond counts
+    /// as one.
     fn set<'a>(&'a self, key: &'a str, value: &'a [u8], ttl: Option<Duration>) -> StoreFuture<'a, ()>;
 
-    /// Removes a value; whether there was one.
+    /// Deletes a value. Returns whether it existed.
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;
 
-    /// Whether there is a value.
+    /// Whether a value exists.
     fn exists<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;
 
-    /// Lets a value live for `ttl` from now; whether there is one.
+    /// Sets the time to live of a value. Returns whether the value exists.
     fn expire<'a>(&'a self, key: &'a str, ttl: Duration) -> StoreFuture<'a, bool>;
 
-    /// Adds to a number; none counts as zero. Its time to live stays.
+    /// Adds to a number. A missing value counts as zero. The time to live does not change.
     ///
-    /// It cannot be repeated, so no store repeats it: what may have been done is [`Added::InDoubt`]. An error says that nothing was added,
-    /// and will not be.
+    /// It is not idempotent, so a store does not repeat it: if it may have been applied, the reply is [`Added::InDoubt`]. An error
+    /// means that it was not applied, and will not be.
     fn add<'a>(&'a self, key: &'a str, by: i64) -> StoreFuture<'a, Added>;
 
-    /// Some of the keys that match `pattern`, and where to go on. `count` is about how many keys are looked at, whether they match or
-    /// not: at least one, at most 1,000. A key that is there all the while is on some page, and may be on several.
+    /// A page of the keys that match `pattern`, and the next cursor. `count` is the approximate number of keys that are visited: at
+    /// least 1, at most 1,000. A key that exists during the whole scan is on at least one page, and may be on several.
     ///
-    /// The pattern is that of Redis: `*`, `?`, `[abc]`, `[a-z]`, `[^a]`, and `\` before what is meant as it is.
+    /// The pattern is that of Redis: `*`, `?`, `[abc]`, `[a-z]`, `[^a]`, and `\` as escape.
     fn scan<'a>(&'a self, pattern: &'a str, from: &'a Cursor, count: usize) -> StoreFuture<'a, KeyPage>;
 
-    /// Where values are kept right now.
+    /// Where values are kept at the moment.
     fn stats(&self) -> StoreFuture<'_, ValueStats>;
 }
 
-/// What came of adding to a number, when the store could be asked.
+/// The reply to [`add`](ValueStore::add).
 ///
 /// ```
 /// use tower_keep::{MemoryStore, store::{Added, SessionStore}};
@@ -80,26 +81,26 @@ pub trait ValueStore: Send + Sync {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Added {
-    /// This is the number now.
+    /// The sum.
     To(i64),
-    /// Nothing was added: what is there is no number of 64 bits, written as Redis writes it.
+    /// Not applied: the value is not a 64-bit integer as Redis writes it.
     NotANumber,
-    /// Nothing was added: the sum would be no number of 64 bits.
+    /// Not applied: the sum exceeds 64 bits.
     Overflow,
-    /// The store was told, and its answer was lost: it may have been added or not. Why.
+    /// The reply was lost, for this reason: it may have been applied.
     InDoubt(StoreError),
 }
 
-/// Some of the keys of a store.
+/// A page of keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyPage {
-    /// Perhaps none, although there are more to come.
+    /// May be empty although there are more.
     pub keys: Vec<String>,
-    /// Where to go on; `None` when these were the last.
+    /// The next cursor. `None` after the last page.
     pub next: Option<Cursor>,
 }
 
-/// Where values are kept right now: see [`KeyValue::stats`](crate::KeyValue::stats).
+/// Where values are kept at the moment: see [`KeyValue::stats`](crate::KeyValue::stats).
 ///
 /// ```
 /// use tower_keep::store::ValueStats;
@@ -109,11 +110,11 @@ pub struct KeyPage {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ValueStats {
-    /// A server answers now. Of a store that has none: never.
+    /// A server replies. Always `false` for a store without a server.
     pub connected: bool,
-    /// Values are kept in the memory of this process: because there is no server, or while it is away.
+    /// Values are in the memory of this process: there is no server, or it is down.
     pub using_fallback: bool,
-    /// How many are kept there.
+    /// The number of values in memory.
     pub in_memory_keys: usize,
 }
 

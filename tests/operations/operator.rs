@@ -469,7 +469,7 @@ async fn without_the_store_its_health_is_shown_all_the_same() {
         assert_eq!((reply.status, reply.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("5")));
         let html = reply.text();
         assert!(html.contains("<strong>down</strong>") && html.contains("class=\"cause\""), "{html}");
-        assert!(html.contains("The store does not answer") && html.contains("Try again"), "{html}");
+        assert!(html.contains("The store is unavailable") && html.contains("Try again"), "{html}");
         assert!(html.contains("<dt>created</dt><dd>1</dd>"), "{html}");
     }
     redis.run().await;

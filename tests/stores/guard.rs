@@ -81,7 +81,7 @@ async fn no_operation_takes_longer_than_the_deadline() {
     let (id, from) = (id(1), Default::default());
     let began = Instant::now();
     let took = async |answer: Result<(), StoreError>| {
-        assert_eq!(assert_outage(answer), "no answer within 250ms");
+        assert_eq!(assert_outage(answer), "no reply within 250ms");
     };
     took(guard.load(&id).await.map(drop)).await;
     took(guard.create(&id, entry(1), Limits::none()).await.map(drop)).await;
@@ -135,7 +135,7 @@ async fn a_store_that_hangs_is_left_alone_too() {
         assert_outage(guard.load(&id(1)).await);
     }
     let began = Instant::now();
-    assert!(assert_outage(guard.load(&id(1)).await).ends_with("no answer within 250ms"));
+    assert!(assert_outage(guard.load(&id(1)).await).ends_with("no reply within 250ms"));
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
@@ -328,7 +328,7 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
     let lines: Vec<_> = text.lines().filter(|line| line.contains("store=\"spy\"")).collect();
     let [begins, ends] = lines[..] else { panic!("{text}") };
     assert!(begins.contains("WARN") && begins.contains("the test says so"), "{begins}");
-    assert!(ends.contains("INFO") && ends.contains("answers again"), "{ends}");
+    assert!(ends.contains("INFO") && ends.contains("replies again"), "{ends}");
 }
 
 /// A guard of a Redis that serves.
@@ -400,7 +400,7 @@ async fn redis_hung_and_resumed() {
     eventually("it serves", async || guard.load(&id(1)).await.is_ok()).await;
     server.pause();
     for _ in 0..2 {
-        assert!(assert_outage(guard.load(&id(1)).await).ends_with("no answer within 250ms"));
+        assert!(assert_outage(guard.load(&id(1)).await).ends_with("no reply within 250ms"));
     }
     let is_left_alone = async || assert_outage(guard.load(&id(1)).await).contains("left alone");
     eventually("it is left alone", is_left_alone).await;

@@ -1,4 +1,4 @@
-//! The states of the breaker. No I/O here.
+//! The states of the circuit breaker. No I/O here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::store::StoreError;
 
-/// When it opens, and for how long.
+/// When the breaker opens, and for how long.
 pub(super) struct Settings {
     pub(super) outages: u32,
     pub(super) pause: Duration,
@@ -14,24 +14,24 @@ pub(super) struct Settings {
 }
 
 pub(super) enum Breaker {
-    /// Everything passes. So many outages in a row, up to now.
+    /// Operations pass. The number of consecutive outages.
     Closed { outages: u32 },
-    /// Nothing passes until then.
+    /// Operations fail until this time.
     Open { until: Instant, pause: Duration, cause: Arc<StoreError> },
-    /// A probe is under way, and nothing else passes.
+    /// A probe is running, and other operations fail.
     HalfOpen { pause: Duration, cause: Arc<StoreError> },
 }
 
-/// As what an operation was let through.
+/// How an operation was let through.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pass {
     Ordinary,
-    /// Its answer decides.
+    /// Its result decides.
     Probe,
 }
 
 impl Breaker {
-    /// Lets an operation through, or says why not.
+    /// Lets an operation through, or returns the cause of the outage.
     pub(super) fn enter(&mut self) -> Result<Pass, Arc<StoreError>> {
         match self {
             Self::Closed { .. } => Ok(Pass::Ordinary),
@@ -43,7 +43,7 @@ impl Breaker {
         }
     }
 
-    /// The store has answered; `true` if it did not before.
+    /// The store has replied. Returns whether that closes the breaker.
     pub(super) fn answered(&mut self, pass: Pass) -> bool {
         match (&mut *self, pass) {
             (Self::Closed { outages }, _) => {
@@ -54,12 +54,12 @@ impl Breaker {
                 *self = Self::Closed { outages: 0 };
                 true
             }
-            // Of an operation from before: it says nothing of now.
+            // An operation from before says nothing about the current state.
             (Self::Open { .. } | Self::HalfOpen { .. }, _) => false,
         }
     }
 
-    /// The store has not answered; `true` if that opens what was closed.
+    /// An outage. Returns whether that opens the breaker.
     pub(super) fn outage(&mut self, pass: Pass, cause: &Arc<StoreError>, settings: &Settings) -> bool {
         match (&mut *self, pass) {
             (Self::Closed { outages }, _) => {
@@ -78,7 +78,7 @@ impl Breaker {
         }
     }
 
-    /// Nobody waits for the answer any more: another probe must decide.
+    /// The operation was cancelled: another probe must decide.
     pub(super) fn given_up(&mut self, pass: Pass) {
         if let (Self::HalfOpen { pause, cause }, Pass::Probe) = (&mut *self, pass) {
             *self = Self::Open { until: Instant::now(), pause: *pause, cause: cause.clone() };

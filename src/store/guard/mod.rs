@@ -1,4 +1,4 @@
-//! A deadline and a circuit breaker around a store that has none.
+//! A deadline and a circuit breaker around a store.
 
 mod breaker;
 
@@ -22,41 +22,38 @@ use crate::{
     observe::ErrorChain,
 };
 
-/// The name of the operation that looks at every session, and how much more time it has.
+/// The operation that visits every session, and the factor of its deadline.
 const COUNT: &str = "count";
 const COUNT_FACTOR: u32 = 20;
 
-/// Makes a store answer in time: a deadline for every operation, a circuit breaker, and no more operations at once than it can
-/// bear.
+/// Adds a deadline, a circuit breaker, and a limit for concurrent operations to a store.
 ///
-/// [`RedisStore`](super::redis::RedisStore) has its own deadline, and fails at once when Redis is known to be down: it needs no guard. This is
-/// for stores and pools of others.
+/// For stores and pools without their own deadline. [`RedisStore`](super::redis::RedisStore) has one, and fails immediately when
+/// Redis is known to be down.
 ///
 /// ```text
 ///            5 outages in a row                   the pause is over: one probe
 ///   closed ─────────────────────▶ open ◀──────────────────────────────────────▶ half-open
-///      ▲                           every operation fails at once        fails        │
+///      ▲                           every operation fails                fails        │
 ///      └─────────────────────────────────────────────────────────────────────────────┘ succeeds
 /// ```
 ///
-/// * An **outage** is an operation that is not answered within the [deadline](Self::deadline), or with [`StoreError::Outage`] by
-///   a store whose [health](SessionStore::health) is then [`Down`](Health::Down). A conflict, a session that is gone, a record that cannot
-///   be read, a store that is full: these are answers.
-/// * While it is **open**, an operation fails at once with a [`StoreError::Outage`] whose source tells the last cause. That costs about a
-///   microsecond.
-/// * **Half-open** it lets exactly one operation through, whichever comes first; the others go on failing. If nobody waits for the
-///   answer of that one any more, the next takes its place.
+/// * An **outage** is an operation without a reply within the [deadline](Self::deadline), or a [`StoreError::Outage`] from a store
+///   whose [health](SessionStore::health) is then [`Down`](Health::Down). A conflict, an ended session, a corrupt record, or a full
+///   store is not an outage.
+/// * While the breaker is **open**, operations fail immediately with a [`StoreError::Outage`], whose source is the last cause.
+/// * **Half-open**, it lets exactly one operation through. If that one is cancelled, the next takes its place.
 ///
-/// What did not end in time is given up, and may be executed later: writes are idempotent for that.
+/// An operation that misses its deadline may be applied later. Writes are idempotent for that reason.
 ///
-/// It needs a tokio runtime with a timer, and starts no task.
+/// It needs a tokio runtime with a timer. It starts no task.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_keep::{MemoryStore, SessionLayer, store::Guard};
 ///
-/// # let store_of_mine = MemoryStore::new();
-/// let store = Guard::new(store_of_mine).deadline(Duration::from_millis(100)).max_waiting(256);
+/// # let my_store = MemoryStore::new();
+/// let store = Guard::new(my_store).deadline(Duration::from_millis(100)).max_waiting(256);
 /// let layer = SessionLayer::new(store);
 /// # let _ = layer;
 /// ```
@@ -70,7 +67,7 @@ pub struct Guard<S> {
 }
 
 impl<S: SessionStore> Guard<S> {
-    /// A guard around `store`.
+    /// Creates a guard around `store`.
     pub fn new(store: S) -> Self {
         const MAX_WAITING: usize = 1024;
         metrics::set(&BREAKER_STATE, [], 0.0);
@@ -92,7 +89,7 @@ impl<S: SessionStore> Guard<S> {
         self
     }
 
-    /// After how many outages in a row it opens. Default: 5; at least one.
+    /// The number of consecutive outages after which the breaker opens. Default: 5. At least 1.
     ///
     /// ```
     /// # use tower_keep::{MemoryStore, store::Guard};
@@ -104,8 +101,7 @@ impl<S: SessionStore> Guard<S> {
         self
     }
 
-    /// How long it stays open before it tries again: at first, and at most. Default: a second, doubled with every failure up to
-    /// half a minute.
+    /// How long the breaker stays open: at first, and at most. Default: 1 second, doubled with each failure up to 30 seconds.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -119,8 +115,8 @@ impl<S: SessionStore> Guard<S> {
         self
     }
 
-    /// How many operations may be under way at once. One more fails at once with [`StoreError::Outage`], and counts as no outage of
-    /// the store. Default: 1,024; at least one.
+    /// The maximum number of concurrent operations. Another one fails immediately with [`StoreError::Outage`], which does not count
+    /// as an outage of the store. Default: 1,024. At least 1.
     #[must_use]
     pub fn max_waiting(mut self, operations: usize) -> Self {
         self.max_waiting = operations.clamp(1, Semaphore::MAX_PERMITS);
@@ -132,12 +128,12 @@ impl<S: SessionStore> Guard<S> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counting looks at every session, so it has more time.
+    /// `count` visits every session, so it has more time.
     fn deadline_of(&self, operation: &impl Operation) -> Duration {
         if operation.name() == COUNT { self.deadline.saturating_mul(COUNT_FACTOR) } else { self.deadline }
     }
 
-    /// A store that refuses writes may serve reads: that is no reason to leave it alone.
+    /// A store that only refuses writes is not down.
     async fn is_down(&self) -> bool {
         matches!(self.store.health().await, Ok(Health::Down(_)) | Err(_))
     }
@@ -150,14 +146,14 @@ impl<S: SessionStore> Guard<S> {
         Ok(Passage { guard: self, pass, decided: false })
     }
 
-    /// A store that says it is down has not answered.
-    async fn ask_health(&self) -> Result<Health, StoreError> {
+    /// A store that says it is down counts as an outage.
+    async fn check_health(&self) -> Result<Health, StoreError> {
         let passage = match self.enter() {
             Ok(passage) => passage,
             Err(error) => return Ok(Health::down(&error)),
         };
         let cause = match timeout(self.deadline, self.store.health()).await {
-            Ok(Ok(Health::Down(cause))) => Cause::Unwell(cause),
+            Ok(Ok(Health::Down(cause))) => Cause::Down(cause),
             Ok(Ok(health)) => {
                 passage.answered();
                 return Ok(health);
@@ -182,11 +178,11 @@ impl<S: SessionStore> Passage<'_, S> {
         let closed = self.guard.breaker().answered(self.pass);
         if closed {
             metrics::set(&BREAKER_STATE, [], 0.0);
-            tracing::info!(store = self.guard.store.name(), "the session store answers again");
+            tracing::info!(store = self.guard.store.name(), "the session store replies again");
         }
     }
 
-    /// Counts the outage. If that opens the breaker, the error is what everybody is told from then on.
+    /// Counts the outage. If that opens the breaker, later operations get this error.
     fn outage(mut self, error: StoreError) -> StoreError {
         self.decided = true;
         let cause = Arc::new(error);
@@ -195,7 +191,7 @@ impl<S: SessionStore> Passage<'_, S> {
             metrics::set(&BREAKER_STATE, [], 2.0);
         }
         if opened {
-            tracing::warn!(store = self.guard.store.name(), error = %ErrorChain(&*cause), "the session store does not answer: it is left alone for a while");
+            tracing::warn!(store = self.guard.store.name(), error = %ErrorChain(&*cause), "the session store does not reply; operations fail immediately for a while");
         }
         Arc::try_unwrap(cause).unwrap_or_else(|cause| outage(Cause::Open(cause)))
     }
@@ -247,9 +243,9 @@ impl<S: SessionStore> StoreWrapper for Guard<S> {
         })
     }
 
-    /// While the breaker is open: down, without asking.
+    /// While the breaker is open: down, without a query.
     fn wrapper_health(&self) -> StoreFuture<'_, Health> {
-        StoreFuture::boxed(self.ask_health())
+        StoreFuture::boxed(self.check_health())
     }
 
     fn wrapper_deadline(&self) -> Option<Duration> {
@@ -276,22 +272,22 @@ fn outage(cause: Cause) -> StoreError {
     StoreError::Outage(cause.into())
 }
 
-/// Why the store was not asked, or not waited for.
+/// Why an operation failed in the guard.
 #[derive(Debug)]
 enum Cause {
     Timeout(Duration),
     Full(usize),
-    Unwell(Arc<str>),
+    Down(Arc<str>),
     Open(Arc<StoreError>),
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Timeout(deadline) => write!(f, "no answer within {deadline:?}"),
-            Self::Full(operations) => write!(f, "{operations} operations are waiting for it"),
-            Self::Unwell(cause) => write!(f, "it says that it is down: {cause}"),
-            Self::Open(_) => f.write_str("it did not answer lately, and is left alone for a while"),
+            Self::Timeout(deadline) => write!(f, "no reply within {deadline:?}"),
+            Self::Full(operations) => write!(f, "{operations} operations are waiting for the store"),
+            Self::Down(cause) => write!(f, "the store is down: {cause}"),
+            Self::Open(_) => f.write_str("the circuit breaker is open"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Sessions in this process.
+//! Sessions in the memory of the process.
 
 mod shard;
 pub(super) mod values;
@@ -33,19 +33,19 @@ use crate::{
 
 const SHARDS: usize = 64;
 
-/// How many bytes of values are kept in memory, unless a program says otherwise.
+/// The default limit for values, in bytes.
 pub(super) const VALUES_CAPACITY: usize = 64 * 1024 * 1024;
 
-/// How many ended sessions a shard remembers at least, if it has had so many.
+/// The minimum number of tombstones of a shard.
 const REMEMBERED: usize = 64;
 
-/// Keeps sessions in the memory of this process: for development, tests, and services of one instance.
+/// Keeps sessions in the memory of the process: for development, tests, and services with one instance.
 ///
-/// Sessions end with the process. Clones share the sessions.
+/// The sessions are lost when the process ends. Clones share them.
 ///
-/// It is bounded: when [`capacity`](Self::capacity) is reached, a new session takes the place of the one that has been idle
-/// longest, or [is refused](Self::reject_when_full). Expired sessions are freed as others are used; there is no background task. Each of its 64
-/// shards has a lock of its own, held for the time of a map look-up; all sessions of a user are in one shard.
+/// The store is bounded: at the [`capacity`](Self::capacity), the session that was idle for the longest time is evicted, or the new
+/// one [is refused](Self::reject_when_full). Expired sessions are freed by later operations; there is no background task. Each of
+/// 64 shards has its own lock, which is held for a map lookup. All sessions of a user are in one shard.
 ///
 /// ```
 /// use tower_keep::{MemoryStore, SessionLayer};
@@ -72,7 +72,7 @@ struct Shared {
 }
 
 impl MemoryStore {
-    /// An empty store of 100,000 sessions at most.
+    /// An empty store for at most 100,000 sessions.
     pub fn new() -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -88,17 +88,17 @@ impl MemoryStore {
         }
     }
 
-    /// How many sessions it holds at most. Default: 100,000, some 50 MB of small sessions. At least one.
+    /// The maximum number of sessions. Default: 100,000, about 50 MB of small sessions. At least 1.
     ///
-    /// A clone made before keeps the capacity it had.
+    /// Existing clones keep their capacity.
     #[must_use]
     pub fn capacity(mut self, sessions: usize) -> Self {
         self.capacity = sessions.max(1);
         self
     }
 
-    /// When the capacity is reached, refuse new sessions: [`SessionError::Full`](crate::SessionError::Full), 429. Default: the one that has
-    /// been idle longest makes room.
+    /// Refuse new sessions at the capacity: [`SessionError::Full`](crate::SessionError::Full), 429. Default: the session that was
+    /// idle for the longest time is evicted.
     ///
     /// ```
     /// # use tower_keep::MemoryStore;
@@ -110,8 +110,8 @@ impl MemoryStore {
         self
     }
 
-    /// How long it is remembered that and why a session ended. Default: an hour; at least a minute. About as many
-    /// as the capacity are remembered, the latest, and all of the last minute.
+    /// How long tombstones are kept. Default: 1 hour. At least 1 minute. The number of tombstones is limited to about the capacity;
+    /// those of the last minute are always kept.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -124,8 +124,8 @@ impl MemoryStore {
         self
     }
 
-    /// How many bytes the values of a [`KeyValue`](crate::KeyValue) may take, each with its key and 128 bytes more. Default: 64 MiB. What
-    /// does not fit fails with [`StoreError::Outage`](super::StoreError::Outage): nothing makes room but time, for nothing is lost unasked.
+    /// The maximum number of bytes for [values](crate::KeyValue): each value, its key, and 128 bytes. Default: 64 MiB. A value that
+    /// does not fit fails with [`StoreError::Outage`](super::StoreError::Outage). Values are never evicted.
     ///
     /// ```
     /// # use tower_keep::MemoryStore;
@@ -137,24 +137,24 @@ impl MemoryStore {
         self
     }
 
-    /// The clock that sessions and values expire by. Default: the system's.
+    /// The clock for expiry. Default: the system clock.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// How many sessions it holds, those included that have expired and were not freed yet.
+    /// The number of sessions, including expired ones that are not freed yet.
     pub fn len(&self) -> usize {
         self.shared.len.load(Ordering::Relaxed)
     }
 
-    /// Whether it holds no session.
+    /// Whether the store has no sessions.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A shard, with some of what has expired in it freed.
+    /// Locks a shard, and frees some expired sessions.
     fn shard(&self, index: usize, now: Timestamp) -> MutexGuard<'_, Shard> {
         let mut shard = self.shared.shards[index].lock().unwrap_or_else(PoisonError::into_inner);
         let remembered = self.capacity.div_ceil(SHARDS).max(REMEMBERED);
@@ -166,7 +166,7 @@ impl MemoryStore {
         self.shard(index(id.tag()), now)
     }
 
-    /// Counts one more session in, after making room for it; `false` when there is none.
+    /// Reserves a place for a session, and evicts another one if necessary. Returns `false` if there is none.
     fn take_place(&self, now: Timestamp) -> bool {
         let take = || {
             let more = |len| (len < self.capacity).then_some(len + 1);
@@ -180,7 +180,7 @@ impl MemoryStore {
                     Some((shard.oldest()?, index))
                 })
                 .min();
-            // Looking through the shards has freed what has expired: that may be room enough.
+            // Visiting the shards has freed expired sessions, which may be enough.
             if take() {
                 return true;
             }
@@ -221,7 +221,7 @@ impl MemoryStore {
             if let Some(known) = shard.known(id, &new, now) {
                 return known;
             }
-            // Where a session of the same user makes room, nobody else has to.
+            // If a session of the same user is evicted, no other place is needed.
             match shard.make_room(id.tag(), user, limits, now) {
                 Room::Full => return Created::Full,
                 Room::Made(evicted) if !evicted.is_empty() => {
@@ -236,7 +236,7 @@ impl MemoryStore {
             return Created::Full;
         }
         let mut shard = self.shard_of(id, now);
-        // Somebody else may have created it meanwhile, or others of the user.
+        // Another request may have created it, or other sessions of the user.
         if let Some(known) = shard.known(id, &new, now) {
             self.give_back(1);
             return known;
@@ -299,7 +299,7 @@ impl MemoryStore {
         if alive { EndOutcome::Done } else { EndOutcome::Gone }
     }
 
-    /// Ends a session with the given tombstone, whatever its version.
+    /// Ends a session with this tombstone, whatever its version.
     pub(super) fn bury_now(&self, id: &SessionId, tombstone: Ended) {
         let now = tombstone.at;
         let freed = self.shard_of(id, now).end(id, tombstone, None, now);
@@ -335,7 +335,7 @@ impl MemoryStore {
         ids
     }
 
-    /// A page is a number of whole shards: those together that have about `count` sessions.
+    /// A page has whole shards, with about `count` sessions together.
     pub(super) fn scan_now(&self, from: &Cursor, count: usize) -> Page {
         let now = self.clock.now();
         let first = from.as_str().parse().unwrap_or(0);

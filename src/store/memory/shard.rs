@@ -1,4 +1,4 @@
-//! A part of the store under one lock: the sessions, whose they are, in what order they go, and which have gone.
+//! A shard: sessions, users and tombstones under one lock.
 
 use std::{
     cmp::Reverse,
@@ -27,17 +27,17 @@ pub(super) struct Shard {
     by_use: Queue,
     /// The sessions of users, by the slot tag of the user.
     users: HashMap<Tag, BTreeSet<SessionId>>,
-    /// How many sessions were ever inserted.
+    /// The number of inserted sessions.
     inserted: u64,
     ended: Ends,
-    /// In the order they ended.
+    /// In the order of the ends.
     ended_at: VecDeque<(Timestamp, SessionId)>,
 }
 
 type Sessions = HashMap<SessionId, Kept, BuildHasherDefault<IdHasher>>;
 type Ends = HashMap<SessionId, Tombstone, BuildHasherDefault<IdHasher>>;
 
-/// A session that is kept.
+/// A stored session.
 pub(super) struct Kept {
     pub(super) record: Arc<Record>,
     /// Orders the sessions that were created within the same millisecond.
@@ -46,25 +46,25 @@ pub(super) struct Kept {
     pub(super) used_at: Due,
 }
 
-/// What is remembered of a session that ended.
+/// A tombstone.
 struct Tombstone {
     ended: Ended,
-    /// Who consumed it, and what it was.
+    /// The claim that used the session up, and its content.
     claim: Option<Box<(Version, Loaded)>>,
 }
 
-/// A time that a session is queued by, and its place in the queue.
+/// The time by which a session is queued.
 #[derive(Clone, Copy)]
 pub(super) struct Due {
     pub(super) actual: Timestamp,
-    /// Where the queue has it: never later than the actual time.
+    /// The time in the queue: never later than the actual time.
     place: Timestamp,
 }
 
-/// Whether another session of a user has a place.
+/// Whether there is room for another session of a user.
 pub(super) enum Room {
     Full,
-    /// After these were ended.
+    /// After these were evicted.
     Made(Vec<SessionId>),
 }
 
@@ -111,24 +111,24 @@ impl Shard {
         kept.filter(move |(_, kept)| kept.is_live(now) && kept.record.user() == Some(user))
     }
 
-    /// How a session ended that is not alive.
+    /// Why a session is not live.
     pub(super) fn ending(&self, id: &SessionId) -> Option<Ended> {
         let expired = self.sessions.get(id).map(|kept| Ended::new(EndReason::Expired, kept.expires_at.actual));
         expired.or_else(|| self.ended(id))
     }
 
-    /// What is remembered of a session that ended.
+    /// The tombstone of a session.
     pub(super) fn ended(&self, id: &SessionId) -> Option<Ended> {
         self.ended.get(id).map(|end| end.ended)
     }
 
-    /// What this claim got, if it was the first.
+    /// The content of the session, if this claim used it up.
     pub(super) fn claimed(&self, id: &SessionId, claim: Version) -> Option<Loaded> {
         let (first, loaded) = &**self.ended.get(id)?.claim.as_ref()?;
         (*first == claim).then(|| loaded.clone())
     }
 
-    /// What to say to the creation of an id that was seen before: perhaps by this very creation.
+    /// The reply to the creation of a known id, perhaps by the same creation.
     pub(super) fn known(&mut self, id: &SessionId, new: &Entry, now: Timestamp) -> Option<Created> {
         match self.live(id, now) {
             Some(kept) if kept.record.version() == new.record.version() => Some(Created::Done { evicted: Vec::new() }),
@@ -137,7 +137,7 @@ impl Shard {
         }
     }
 
-    /// Ends as many sessions of `user` as another one needs ended.
+    /// Evicts as many sessions of `user` as needed for another one.
     pub(super) fn make_room(&mut self, tag: Tag, user: Option<&str>, limits: Limits, now: Timestamp) -> Room {
         let (Some(user), Some(limit)) = (user, limits.sessions()) else { return Room::Made(Vec::new()) };
         if self.users.get(&tag).is_none_or(|ids| ids.len() < limit) {
@@ -176,20 +176,20 @@ impl Shard {
         self.sessions.insert(id, kept);
     }
 
-    /// Lets a session live for `ttl` from now.
+    /// Sets the time to live.
     pub(super) fn extend(&mut self, id: &SessionId, now: Timestamp, ttl: Duration) {
         let Some(kept) = self.sessions.get_mut(id) else { return };
         let until = now.plus(at_least_a_moment(ttl));
         kept.used_at.actual = now;
         kept.expires_at.actual = until;
         if until < kept.expires_at.place {
-            // Sooner than it is queued: it needs another place. The one it has counts no more.
+            // Earlier than queued: it is queued again, and the old entry is ignored.
             kept.expires_at.place = until;
             self.by_expiry.push(until, *id, &mut self.sessions, expires_at);
         }
     }
 
-    /// Ends a session, whether it is there or not, and remembers it; returns whether a place became free.
+    /// Ends a session and stores a tombstone, even if the session is unknown. Returns whether a place became free.
     pub(super) fn end(
         &mut self,
         id: &SessionId,
@@ -201,7 +201,7 @@ impl Shard {
             return false;
         }
         let removed = self.remove(id);
-        // Time has ended it before.
+        // The session had expired before.
         let expired = removed.as_ref().is_some_and(|kept| !kept.is_live(now));
         let ended = if expired { Ended::new(EndReason::Expired, now) } else { ended };
         self.remember(*id, Tombstone { ended, claim: claim.map(Box::new) });
@@ -226,8 +226,8 @@ impl Shard {
         self.ended.insert(id, end);
     }
 
-    /// Frees a few expired sessions: enough to free more than come in, few enough that nobody waits for it. Forgets a few
-    /// that ended longer than `memory` ago, or are more than `remembered` and did not end just now.
+    /// Frees a few expired sessions: more than are inserted, and few enough to be fast. Removes a few tombstones that are older
+    /// than `memory`, or exceed `remembered` and are not recent.
     pub(super) fn free_expired(&mut self, now: Timestamp, memory: Duration, remembered: usize) -> usize {
         for _ in 0..16 {
             let memory = if self.ended_at.len() > remembered { MIN_TOMBSTONE_TTL } else { memory };
@@ -269,7 +269,7 @@ impl Shard {
     }
 }
 
-/// A session that was just written is alive.
+/// A session that was just written is live.
 fn at_least_a_moment(ttl: Duration) -> Duration {
     ttl.max(Duration::from_millis(1))
 }
@@ -282,31 +282,31 @@ fn used_at(kept: &mut Kept) -> &mut Due {
     &mut kept.used_at
 }
 
-/// Ids in the order of a time that mostly moves forward.
+/// Ids in the order of a time that usually only increases.
 ///
-/// Lazy: when a session's time moves on, its place in the queue stays, and is corrected when it comes to the front. So using
-/// a session costs the queue nothing.
+/// Lazy: when the time of a session changes, its entry stays and is corrected at the front of the queue. So using a session does
+/// not change the queue.
 #[derive(Default)]
 struct Queue(BinaryHeap<Reverse<(Timestamp, SessionId)>>);
 
-/// By which of its times a queue has a session.
+/// The time by which a queue is ordered.
 type Key = fn(&mut Kept) -> &mut Due;
 
 impl Queue {
     fn push(&mut self, place: Timestamp, id: SessionId, kept: &mut Sessions, key: Key) {
-        // Places that count no more are dropped before they outnumber the others.
+        // Outdated entries are removed before they outnumber the others.
         if self.0.len() > 2 * kept.len() + 64 {
             self.0.retain(|Reverse((place, id))| kept.get_mut(id).is_some_and(|kept| key(kept).place == *place));
         }
         self.0.push(Reverse((place, id)));
     }
 
-    /// A time that no session's is before.
+    /// A lower bound for the times of all sessions.
     fn peek(&self) -> Option<Timestamp> {
         self.0.peek().map(|Reverse((place, _))| *place)
     }
 
-    /// The session whose time comes first; it keeps its place.
+    /// The first session in order. It stays in the queue.
     fn first(&mut self, kept: &mut Sessions, key: Key) -> Option<(Timestamp, SessionId)> {
         loop {
             let mut front = self.0.peek_mut()?;
@@ -319,14 +319,14 @@ impl Queue {
                     due.place = due.actual;
                     front.0.0 = due.actual;
                 }
-                // Of a session that is gone, or has another place.
+                // An outdated entry.
                 _ => drop(PeekMut::pop(front)),
             }
         }
     }
 }
 
-/// Session ids are hashes already, and nobody outside chooses them: no need to hash them again.
+/// Session ids are hashes that clients cannot choose, so hashing them again is unnecessary.
 #[derive(Default)]
 pub(super) struct IdHasher(u64);
 
@@ -338,8 +338,7 @@ impl Hasher for IdHasher {
     }
 
     fn write_u64(&mut self, spread: u64) {
-        // The low bits have chosen the shard, and are the same for all of it. The map looks at both ends: put them in the
-        // middle.
+        // The low bits choose the shard. The map uses both ends of the hash, so rotate them to the middle.
         self.0 = spread.rotate_right(32);
     }
 

@@ -1,4 +1,4 @@
-//! Values in this process.
+//! Values in the memory of the process.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,13 @@ use crate::{
     time::{Clock, Timestamp},
 };
 
-/// What a key and its value take besides their own bytes.
+/// The overhead of a value in bytes.
 const OVERHEAD: usize = 128;
 
-/// How many that have expired an operation frees.
+/// The number of expired values that an operation frees.
 const FREED: usize = 16;
 
-/// Values by their keys, and when they expire.
+/// Values by key, and by expiry.
 #[derive(Default)]
 pub(in crate::store) struct Values {
     kept: BTreeMap<Arc<str>, Kept>,
@@ -43,12 +43,12 @@ impl Kept {
     }
 }
 
-/// What a value takes, in bytes.
+/// The size of a value in bytes.
 pub(in crate::store) fn weight(key: &str, value: &[u8]) -> usize {
     key.len() + value.len() + OVERHEAD
 }
 
-/// When something expires that lives so long from now.
+/// The expiry of a value with this time to live.
 pub(in crate::store) fn until(ttl: Duration, now: Timestamp) -> Timestamp {
     now.plus(ttl.clamp(Duration::from_millis(1), LONGEST))
 }
@@ -89,7 +89,7 @@ impl Values {
         self.live(key, now).map(|kept| kept.value.clone())
     }
 
-    /// The value, and how long it lives from now, if not for ever.
+    /// The value, and its time to live if it expires.
     pub(in crate::store) fn get_with_ttl(&mut self, key: &str, now: Timestamp) -> Option<(Vec<u8>, Option<Duration>)> {
         let kept = self.live(key, now)?;
         Some((kept.value.clone(), kept.until.map(|until| until.since(now))))
@@ -100,7 +100,7 @@ impl Values {
     }
 
     /// # Errors
-    /// When there is no room for it among `capacity` bytes: then all is as it was.
+    /// If the value does not fit in `capacity` bytes. Nothing is changed then.
     pub(in crate::store) fn set(
         &mut self,
         key: &str,
@@ -152,7 +152,7 @@ impl Values {
     }
 
     /// # Errors
-    /// As [`set`](Self::set).
+    /// Those of [`set`](Self::set).
     pub(in crate::store) fn add(&mut self, key: &str, by: i64, capacity: usize, now: Timestamp) -> Result<Added, Full> {
         let (number, until) = match self.live(key, now) {
             Some(kept) => (number(&kept.value), kept.until),
@@ -181,7 +181,7 @@ impl Values {
     }
 }
 
-/// What a cursor begins with; the last key comes after it, so that it can be part of a URL.
+/// The prefix of a cursor, followed by the last key, which may be part of a URL.
 const AFTER: &str = "after-";
 
 fn cursor(last: &str) -> Cursor {
@@ -193,19 +193,19 @@ fn after(cursor: &Cursor) -> Option<String> {
     String::from_utf8(last).ok()
 }
 
-/// As Redis writes it, and no other way: no `+1`, no `01`, no ` 1`.
+/// A number exactly as Redis writes it: not `+1`, `01` or ` 1`.
 fn number(value: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(value).ok()?;
     text.parse().ok().filter(|number: &i64| number.to_string() == text)
 }
 
-/// There is no room for it.
+/// The value does not fit.
 #[derive(Debug)]
 pub(in crate::store) struct Full;
 
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("there is no room for more values in memory")
+        f.write_str("the memory for values is full")
     }
 }
 

@@ -1,4 +1,4 @@
-//! From one store to another, while sessions are served.
+//! Moves sessions from one store to another while serving.
 
 mod moving;
 
@@ -15,14 +15,13 @@ use super::{
 };
 use crate::{ended::EndReason, limits::Limits, observe::ErrorChain, record::Version, token::SessionId};
 
-/// How many sessions [`MigratingStore::move_all`] asks for at once, about.
+/// The approximate number of sessions per page of [`MigratingStore::move_all`].
 const PAGE: usize = 100;
 
-/// Two stores as one: new sessions begin in the new store, and those of the old one are moved when they are used.
+/// Two stores as one: new sessions are created in the new store, and sessions of the old store are moved when they are used.
 ///
-/// It keeps the whole [contract](SessionStore) if both stores do. Each session has one place: while it is only in the old store,
-/// that one says what it is; from one moment on, the new. To read a session moves it, so that everything else happens in
-/// the new store, and is as atomic as that store is. Nobody is logged out, and tokens stay what they are.
+/// It keeps the whole [contract](SessionStore) if both stores do. Each session is in one store at any time. Reading a session moves
+/// it, so all other operations happen in the new store, with its guarantees. No user is logged out, and tokens stay valid.
 ///
 /// ```
 /// use tower_keep::{MemoryStore, SessionLayer, store::MigratingStore};
@@ -46,46 +45,44 @@ const PAGE: usize = 100;
 /// ```
 ///
 /// # A migration
-/// 1. Deploy every instance with `MigratingStore::new(old, new)`. An instance that knows only the old store takes a session that
-///    has moved for one that was replaced, so do not serve with both kinds for long, or keep each client at one instance meanwhile.
-/// 2. Call [`move_all`](Self::move_all), from one instance, after the last of the other kind has stopped. Or wait as long as the longest
-///    absolute timeout.
-/// 3. Deploy every instance with the new store alone.
+/// 1. Deploy `MigratingStore::new(old, new)` on every instance. An instance with only the old store takes a moved session for a
+/// replaced one, so do not mix both kinds for long, or keep each client on one instance.
+/// 2. When no instance uses only the old store, call [`move_all`](Self::move_all) from one instance. Or wait for the longest
+/// absolute timeout.
+/// 3. Deploy the new store on every instance.
 ///
 /// # How a session moves
-/// 1. It is created in the new store as a copy, marked as one by its version.
-/// 2. In the old store it ends in favour of itself, if nobody wrote it since it was read. This is what counts: until then the old
-///    store says what the session is, and from then on the copy.
-/// 3. The copy becomes the session, with the version and the time to live that it had.
+/// 1. The session is created in the new store as a copy, which its version marks.
+/// 2. The session ends in the old store, replaced by itself, unless it was written since it was read. This is the decisive step:
+/// before, the old store is authoritative, afterwards the copy.
+/// 3. The copy becomes the session, with its version and time to live.
 ///
-/// Whoever meets a copy asks the old store, and makes the steps that are missing. So any number of requests and instances may move the same
-/// session at once, and what one leaves half done the next one completes. What ended in the old store ends as a copy, what ended in the
-/// new one cannot be copied again: a revocation counts before, after and amid a move, and one caller consumes.
+/// A request that finds a copy queries the old store and completes the missing steps. So concurrent requests and instances can move
+/// the same session, and one completes what another has left. A session that ended in the old store ends as a copy, and one that
+/// ended in the new store is not copied again. So revocations and single use are correct before, during and after a move.
 ///
 /// # What it costs
-/// What is in the new store is loaded and updated in one round trip, as ever. A move takes five more. A token that is unknown, a new
-/// session, a listing and a page of a scan ask both stores.
+/// A moved session is loaded and updated in one round trip. A move takes five more. Unknown tokens, new sessions, lists and scans
+/// query both stores.
 ///
 /// # What is not as with one store
-/// * **An outage of the old store** is an outage ([`StoreError::Outage`]) for sessions that the new one does not know, for new
-///   sessions, and for what concerns all sessions or all of a user. Sessions that have moved are served.
-/// * **An outage of the new store** is an outage. When it answers, and only refuses to write or is full, sessions of the old one can be read,
-///   and ended, but neither changed nor extended.
-/// * **A process that dies in the moment between steps 2 and 3** leaves a copy that is completed when it is next used, listed or
-///   scanned. If that does not happen for as long as the old store remembers what ended (an hour by default), the session is over: the
-///   old store cannot tell any more whether it was moved or revoked.
-/// * **Time**: a session lives longer by the time its move took: milliseconds.
-/// * **What ended in the old store** before it came to the new one is remembered there, so its end is no longer explained
-///   once the old store is gone.
-/// * [`count`](ScanStore::count) is the sum of both: it counts what moves in that moment twice. A scan shows what moves
-///   meanwhile once or twice. [`list`](UserStore::list) shows each session once; if a user's sessions move, end and begin all the while it
-///   is asked, one may be listed that has just ended, or one missing that has just begun.
-/// * **[Ending all](UserStore::end_user)** sessions of a user ends those of the old store first. One that begins in between ends as
-///   well, and two callers at once may both name a session that was on its way.
-/// * **Limits** hold across both stores: a user's sessions are moved before one more is created. Those of the old store that
-///   instances of the other kind create in the same moment are not counted.
-/// * [Events](EventStore::events) are those of the new store.
-/// * [Values](SessionStore::values) are those of the new store too. They are not moved: those of the old one stay there, and are not seen.
+/// * **Outage of the old store**: an outage ([`StoreError::Outage`]) for sessions that the new store does not know, for new
+///   sessions, and for operations on all sessions or on a user. Moved sessions are served.
+/// * **Outage of the new store**: an outage. If the new store only refuses writes or is full, sessions of the old one can be read
+///   and ended, and not changed or extended.
+/// * **A process that dies between steps 2 and 3** leaves a copy that is completed when it is next used, listed or scanned. If that
+///   does not happen before the tombstone in the old store is removed (1 hour by default), the session ends, because the old store
+///   can no longer tell whether it was moved or revoked.
+/// * **Time**: a session lives longer by the duration of its move, a few milliseconds.
+/// * **Tombstones** of sessions that ended in the old store stay there.
+/// * [`count`](ScanStore::count) is the sum of both stores; a session that is being moved counts twice. A scan may return such a
+///   session twice. [`list`](UserStore::list) returns each session once. If sessions of a user change during the list, it may
+///   contain one that has just ended, or miss one that was just created.
+/// * **[`end_user`](UserStore::end_user)** ends the sessions in the old store first. A session that is created in between ends too,
+///   and two concurrent callers may both return a session that was being moved.
+/// * **Limits** hold across both stores: the sessions of a user are moved before another one is created. Sessions that instances
+///   with only the old store create at the same moment are not counted.
+/// * **Events and values** are those of the new store. Values are not moved.
 #[derive(Clone)]
 pub struct MigratingStore {
     old: Arc<dyn SessionStore>,
@@ -93,18 +90,17 @@ pub struct MigratingStore {
 }
 
 impl MigratingStore {
-    /// The sessions of `old` on their way to `new`.
+    /// Moves sessions from `old` to `new`.
     pub fn new(old: impl SessionStore + 'static, new: impl SessionStore + 'static) -> Self {
         Self { old: Arc::new(old), new: Arc::new(new) }
     }
 
-    /// Moves every session that is in the old store, and completes what others have begun. Returns how many it found.
+    /// Moves all sessions of the old store. Returns their number.
     ///
-    /// To be called while sessions are served, when no instance writes to the old store alone any more. It may be stopped at any
-    /// time, and called again.
+    /// Call it while serving, when no instance uses only the old store. It can be cancelled and called again.
     ///
     /// # Errors
-    /// [`StoreError`] when a store does not answer, or the new one is full: some may have moved.
+    /// [`StoreError`] if a store is unavailable, or the new one is full: some sessions may have moved.
     ///
     /// ```
     /// # use tower_keep::store::{MigratingStore, StoreError};
@@ -131,7 +127,7 @@ impl MigratingStore {
         Ok(moved)
     }
 
-    /// The session, in the new store, if it is alive.
+    /// The session, if it is alive. It is in the new store afterwards.
     async fn take(&self, id: &SessionId) -> Result<Option<Loaded>, StoreError> {
         Ok(self.moved(id).await.map_err(|stuck| stuck.error)?.live())
     }
@@ -139,7 +135,7 @@ impl MigratingStore {
     async fn load(&self, id: &SessionId) -> Result<Found, StoreError> {
         match self.moved(id).await {
             Ok(found) => Ok(found),
-            // A read keeps working where writes fail.
+            // A read works even if writes fail.
             Err(Stuck { in_old: Some(loaded), error }) => {
                 tracing::warn!(session = %id, error = %ErrorChain(&error), "session not moved");
                 Ok(Found::Live(loaded))
@@ -160,7 +156,7 @@ impl MigratingStore {
         self.new.create(id, new, limits).await
     }
 
-    /// Brings together what limits count.
+    /// Moves all sessions of a user, so that limits count them.
     async fn move_user(&self, user: &str) -> Result<(), StoreError> {
         for (id, _) in self.old.list(user).await? {
             self.take(&id).await?;
@@ -180,7 +176,7 @@ impl MigratingStore {
                 Outcome::Conflict(loaded) if !loaded.record.version().is_copy() => {
                     return Ok(Outcome::Conflict(loaded));
                 }
-                // It is not there, or not yet.
+                // The session is not in the new store, or not yet.
                 Outcome::Conflict(_) | Outcome::Gone => {
                     if self.take(id).await?.is_none() {
                         return Ok(Outcome::Gone);
@@ -210,7 +206,7 @@ impl MigratingStore {
         match self.moved(id).await {
             Ok(Found::Live(_)) => self.new.end(id, end).await,
             Ok(Found::Ended(_)) => Ok(EndOutcome::Gone),
-            // Wherever it is, or will be created.
+            // The session may be in either store, or may be created later.
             Ok(Found::Unknown) | Err(Stuck { in_old: Some(_), .. } | Stuck { error: StoreError::Corrupt(_), .. }) => {
                 let in_old = self.old.end(id, end).await?;
                 Ok(either(in_old, self.new.end(id, end).await?))
@@ -241,7 +237,7 @@ impl MigratingStore {
     async fn claim(&self, id: &SessionId, end: End) -> Result<EndOutcome, StoreError> {
         match self.moved(id).await.map_err(|stuck| stuck.error)? {
             Found::Live(_) => self.new.end(id, end).await,
-            // Perhaps by this claim. A copy of a session that ended in the old store must not be claimed.
+            // The session may have ended by this claim. A copy of a session that ended in the old store must not be claimed.
             Found::Ended(_) => match self.new.load(id).await? {
                 Found::Ended(_) => self.new.end(id, end).await,
                 Found::Live(_) | Found::Unknown => Ok(EndOutcome::Gone),
@@ -250,7 +246,7 @@ impl MigratingStore {
         }
     }
 
-    /// What old lists before and after new does is there in that moment. What moves, moves to new.
+    /// If the old store lists the same sessions before and after the query of the new store, both lists together are complete.
     async fn list(&self, user: &str) -> Result<Vec<(SessionId, Loaded)>, StoreError> {
         let mut in_old = self.old.list(user).await?;
         let mut in_new = self.new.list(user).await?;
@@ -274,7 +270,7 @@ impl MigratingStore {
         Ok(sessions)
     }
 
-    /// Those of the new store that are more than copies.
+    /// The sessions of the new store without incomplete copies.
     async fn begun(&self, sessions: Vec<(SessionId, Loaded)>) -> Result<Vec<(SessionId, Loaded)>, StoreError> {
         let mut begun = Vec::with_capacity(sessions.len());
         for (id, loaded) in sessions {
@@ -287,7 +283,8 @@ impl MigratingStore {
         Ok(begun)
     }
 
-    /// The old store comes first: what is copied before is ended in the new one, what is copied later was ended when it was.
+    /// The old store comes first: a session that was copied before ends in the new store, and a later copy finds that the original
+    /// has ended.
     async fn end_user(
         &self,
         user: &str,
@@ -301,7 +298,7 @@ impl MigratingStore {
         Ok(gone)
     }
 
-    /// The old store comes first: what moves meanwhile is found in the new one.
+    /// The old store comes first: a session that is moved during the scan is found in the new one.
     async fn scan(&self, from: &Cursor, count: usize) -> Result<Page, StoreError> {
         if let Some(place) = from.as_str().strip_prefix(IN_NEW) {
             let page = ScanStore::scan(&self.new, &place.to_owned().into(), count).await?;
@@ -315,7 +312,7 @@ impl MigratingStore {
     }
 }
 
-/// What the cursor of a scan begins with.
+/// The prefixes of cursors.
 const IN_OLD: &str = "old:";
 const IN_NEW: &str = "new:";
 
@@ -323,7 +320,7 @@ fn ids(sessions: &[(SessionId, Loaded)]) -> HashSet<SessionId> {
     sessions.iter().map(|(id, _)| *id).collect()
 }
 
-/// Of two stores that were told to end a session, one had it, or none.
+/// The outcome of ending a session in both stores.
 fn either(in_old: EndOutcome, in_new: EndOutcome) -> EndOutcome {
     match (in_old, in_new) {
         (EndOutcome::Done, _) | (_, EndOutcome::Done) => EndOutcome::Done,
@@ -331,7 +328,7 @@ fn either(in_old: EndOutcome, in_new: EndOutcome) -> EndOutcome {
     }
 }
 
-/// What the two stores are together, and what is the matter with each.
+/// The worse health of both stores, with the causes.
 fn worse(old: Health, new: Health) -> Health {
     let cause = |name, health: &Health| health.cause().map(|cause| format!("the {name} store: {cause}"));
     let causes: Vec<_> = [cause("old", &old), cause("new", &new)].into_iter().flatten().collect();
@@ -376,7 +373,7 @@ impl SessionStore for MigratingStore {
         "migrating"
     }
 
-    /// To move a session takes two operations of each.
+    /// Moving a session takes two operations of each store.
     fn operation_deadline(&self) -> Option<Duration> {
         let (old, new) = (self.old.operation_deadline()?, self.new.operation_deadline()?);
         Some(old.saturating_add(new).saturating_mul(2))

@@ -1,17 +1,16 @@
-//! How one session gets from the old store to the new.
+//! Moves one session from the old store to the new one.
 //!
 //! ```text
 //! in old     in new     the session is
-//! live       -          what old says
-//! live       copy       what old says
-//! moved      copy       what the copy says
-//! moved      live       what new says, from then on
+//! live       -          as in old
+//! live       copy       as in old
+//! moved      copy       as in the copy
+//! moved      live       as in new, from then on
 //! ended      copy       ended
-//! unknown    copy       ended: old has forgotten it
+//! unknown    copy       ended, and old has removed the tombstone
 //! ```
-//! A copy is a record whose version [says so](Version::is_copy). That a session was moved is remembered by old as any
-//! [replacement](SessionStore::replace) is: it ended in favour of itself. Each step depends on the one before, and anybody can
-//! make the next, so it does not matter who does, how many at once, or where one of them is cut off.
+//! The version of a record [marks a copy](Version::is_copy). A moved session has a tombstone in old that names itself as the successor. Each
+//! step is conditional on the previous one, so any request can do the next step, and concurrent or cancelled requests do no harm.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -29,13 +28,13 @@ use crate::{
     token::SessionId,
 };
 
-/// How often a step is tried. Each try that fails is another's success, and there are three steps.
+/// The maximum number of attempts. A failed attempt is another request's success, and there are three steps.
 pub(super) const MAX_ATTEMPTS: usize = 16;
 
 /// Why a session is not in the new store.
 pub(super) struct Stuck {
     pub(super) error: StoreError,
-    /// What it is, when old was asked: alive there, and new could not take it.
+    /// The session in old, if it is alive there and new cannot store it.
     pub(super) in_old: Option<Loaded>,
 }
 
@@ -46,14 +45,14 @@ impl From<StoreError> for Stuck {
 }
 
 impl MigratingStore {
-    /// What there is to know of a session. If it is alive, it is in the new store from now on, and in no other.
+    /// The state of a session. If it is alive, it is in the new store only from now on.
     pub(super) async fn moved(&self, id: &SessionId) -> Result<Found, Stuck> {
         for _ in 0..MAX_ATTEMPTS {
             let next = match self.new.load(id).await? {
                 Found::Live(copy) if copy.record.version().is_copy() => self.take_from_old(id, copy).await?,
                 Found::Unknown => match self.old.load(id).await? {
                     Found::Live(loaded) => self.copy(id, loaded).await?,
-                    // It was moved between the two questions; or new has forgotten since how it ended.
+                    // It was moved between the two queries, or new has removed its tombstone.
                     Found::Ended(ended) if is_moved(&ended, id) => match self.new.load(id).await? {
                         Found::Unknown => Some(Found::Unknown),
                         _ => None,
@@ -69,16 +68,16 @@ impl MigratingStore {
         Err(contended().into())
     }
 
-    /// The first step: a copy, which counts for nothing yet. `None`: look again.
+    /// Step 1: create a copy. `None`: start again.
     async fn copy(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Found>, Stuck> {
         if loaded.record.version().is_copy() {
-            // Old was the new store of another migration, which has left it.
+            // Old was the new store of an unfinished migration.
             let original = with_version(&loaded, Version::of_original);
             self.old.update(id, loaded.record.version(), original).await?;
             return Ok(None);
         }
         let copy = with_version(&loaded, Version::of_copy);
-        // Without limits: it is no new session.
+        // Without limits, because the session exists already.
         match self.new.create(id, copy.clone(), Limits::none()).await {
             Ok(Created::Done { .. }) => {
                 self.take_from_old(id, Loaded { record: copy.record, ttl: Some(copy.ttl) }).await
@@ -89,12 +88,12 @@ impl MigratingStore {
         }
     }
 
-    /// The second step, which counts: old gives up what was copied, if nobody wrote it since. `None`: look again.
+    /// Step 2, which decides: the session ends in old, unless it was written since. `None`: start again.
     async fn take_from_old(&self, id: &SessionId, copy: Loaded) -> Result<Option<Found>, Stuck> {
         let version = copy.record.version();
         match self.old.replace(id, Some(version.of_original()), id).await? {
             EndOutcome::Done | EndOutcome::Claimed(_) => return self.begin(id, copy).await,
-            // Somebody who does not know of the move wrote it.
+            // A request that does not know of the move wrote it.
             EndOutcome::Conflict(newer) => {
                 self.new.update(id, version, with_version(&newer, Version::of_copy)).await?;
             }
@@ -104,7 +103,7 @@ impl MigratingStore {
                 Found::Ended(Ended { successor: Some(successor), .. }) => {
                     self.new.replace(id, Some(version), &successor).await?;
                 }
-                // Only what old has moved can begin: it is a copy for good.
+                // The session has ended in old, so the copy must not become a session.
                 Found::Ended(ended) => {
                     self.new.end(id, End::For(ended.reason)).await?;
                 }
@@ -116,7 +115,7 @@ impl MigratingStore {
         Ok(None)
     }
 
-    /// The third step: the copy is told that it is the session. `None`: look again.
+    /// Step 3: the copy becomes the session. `None`: start again.
     async fn begin(&self, id: &SessionId, copy: Loaded) -> Result<Option<Found>, Stuck> {
         let entry = with_version(&copy, Version::of_original);
         match self.new.update(id, copy.record.version(), entry.clone()).await? {
@@ -126,16 +125,16 @@ impl MigratingStore {
     }
 }
 
-/// Whether a session has ended in the old store because it goes on in the new.
+/// Whether the tombstone says that the session was moved.
 fn is_moved(ended: &Ended, id: &SessionId) -> bool {
     ended.successor.as_ref() == Some(id)
 }
 
-/// The same under another version, for as long as it lives.
+/// The record with another version, and its time to live.
 fn with_version(loaded: &Loaded, version: impl FnOnce(Version) -> Version) -> Entry {
     let record = &loaded.record;
     let record = Record { version: version(record.version()), ..Record::clone(record) };
-    // Whom nothing limits lives as if it had been used now.
+    // Without a time to live, the session lives as if it was used now.
     let ttl = loaded.ttl.unwrap_or(record.idle_timeout);
     Entry { record: Arc::new(record), ttl }
 }
@@ -144,13 +143,13 @@ pub(super) fn contended() -> StoreError {
     StoreError::Outage(Contended.into())
 }
 
-/// Others were always faster.
+/// Other requests were always faster.
 #[derive(Debug)]
 struct Contended;
 
 impl fmt::Display for Contended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("too many move this session at once")
+        f.write_str("too many requests move this session concurrently")
     }
 }
 
@@ -161,7 +160,7 @@ struct NoPlace;
 
 impl fmt::Display for NoPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the new store has no place for a session of the old one")
+        f.write_str("the new store is full")
     }
 }
 

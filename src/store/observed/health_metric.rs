@@ -1,8 +1,8 @@
-//! The metrics `session_store_degraded` and `session_store_degraded_seconds_total`: since when a store has not served as usual.
+//! The metrics `session_store_degraded` and `session_store_degraded_seconds_total`: how long a store is degraded or unavailable.
 //!
 //! ```text
 //!              a write fails                  a read fails
-//!   Healthy ──────────────────▶ WritesFailFail ──────────────────▶ ReadsFailFail
+//!   Healthy ──────────────────▶ WritesFail ──────────────────▶ ReadsFail
 //!    ▲  ▲                           │                             │
 //!    │  └───── a write succeeds ────┘                             │
 //!    └──────────── any operation succeeds ────────────────────────┘
