@@ -372,7 +372,7 @@ async fn a_breaker_and_a_fallback_show_what_they_do() {
 fn table() -> BTreeMap<String, (String, BTreeMap<String, BTreeSet<String>>)> {
     let docs = include_str!("../../src/metrics/mod.rs");
     let outcomes = || {
-        let rows = docs.lines().skip_while(|line| !line.contains("| `outcome` | a request |")).skip(2);
+        let rows = docs.lines().skip_while(|line| !line.contains("| `outcome` | the request |")).skip(2);
         let rows = rows.take_while(|line| line.starts_with("//! |"));
         rows.flat_map(|row| quoted(row.split('|').nth(1).unwrap())).collect::<BTreeSet<_>>()
     };

@@ -93,7 +93,7 @@ async fn a_port_of_the_other_kind_is_named() {
     let server = RedisServer::start_tls(&certificates, false).await;
     let soon = Duration::from_millis(500);
     let not_tls = trusting(&certificates, server.port()).connect_timeout(soon);
-    assert_refused(not_tls, "it may not speak TLS at this port").await;
+    assert_refused(not_tls, "it may not use TLS on this port").await;
     let not_plain = RedisConfig::from_url(&format!("redis://127.0.0.1:{}/", server.tls_port())).unwrap();
     assert_refused(not_plain.timeout(PATIENCE).connect_timeout(PATIENCE), "no connection to Redis").await;
 }
@@ -241,7 +241,7 @@ mod settings {
         }
         for nonsense in [b"".as_slice(), b"nonsense", &certificate, &pem(&strange_client.key)] {
             let error = config().client_cert(certificate.clone(), nonsense).unwrap_err();
-            assert_eq!(error.to_string(), "not the certificate's private key in PEM");
+            assert_eq!(error.to_string(), "not the private key of the certificate in PEM");
         }
     }
 
@@ -270,7 +270,7 @@ mod settings {
             ("REDIS_CA_CERT", Some(&other_key), "not a certificate in PEM"),
             ("REDIS_CA_CERT", Some(&missing), "the file cannot be read: entity not found"),
             ("REDIS_CLIENT_CERT", Some(&other_key), "not a certificate in PEM"),
-            ("REDIS_CLIENT_KEY", Some(&other_key), "not the certificate's private key in PEM"),
+            ("REDIS_CLIENT_KEY", Some(&other_key), "not the private key of the certificate in PEM"),
         ] {
             let error = with(variable, value.map(String::as_str)).unwrap_err();
             assert_eq!(error.to_string(), format!("{variable}: {problem}"));
