@@ -12,16 +12,16 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
 use crate::{
     credential::Credentials,
+    error_chain::ErrorChain,
     event::{self, Event, EventKind},
     health::Monitor,
     lifetime::Lifetime,
     limits::Limits,
     metadata::ClientInfo,
     metrics::{self, LIFETIME, PAYLOAD, Stopwatch},
-    observe::{Counters, ErrorChain},
+    observe::Counters,
     record::{Json, Record},
     security,
-    session::SessionError,
     store::{Ability, Found, SessionStore, StoreError, StoreExt},
     time::Clock,
     token::SessionId,
@@ -76,11 +76,17 @@ pub enum OnCorrupt {
     Reset,
 }
 
+/// A session exceeds the maximum size.
+pub(crate) struct TooLarge {
+    pub(crate) size: usize,
+    pub(crate) limit: usize,
+}
+
 impl LayerContext {
-    pub(crate) fn check_size(&self, record: &Record) -> Result<(), SessionError> {
+    pub(crate) fn check_size(&self, record: &Record) -> Result<(), TooLarge> {
         let (size, limit) = (record.weight(), self.max_size);
         if size > limit {
-            return Err(SessionError::TooLarge { size, limit });
+            return Err(TooLarge { size, limit });
         }
         metrics::record(&PAYLOAD, [], size as f64);
         Ok(())

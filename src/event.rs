@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     ended::EndReason,
-    observe::ErrorChain,
+    error_chain::ErrorChain,
     store::{Cursor, SessionStore, StoreError, StoreExt},
     token::SessionId,
 };

@@ -1,10 +1,6 @@
-//! Counters, for [`Stats`] and for [`metrics`], and the format of error causes in logs.
+//! Counters, for [`Stats`] and for [`metrics`].
 
-use std::{
-    error::Error,
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
     ended::EndReason,
@@ -157,25 +153,4 @@ pub struct Stats {
     pub evictions: u64,
     /// Of these, sessions with a reused token.
     pub reused_tokens: u64,
-}
-
-/// An error with its causes in one line.
-pub(crate) struct ErrorChain<'a>(pub(crate) &'a (dyn Error + 'static));
-
-impl fmt::Display for ErrorChain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.0.to_string();
-        f.write_str(&said)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            // Some errors end with the text of their cause.
-            if !said.ends_with(&text) {
-                write!(f, ": {text}")?;
-            }
-            said = text;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

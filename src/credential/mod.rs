@@ -5,7 +5,7 @@ mod cookie;
 mod query;
 mod secret;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use ::http::{HeaderMap, HeaderValue, header};
 
@@ -16,10 +16,8 @@ pub use self::{
     cookie::{InvalidCookie, SameSite, SessionCookie, SessionCookieBuilder},
     secret::{InvalidSessionSecret, SessionSecret},
 };
-#[cfg(feature = "jwt")]
-use crate::jwt::{Jwt, JwtClaims};
 use crate::{
-    time::Clock,
+    time::{Clock, Timestamp},
     token::{SessionId, Token},
 };
 
@@ -59,7 +57,16 @@ pub(crate) struct Signed {
     /// Whether the signature is enough in an outage.
     pub(crate) suffices_in_outage: bool,
     #[cfg(feature = "jwt")]
-    pub(crate) claims: JwtClaims,
+    pub(crate) claims: serde_json::Value,
+}
+
+/// Verifies signed tokens.
+pub(crate) trait VerifySigned: fmt::Debug + Send + Sync {
+    /// The content of a token, or `None` if it is not valid.
+    fn verify(&self, token: &[u8], now: Timestamp) -> Option<Signed>;
+
+    /// Where the token is in a request.
+    fn bearer(&self) -> &Bearer;
 }
 
 /// Names a session, and proves that the request may use it.
@@ -143,20 +150,13 @@ impl Candidates {
 pub(crate) struct Credentials {
     cookie: Option<SessionCookie>,
     bearer: Option<Bearer>,
-    #[cfg(feature = "jwt")]
-    jwt: Option<Jwt>,
+    signed: Option<Arc<dyn VerifySigned>>,
     vary: HeaderValue,
 }
 
 impl Credentials {
     pub(crate) fn new(cookie: Option<SessionCookie>) -> Self {
-        let credentials = Self {
-            cookie,
-            bearer: None,
-            #[cfg(feature = "jwt")]
-            jwt: None,
-            vary: HeaderValue::from_static(""),
-        };
+        let credentials = Self { cookie, bearer: None, signed: None, vary: HeaderValue::from_static("") };
         credentials.varied()
     }
 
@@ -178,8 +178,8 @@ impl Credentials {
     }
 
     #[cfg(feature = "jwt")]
-    pub(crate) fn with_jwt(&self, jwt: Jwt) -> Self {
-        Self { jwt: Some(jwt), ..self.clone() }.varied()
+    pub(crate) fn with_signed(&self, signed: impl VerifySigned + 'static) -> Self {
+        Self { signed: Some(Arc::new(signed)), ..self.clone() }.varied()
     }
 
     pub(crate) fn cookie(&self) -> Option<&SessionCookie> {
@@ -188,11 +188,7 @@ impl Credentials {
 
     /// How the bearer header is read, for opaque tokens and JWTs.
     pub(crate) fn bearer(&self) -> Option<&Bearer> {
-        #[cfg(feature = "jwt")]
-        let jwt = self.jwt.as_ref().map(Jwt::bearer);
-        #[cfg(not(feature = "jwt"))]
-        let jwt = None;
-        self.bearer.as_ref().or(jwt)
+        self.bearer.as_ref().or_else(|| self.signed.as_ref().map(|signed| signed.bearer()))
     }
 
     /// The `Vary` header of responses that depend on the session.
@@ -226,17 +222,12 @@ impl Credentials {
 
     /// Parses the credentials after `Bearer`. An opaque token has no dots, a JWT has two.
     fn bearer_credential(&self, credential: &[u8], clock: &dyn Clock) -> PresentedCredentials {
-        #[cfg(feature = "jwt")]
-        if let Some(jwt) = self.jwt.as_ref().filter(|_| self.bearer.is_none() || credential.contains(&b'.')) {
-            return match jwt.read(credential, clock.now()) {
-                Ok(signed) => PresentedCredentials::Signed(Arc::new(signed)),
-                Err(reason) => {
-                    tracing::debug!(%reason, "access token refused");
-                    PresentedCredentials::Foreign(Transport::Bearer)
-                }
+        if let Some(signed) = self.signed.as_ref().filter(|_| self.bearer.is_none() || credential.contains(&b'.')) {
+            return match signed.verify(credential, clock.now()) {
+                Some(signed) => PresentedCredentials::Signed(Arc::new(signed)),
+                None => PresentedCredentials::Foreign(Transport::Bearer),
             };
         }
-        let _ = clock;
         match Token::parse(credential) {
             Ok(token) => PresentedCredentials::Tokens(Transport::Bearer, Candidates { first: token, more: Vec::new() }),
             Err(_) => PresentedCredentials::Foreign(Transport::Bearer),

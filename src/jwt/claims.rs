@@ -65,6 +65,10 @@ impl JwtClaims {
         T::deserialize(&self.all)
     }
 
+    pub(super) fn into_value(self) -> Value {
+        self.all
+    }
+
     pub(super) fn expires(&self) -> Timestamp {
         self.expires_at
     }

@@ -2,6 +2,7 @@
 //!
 //! `verify.rs` has the checks in order, `issue.rs` and `refresh.rs` create tokens, `signature.rs` calls the crypto library.
 
+mod algorithm;
 mod builder;
 mod claims;
 mod issue;
@@ -15,10 +16,11 @@ mod verify;
 use std::{fmt, sync::Arc, time::Duration};
 
 pub use self::{
+    algorithm::{InvalidJwtKey, JwtAlgorithm},
     builder::{InvalidJwt, JwtBuilder},
     claims::JwtClaims,
     issue::{JwtIssueError, JwtPair},
-    key::{InvalidJwtKey, JwtAlgorithm, JwtKey},
+    key::JwtKey,
     refresh::JwtRefreshError,
     verify::JwtError,
 };
@@ -137,10 +139,6 @@ impl Jwt {
     /// Tokens that are signed by `key`.
     pub fn builder(key: JwtKey) -> JwtBuilder {
         JwtBuilder::new(key)
-    }
-
-    pub(crate) fn bearer(&self) -> &Bearer {
-        &self.inner.settings.bearer
     }
 }
 

@@ -1,6 +1,6 @@
 //! Replaces `signature.rs` without a crypto library.
 
-use super::key::{InvalidJwtKey, JwtAlgorithm};
+use super::algorithm::{InvalidJwtKey, JwtAlgorithm};
 
 pub(super) enum SigningKey {}
 

@@ -1,6 +1,6 @@
 //! Keys in PEM.
 
-use super::key::InvalidJwtKey;
+use super::algorithm::InvalidJwtKey;
 
 #[cfg_attr(not(any(feature = "aws-lc", feature = "ring")), allow(dead_code))]
 pub(super) enum PrivateKey {

@@ -9,10 +9,10 @@ use super::{Jwt, JwtError, JwtIssueError, JwtPair, issue::own_claims};
 use crate::{
     credential::Bearer,
     ended::EndReason,
+    error_chain::ErrorChain,
     event::EventKind,
     layer::{Reason, Rejection},
     metrics::{self, ROTATION},
-    observe::ErrorChain,
     record::{Record, Standing},
     security,
     session::SessionError,

@@ -12,7 +12,7 @@ use crypto::{
 };
 
 use super::{
-    key::{InvalidJwtKey, JwtAlgorithm},
+    algorithm::{InvalidJwtKey, JwtAlgorithm},
     pem,
 };
 

@@ -9,7 +9,11 @@ use super::{
     Jwt, JwtKey, Purpose,
     claims::{JwtClaims, object},
 };
-use crate::{credential::Signed, time::Timestamp, token::SessionId};
+use crate::{
+    credential::{Bearer, Signed, VerifySigned},
+    time::Timestamp,
+    token::SessionId,
+};
 
 impl Jwt {
     /// Verifies an access token without looking up its session.
@@ -30,14 +34,13 @@ impl Jwt {
         self.verify(&self.inner.access, token.as_ref(), now)
     }
 
-    /// Verifies an access token for the layer.
-    pub(crate) fn read(&self, token: &[u8], now: Timestamp) -> Result<Signed, JwtError> {
+    fn read_access(&self, token: &[u8], now: Timestamp) -> Result<Signed, JwtError> {
         let claims = self.verify(&self.inner.access, token, now)?;
         Ok(Signed {
             session: session(&claims, self.inner.settings.session_claim)?,
             user: claims.text("sub")?.map(Arc::from),
             suffices_in_outage: self.inner.settings.suffices_in_outage,
-            claims,
+            claims: claims.into_value(),
         })
     }
 
@@ -99,6 +102,17 @@ impl Jwt {
             return Err(JwtError::Type);
         }
         Ok(())
+    }
+}
+
+impl VerifySigned for Jwt {
+    fn verify(&self, token: &[u8], now: Timestamp) -> Option<Signed> {
+        let signed = self.read_access(token, now);
+        signed.inspect_err(|reason| tracing::debug!(%reason, "access token refused")).ok()
+    }
+
+    fn bearer(&self) -> &Bearer {
+        &self.inner.settings.bearer
     }
 }
 

@@ -110,7 +110,7 @@ impl<R> SessionLayer<R> {
     /// A valid JWT names a session, which is then looked up like any other: see [`Jwt`](crate::Jwt).
     #[cfg(feature = "jwt")]
     pub fn jwt(mut self, jwt: crate::Jwt) -> Self {
-        self.context_mut().credentials = self.context.credentials.with_jwt(jwt);
+        self.context_mut().credentials = self.context.credentials.with_signed(jwt);
         self
     }
 

@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::{Policy, Reason, Rejection};
 use crate::{
     credential::{InQuery, take_from},
-    observe::ErrorChain,
+    error_chain::ErrorChain,
     sessions::{Consumed, Sessions},
     store::StoreError,
 };

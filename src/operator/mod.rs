@@ -65,7 +65,7 @@ use self::{
     render::{Content, Live, Page},
 };
 use crate::{
-    observe::ErrorChain,
+    error_chain::ErrorChain,
     session::Session,
     sessions::{SessionInfo, Sessions},
     store::{Cursor, FallbackStats, StoreError},

@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout};
 
 use super::Inner;
 use crate::{
+    error_chain::ErrorChain,
     event::{Event, EventKind},
-    observe::ErrorChain,
     store::StoreError,
     token::SessionId,
 };

@@ -1,6 +1,7 @@
 use std::{error::Error, fmt};
 
 use crate::{
+    context::TooLarge,
     layer::{Reason, Rejection},
     store::StoreError,
 };
@@ -119,6 +120,12 @@ impl Error for SessionError {
 impl From<StoreError> for SessionError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<TooLarge> for SessionError {
+    fn from(TooLarge { size, limit }: TooLarge) -> Self {
+        Self::TooLarge { size, limit }
     }
 }
 

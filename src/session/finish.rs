@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     credential::{PresentedCredentials, Transport},
+    error_chain::ErrorChain,
     metrics::{self, REQUESTS},
-    observe::ErrorChain,
 };
 
 /// What the response needs from a session that was loaded.

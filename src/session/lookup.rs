@@ -5,42 +5,21 @@ use std::sync::Arc;
 use super::{
     Inner,
     lookup_outcome::LookupOutcome,
-    state::{CookieChange, Phase, Snapshot, TokenOrigin},
+    state::{CookieChange, LookupResult, Phase, Snapshot, TokenOrigin},
 };
 use crate::{
     context::OnCorrupt,
     credential::{PresentedCredentials, Proof, Signed, Transport},
     ended::{EndReason, Ended},
+    error_chain::ErrorChain,
     event::EventKind,
     metrics::{self, ROTATION, TOUCH_SKIPPED},
-    observe::ErrorChain,
     record::{Record, Standing},
     security,
     store::{End, EndOutcome, Entry, Found, Loaded, Outcome, StoreError},
     time::Timestamp,
     token::SessionId,
 };
-
-/// The result of a lookup.
-pub(super) struct LookupResult {
-    pub(super) phase: Phase,
-    pub(super) end_reason: Option<EndReason>,
-    /// The token is old and should be rotated.
-    pub(super) renew: bool,
-    pub(super) cookie: Option<CookieChange>,
-    pub(super) degraded: bool,
-    pub(super) outcome: LookupOutcome,
-}
-
-impl LookupResult {
-    fn without_session(phase: Phase, end_reason: Option<EndReason>, outcome: LookupOutcome) -> Self {
-        Self { phase, end_reason, renew: false, cookie: None, degraded: false, outcome }
-    }
-
-    fn without_store(phase: Phase, outcome: LookupOutcome) -> Self {
-        Self { degraded: true, ..Self::without_session(phase, None, outcome) }
-    }
-}
 
 /// The result for one token or signature.
 enum ProofResult {

@@ -49,7 +49,7 @@ use std::{
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-pub(crate) use self::save::Delivery;
+pub(crate) use self::write::Delivery;
 use self::{
     deadline::TimeBudget,
     state::{Phase, State},

@@ -5,9 +5,8 @@ use std::{sync::Arc, time::Duration};
 use super::{
     SessionError,
     changes::Action,
-    save::Delivery,
     state::{LoginTransfer, Phase, Snapshot, State, TransferStage},
-    write::{NewSession, PendingWrite, Write},
+    write::{Delivery, NewSession, PendingWrite, Write},
 };
 use crate::{
     context::LayerContext,

@@ -7,7 +7,7 @@ use super::{
     apply::apply,
     plan::{Environment, NextWrite, plan},
     state::Phase,
-    write::{NewSession, PendingWrite, Reply, Write},
+    write::{Delivery, NewSession, PendingWrite, Reply, Write},
 };
 use crate::{
     event::Event,
@@ -17,17 +17,6 @@ use crate::{
 /// How many writes a save sends before it gives up. Each one that fails is another request's success, so only many requests that write
 /// one session at the same moment come close.
 const MAX_WRITES: usize = 128;
-
-/// Whether a new token can still reach the client.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Delivery {
-    /// With the response.
-    Response,
-    /// No: the response is sent.
-    Late,
-    /// No: the service failed, and there is no response.
-    None,
-}
 
 impl Inner {
     /// Saves all changes.

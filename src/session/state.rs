@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{
     changes::{Action, Changes},
-    lookup::LookupResult,
     lookup_outcome::LookupOutcome,
     write::{NewSession, PendingWrite},
 };
@@ -124,6 +123,27 @@ impl CookieChange {
 /// When the cookie expires, if it outlives the browser.
 pub(super) fn cookie_expiry(record: &Record) -> Option<Timestamp> {
     record.persistent.then(|| record.absolute_deadline())
+}
+
+/// The result of a lookup.
+pub(super) struct LookupResult {
+    pub(super) phase: Phase,
+    pub(super) end_reason: Option<EndReason>,
+    /// The token is old and should be rotated.
+    pub(super) renew: bool,
+    pub(super) cookie: Option<CookieChange>,
+    pub(super) degraded: bool,
+    pub(super) outcome: LookupOutcome,
+}
+
+impl LookupResult {
+    pub(super) fn without_session(phase: Phase, end_reason: Option<EndReason>, outcome: LookupOutcome) -> Self {
+        Self { phase, end_reason, renew: false, cookie: None, degraded: false, outcome }
+    }
+
+    pub(super) fn without_store(phase: Phase, outcome: LookupOutcome) -> Self {
+        Self { degraded: true, ..Self::without_session(phase, None, outcome) }
+    }
 }
 
 impl Snapshot {

@@ -7,6 +7,17 @@ use crate::{
     token::{Generation, SessionId, Token},
 };
 
+/// Whether a new token can still reach the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// With the response.
+    Response,
+    /// No: the response is sent.
+    Late,
+    /// No: the service failed, and there is no response.
+    None,
+}
+
 /// A write that is sent, or was sent and its reply was lost. It is complete, so repeating it has the same effect.
 pub(super) struct PendingWrite {
     /// The generation of the changes that it contains.

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use crate::observe::ErrorChain;
+use crate::error_chain::ErrorChain;
 
 /// Whether a store can serve, and if not, why.
 ///

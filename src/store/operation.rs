@@ -8,14 +8,14 @@ use std::time::Duration;
 #[cfg(doc)]
 use super::{EventStore, ScanStore, UserStore, ValueStore};
 use super::{
-    error::StoreError,
+    error::{Ability, StoreError},
     ext::StoreExt,
     future::StoreFuture,
     health::{Health, HealthStatus},
     observation::{Observation, Observer},
     session_store::SessionStore,
     types::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, Outcome, Page, Published},
-    values::{Added, KeyPage, ValueStats, with_values},
+    values::{Added, KeyPage, ValueStats, ValueStore},
 };
 use crate::{
     ended::{EndReason, Ended},
@@ -760,5 +760,16 @@ impl Operation for GetValueStats {
         Self: 's,
     {
         with_values(store, |values| values.stats())
+    }
+}
+
+/// Runs an operation on the values of `store`.
+fn with_values<'a, S: SessionStore + ?Sized, T>(
+    store: &'a S,
+    run: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T>,
+) -> StoreFuture<'a, T> {
+    match store.values() {
+        Some(values) => run(values),
+        None => StoreFuture::ready(Err(StoreError::Unsupported(Ability::Values))),
     }
 }

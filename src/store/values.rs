@@ -2,15 +2,10 @@
 
 use std::time::Duration;
 
-use super::{
-    error::{Ability, StoreError},
-    future::StoreFuture,
-    session_store::SessionStore,
-    types::Cursor,
-};
+use super::{error::StoreError, future::StoreFuture, types::Cursor};
 
 /// A store that keeps values besides the sessions, for [`KeyValue`](crate::KeyValue). A store returns itself from
-/// [`SessionStore::values`].
+/// [`SessionStore::values`](super::SessionStore::values).
 ///
 /// # Contract
 /// * **No key reaches a session**, whatever its name.
@@ -116,15 +111,4 @@ pub struct ValueStats {
     pub using_fallback: bool,
     /// The number of values in memory.
     pub in_memory_keys: usize,
-}
-
-/// Runs an operation on the values of `store`.
-pub(super) fn with_values<'a, S: SessionStore + ?Sized, T>(
-    store: &'a S,
-    run: impl FnOnce(&'a dyn ValueStore) -> StoreFuture<'a, T>,
-) -> StoreFuture<'a, T> {
-    match store.values() {
-        Some(values) => run(values),
-        None => StoreFuture::ready(Err(StoreError::Unsupported(Ability::Values))),
-    }
 }

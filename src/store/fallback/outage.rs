@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{error::Cause, local::Local, replay::REPLAY_BUDGET};
 use crate::{
-    observe::ErrorChain,
+    error_chain::ErrorChain,
     store::{error::StoreError, health::Health, operation::Operation, session_store::SessionStore},
 };
 

@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Fallback, outage::PROBE_TIMEOUT};
 use crate::{
-    observe::ErrorChain,
+    error_chain::ErrorChain,
     store::{error::StoreError, health::Health, session_store::SessionStore},
 };
 

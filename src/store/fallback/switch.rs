@@ -14,8 +14,8 @@ use super::{
     replay::{BATCH, BATCHES, REPLAY_BUDGET, ReplayReply, ReplayTask, replay},
 };
 use crate::{
+    error_chain::ErrorChain,
     metrics::{self, FALLBACK_ACTIVE, FALLBACK_IN_MEMORY},
-    observe::ErrorChain,
     store::{all::all, error::StoreError, observation::Observation, operation::Operation, session_store::SessionStore},
     time::Clock,
 };

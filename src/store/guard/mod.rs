@@ -17,9 +17,9 @@ use super::{
     wrapper::StoreWrapper,
 };
 use crate::{
+    error_chain::ErrorChain,
     lifetime::LONGEST,
     metrics::{self, BREAKER_STATE},
-    observe::ErrorChain,
 };
 
 /// The operation that visits every session, and the factor of its deadline.

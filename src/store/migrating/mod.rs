@@ -13,7 +13,7 @@ use super::{
     types::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, Outcome, Page},
     values::ValueStore,
 };
-use crate::{ended::EndReason, limits::Limits, observe::ErrorChain, record::Version, token::SessionId};
+use crate::{ended::EndReason, error_chain::ErrorChain, limits::Limits, record::Version, token::SessionId};
 
 /// The approximate number of sessions per page of [`MigratingStore::move_all`].
 const PAGE: usize = 100;

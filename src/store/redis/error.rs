@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
 #[cfg(feature = "redis-cluster")]
 use super::config::Address;
@@ -207,6 +207,14 @@ impl From<RedisError> for Failure {
                 _ => Self::configuration(error, Verdict::Working),
             },
         }
+    }
+}
+
+/// The value, or the error in the reply of the server.
+pub(super) fn reply(value: Value) -> Result<Value, RedisError> {
+    match value {
+        Value::ServerError(error) => Err(error.into()),
+        value => Ok(value),
     }
 }
 

@@ -9,8 +9,8 @@ use super::{
     operation::{Operation, text, ttl_of},
 };
 use crate::{
+    error_chain::ErrorChain,
     event::Event,
-    observe::ErrorChain,
     store::{Cursor, Published},
     time::millis,
     token::SessionId,

@@ -6,7 +6,7 @@ use redis::{Value, pipe};
 use tokio::time::Instant;
 
 #[cfg(feature = "redis-cluster")]
-use super::cluster::slot_of;
+use super::slots::slot_of;
 use super::{
     error::Failure,
     keys::Prefix,

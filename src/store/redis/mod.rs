@@ -78,14 +78,15 @@
 //! For other processes, see [`wait_for_replicas`](RedisConfig::wait_for_replicas). Set `min-replicas-to-write 1`, so that an isolated master
 //! accepts no writes, and `maxmemory-policy noeviction` or `volatile-ttl`.
 
-// Route: route.rs chooses the server; shared_connection.rs, cluster.rs and pool.rs have the connections; connect.rs and sentinel.rs open them.
+// Route: route.rs chooses the server; shared_connection.rs, cluster.rs and pool.rs have the connections; target.rs, sentinel.rs and
+// client.rs open them.
 // Data: script.rs has the scripts, keys.rs the names of keys, request.rs a round trip, reply.rs and error.rs parse its result.
 // operation.rs, scan.rs, values.rs and global_keys.rs are the operations.
 
+mod client;
 #[cfg(feature = "redis-cluster")]
 mod cluster;
 mod config;
-mod connect;
 mod error;
 mod global_keys;
 mod health;
@@ -94,6 +95,8 @@ mod local_tombstones;
 mod operation;
 #[cfg(feature = "redis-pool")]
 mod pool;
+#[cfg(feature = "redis-pool")]
+mod redis_pool;
 mod reply;
 mod request;
 mod route;
@@ -102,6 +105,9 @@ mod script;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
 mod shared_connection;
+#[cfg(feature = "redis-cluster")]
+mod slots;
+mod target;
 mod values;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -111,7 +117,7 @@ use tokio::time::Instant;
 pub use self::config::{InvalidRedisConfig, RedisConfig};
 pub(crate) use self::error::status_code;
 #[cfg(feature = "redis-pool")]
-pub use self::pool::{PooledConnection, RedisPool};
+pub use self::redis_pool::{PooledConnection, RedisPool};
 use self::{keys::Prefix, local_tombstones::LocalTombstones, operation::Operation, route::Route, script::Scripts};
 use super::{
     Version,

@@ -110,3 +110,14 @@ pub(super) fn number(value: &Value) -> u64 {
         _ => 0,
     }
 }
+
+/// Parses the reply to `SCAN`: the next cursor, if there is one, and the keys.
+pub(super) fn page(answer: Value) -> Result<(Option<String>, Vec<Value>), Failure> {
+    let Value::Array(replies) = answer else { return Err(Failure::unexpected_reply()) };
+    let Ok([Value::Array(page)]) = <[Value; 1]>::try_from(replies) else { return Err(Failure::unexpected_reply()) };
+    let Ok([Value::BulkString(next), Value::Array(keys)]) = <[Value; 2]>::try_from(page) else {
+        return Err(Failure::unexpected_reply());
+    };
+    let next = String::from_utf8_lossy(&next).into_owned();
+    Ok(((next != "0").then_some(next), keys))
+}

@@ -4,7 +4,10 @@ use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection, pipe};
 
 use tracing::Span;
 
-use super::{error::Failure, script::Call, shared_connection::reply};
+use super::{
+    error::{Failure, reply},
+    script::Call,
+};
 
 /// The commands of one round trip.
 #[derive(Clone, Copy)]

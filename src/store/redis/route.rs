@@ -14,8 +14,8 @@ use super::pool::Pooled;
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::Sentinels;
 use super::{
-    RedisConfig, config::Servers, connect::Target, error::Failure, health::Check, request::Request,
-    shared_connection::SharedConnection,
+    RedisConfig, config::Servers, error::Failure, health::Check, reply::page, request::Request,
+    shared_connection::SharedConnection, target::Target,
 };
 use crate::store::{Health, span};
 
@@ -49,7 +49,7 @@ impl Route {
     pub(super) fn replica_wait(config: &RedisConfig) -> Self {
         match &config.servers {
             #[cfg(feature = "redis-pool")]
-            Servers::Pool(pool) => Self::Pool(Pooled::apart(pool.clone())),
+            Servers::Pool(pool) => Self::Pool(Pooled::dedicated(pool.clone())),
             _ => Self::new(config),
         }
     }
@@ -104,17 +104,6 @@ impl Route {
             Self::Pool(pool) => check.of(pool, deadline).await,
         }
     }
-}
-
-/// Parses the reply to `SCAN`: the next cursor, if there is one, and the keys.
-pub(super) fn page(answer: Value) -> Result<(Option<String>, Vec<Value>), Failure> {
-    let Value::Array(replies) = answer else { return Err(Failure::unexpected_reply()) };
-    let Ok([Value::Array(page)]) = <[Value; 1]>::try_from(replies) else { return Err(Failure::unexpected_reply()) };
-    let Ok([Value::BulkString(next), Value::Array(keys)]) = <[Value; 2]>::try_from(page) else {
-        return Err(Failure::unexpected_reply());
-    };
-    let next = String::from_utf8_lossy(&next).into_owned();
-    Ok(((next != "0").then_some(next), keys))
 }
 
 impl fmt::Debug for Route {

@@ -17,10 +17,9 @@ use tokio::{
 
 use super::{
     RedisConfig,
+    client::{client, jittered},
     config::Address,
-    connect::client,
-    error::Failure,
-    shared_connection::{jittered, reply},
+    error::{Failure, reply},
 };
 
 /// The pause before listening to a Sentinel again after its connection was lost.

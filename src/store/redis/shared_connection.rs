@@ -20,7 +20,7 @@ use std::{
 };
 
 use redis::{
-    PushInfo, PushKind, RedisError, Value,
+    PushInfo, PushKind, Value,
     aio::{MultiplexedConnection, SendError},
 };
 use tokio::{
@@ -32,13 +32,14 @@ use tokio::{
 
 use super::{
     RedisConfig,
-    connect::Target,
+    client::jittered,
     error::{Failure, Verdict},
     health::{Server, Writes},
     request::Request,
+    target::Target,
 };
 use crate::{
-    observe::ErrorChain,
+    error_chain::ErrorChain,
     store::{StoreError, span},
 };
 
@@ -329,19 +330,6 @@ fn change(state: &watch::Sender<State>, connection: &ConsecutiveTimeouts, to: im
     });
     drop(ended); // outside the lock of the channel
     changed
-}
-
-pub(super) fn reply(value: Value) -> Result<Value, RedisError> {
-    match value {
-        Value::ServerError(error) => Err(error.into()),
-        value => Ok(value),
-    }
-}
-
-/// A random duration between half of `delay` and `delay`, so that instances do not reconnect at the same moment.
-pub(super) fn jittered(delay: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    delay / 2 + delay.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
 impl Drop for SharedConnection {

@@ -9,7 +9,7 @@ use super::{
     replay::{ValueReplay, ValueReply, ValueWrite},
 };
 use crate::{
-    observe::ErrorChain,
+    error_chain::ErrorChain,
     store::{
         Added, Cursor, KeyPage, StoreError,
         memory::values::{Values, until, weight},

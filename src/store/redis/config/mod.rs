@@ -21,7 +21,7 @@ pub(super) use self::tls::Tls;
 #[cfg(feature = "redis-tls")]
 pub(super) use self::tls::install_provider;
 #[cfg(feature = "redis-pool")]
-use super::pool::RedisPool;
+use super::redis_pool::RedisPool;
 use crate::{
     lifetime::LONGEST,
     store::{Codec, MIN_TOMBSTONE_TTL},

@@ -8,7 +8,7 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionI
 
 use super::error::Problem;
 #[cfg(feature = "redis-pool")]
-use crate::store::redis::pool::RedisPool;
+use crate::store::redis::redis_pool::RedisPool;
 
 /// The servers.
 #[derive(Clone)]

@@ -1,25 +1,19 @@
-//! Opens connections.
+//! The server of a shared connection.
 
 use std::fmt;
 #[cfg(feature = "redis-sentinel")]
 use std::sync::Arc;
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    RedisConnectionInfo, RedisError, Value,
+    AsyncConnectionConfig, Cmd, PushInfo, Value,
     aio::{MultiplexedConnection, SendError},
     cmd,
-    io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
-
 use tracing::Span;
 
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::{Sentinels, is_master, role};
-use super::{RedisConfig, config::Address, error::Failure};
-
-/// The TCP keepalive interval, so that firewalls and proxies keep idle connections.
-const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(15);
+use super::{RedisConfig, client::client, config::Address, error::Failure};
 
 /// The server of a shared connection.
 #[derive(Clone)]
@@ -97,37 +91,4 @@ impl fmt::Display for Target {
             Self::Master(sentinels) => write!(f, "{sentinels}"),
         }
     }
-}
-
-/// A client for one server.
-#[cfg_attr(not(feature = "redis-tls"), allow(unused_variables))]
-pub(super) fn client(
-    config: &RedisConfig,
-    address: &Address,
-    login: &RedisConnectionInfo,
-) -> Result<Client, RedisError> {
-    let address = match address {
-        #[cfg(feature = "redis-tls")]
-        Address::Tcp(host, port) if config.tls.is_some() => {
-            ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
-        }
-        Address::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),
-        Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
-    };
-    // Without NODELAY, a request waits for the acknowledgment of the previous one, which doubles the latency over a network.
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
-    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    let info: ConnectionInfo = address.into_connection_info()?;
-    let info = info.set_redis_settings(login.clone().set_protocol(ProtocolVersion::RESP3)).set_tcp_settings(tcp);
-    #[cfg(feature = "redis-tls")]
-    if let Some(tls) = &config.tls
-        && !matches!(info.addr(), ConnectionAddr::Unix(_))
-    {
-        super::config::install_provider();
-        let client_tls =
-            tls.client.clone().map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
-        let certificates = redis::TlsCertificates { client_tls, root_cert: tls.ca_cert.clone() };
-        return Client::build_with_tls(info, certificates);
-    }
-    Client::open(info)
 }
