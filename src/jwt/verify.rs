@@ -190,7 +190,7 @@ fn session(claims: &JwtClaims, claim: &'static str) -> Result<SessionId, JwtErro
 /// The response is always 401 with `invalid_token`.
 ///
 /// ```
-/// assert_eq!(tower_keep::JwtError::Claim("exp").to_string(), "the claim exp is missing or not what it should be");
+/// assert_eq!(tower_keep::JwtError::Claim("exp").to_string(), "the claim exp is missing or invalid");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -280,7 +280,7 @@ mod settings {
         let error = with("REDIS_CLIENT_CERT", None).unwrap_err();
         assert_eq!(error.to_string(), "REDIS_CLIENT_KEY: a client key without its certificate");
         let error = with("REDIS_TLS", None).unwrap_err();
-        assert_eq!(error.to_string(), "REDIS_CA_CERT: a certificate, and no TLS (rediss:// or REDIS_TLS)");
+        assert_eq!(error.to_string(), "REDIS_CA_CERT: a certificate without TLS (rediss:// or REDIS_TLS)");
     }
 
     #[tokio::test]

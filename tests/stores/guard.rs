@@ -121,14 +121,14 @@ async fn a_store_that_is_known_to_be_down_is_not_asked() {
     let causes = assert_outage(guard.load(&id(1)).await);
     assert_eq!(asked(&spy), 0);
     assert_eq!(began.elapsed(), Duration::ZERO);
-    assert!(causes.contains("left alone"), "{causes}");
+    assert!(causes.contains("circuit breaker is open"), "{causes}");
     assert!(causes.ends_with("the test says so"), "{causes}");
     assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down);
     assert_eq!(spy.calls(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_is_left_alone_too() {
+async fn a_store_that_hangs_is_open_too() {
     let (spy, guard) = guarded();
     spy.hang();
     for _ in 0..2 {
@@ -207,7 +207,7 @@ async fn each_failed_try_doubles_the_pause_up_to_the_longest() {
     for pause in [1, 2, 4, 4, 4] {
         advance(pause * SECOND - Duration::from_millis(1)).await;
         assert_outage(guard.load(&id(1)).await);
-        assert_eq!(asked(&spy), 0, "it is left alone for {pause} s");
+        assert_eq!(asked(&spy), 0, "the circuit breaker is open for {pause} s");
         advance(Duration::from_millis(1)).await;
         assert_outage(guard.load(&id(1)).await);
         assert_eq!(asked(&spy), 1, "after {pause} s it is tried");
@@ -289,7 +289,7 @@ async fn no_more_wait_than_may() {
     spy.calls();
     let began = Instant::now();
     for _ in 0..5 {
-        assert_eq!(assert_outage(guard.load(&id(3)).await), "2 operations are waiting for it");
+        assert_eq!(assert_outage(guard.load(&id(3)).await), "2 operations are waiting for the store");
     }
     assert_eq!((asked(&spy), began.elapsed()), (0, Duration::ZERO));
     held.release();
@@ -339,12 +339,12 @@ async fn of_redis(config: RedisConfig) -> Guard<RedisStore> {
     guard
 }
 
-async fn is_left_alone(guard: &Guard<RedisStore>) {
-    let is_left_alone = async || match guard.load(&id(1)).await {
+async fn is_open(guard: &Guard<RedisStore>) {
+    let is_open = async || match guard.load(&id(1)).await {
         Ok(_) => false,
-        outage => assert_outage(outage).contains("left alone"),
+        outage => assert_outage(outage).contains("circuit breaker is open"),
     };
-    eventually("it is left alone", is_left_alone).await;
+    eventually("the circuit breaker is open", is_open).await;
 }
 
 async fn serves_again(guard: &Guard<RedisStore>) {
@@ -357,7 +357,7 @@ async fn redis_killed_and_restarted() {
     let mut server = RedisServer::start().await;
     let guard = of_redis(RedisConfig::from_url(&server.url()).unwrap()).await;
     server.stop();
-    is_left_alone(&guard).await;
+    is_open(&guard).await;
     server.run().await;
     serves_again(&guard).await;
 }
@@ -368,7 +368,7 @@ async fn a_master_killed_and_replaced() {
     let guard = of_redis(RedisConfig::sentinel(all.addresses(), all.master_name()).unwrap()).await;
     let old = all.master().await;
     all.servers[old].stop();
-    is_left_alone(&guard).await;
+    is_open(&guard).await;
     all.switched(old).await;
     serves_again(&guard).await;
 
@@ -376,7 +376,7 @@ async fn a_master_killed_and_replaced() {
     all.servers[old].run().await;
     let servers = || all.servers.iter().chain(&all.sentinels);
     servers().for_each(RedisServer::pause);
-    is_left_alone(&guard).await;
+    is_open(&guard).await;
     servers().for_each(RedisServer::resume);
     serves_again(&guard).await;
 }
@@ -386,7 +386,7 @@ async fn a_cluster_hung_and_resumed() {
     let all = Cluster::start().await;
     let guard = of_redis(RedisConfig::cluster(all.nodes.iter().map(RedisServer::address)).unwrap()).await;
     all.nodes.iter().for_each(RedisServer::pause);
-    is_left_alone(&guard).await;
+    is_open(&guard).await;
     all.nodes.iter().for_each(RedisServer::resume);
     serves_again(&guard).await;
 }
@@ -402,8 +402,8 @@ async fn redis_hung_and_resumed() {
     for _ in 0..2 {
         assert!(assert_outage(guard.load(&id(1)).await).ends_with("no reply within 250ms"));
     }
-    let is_left_alone = async || assert_outage(guard.load(&id(1)).await).contains("left alone");
-    eventually("it is left alone", is_left_alone).await;
+    let is_open = async || assert_outage(guard.load(&id(1)).await).contains("circuit breaker is open");
+    eventually("the circuit breaker is open", is_open).await;
     server.resume();
     eventually("it serves again", async || guard.load(&id(1)).await.is_ok()).await;
 }

@@ -378,7 +378,7 @@ async fn nothing_of_it_is_shown() {
         cause = error.source();
     }
     assert!(!shown.contains("mine"), "{shown}");
-    assert!(shown.contains("no room"), "{shown}");
+    assert!(shown.contains("is full"), "{shown}");
 }
 
 mod model {

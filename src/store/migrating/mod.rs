@@ -46,15 +46,15 @@ const PAGE: usize = 100;
 ///
 /// # A migration
 /// 1. Deploy `MigratingStore::new(old, new)` on every instance. An instance with only the old store takes a moved session for a
-/// replaced one, so do not mix both kinds for long, or keep each client on one instance.
+///    replaced one, so do not mix both kinds for long, or keep each client on one instance.
 /// 2. When no instance uses only the old store, call [`move_all`](Self::move_all) from one instance. Or wait for the longest
-/// absolute timeout.
+///    absolute timeout.
 /// 3. Deploy the new store on every instance.
 ///
 /// # How a session moves
 /// 1. The session is created in the new store as a copy, which its version marks.
 /// 2. The session ends in the old store, replaced by itself, unless it was written since it was read. This is the decisive step:
-/// before, the old store is authoritative, afterwards the copy.
+///    before, the old store is authoritative, afterwards the copy.
 /// 3. The copy becomes the session, with its version and time to live.
 ///
 /// A request that finds a copy queries the old store and completes the missing steps. So concurrent requests and instances can move
