@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 use crate::{
     credential::Credentials,
     error_chain::ErrorChain,
-    event::{self, Event, EventKind},
+    event::{Event, EventKind},
     health::Monitor,
     lifetime::Lifetime,
     limits::Limits,
@@ -23,6 +23,7 @@ use crate::{
     record::{Json, Record},
     security,
     store::{Ability, Found, SessionStore, StoreError, StoreExt},
+    subscription,
     time::Clock,
     token::SessionId,
 };
@@ -184,7 +185,7 @@ impl Announcer {
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.here.get_or_init(|| broadcast::Sender::new(event::CAPACITY)).subscribe()
+        self.here.get_or_init(|| broadcast::Sender::new(subscription::CAPACITY)).subscribe()
     }
 }
 

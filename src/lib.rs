@@ -116,6 +116,7 @@ mod security;
 mod session;
 mod sessions;
 pub mod store;
+mod subscription;
 mod time;
 mod token;
 
@@ -125,7 +126,7 @@ pub use crate::{
         Bearer, InvalidCookie, InvalidSessionSecret, SameSite, SessionCookie, SessionCookieBuilder, SessionSecret,
     },
     ended::{EndReason, Ended},
-    event::{Event, EventKind, Events, Missed},
+    event::{Event, EventKind},
     health::{HealthFuture, HealthReport, HealthService},
     key::{AsKey, Key, KeyOf},
     key_value::{KeyValue, KeyValueError},
@@ -140,6 +141,7 @@ pub use crate::{
     session::{Session, SessionError, Typed},
     sessions::{Consumed, Export, ImportError, Imported, NewSession, Scan, SessionInfo, Sessions},
     store::{MemoryStore, health::HealthStatus},
+    subscription::{Events, Missed},
     time::{Clock, ManualClock, SystemClock, Timestamp},
     token::{InvalidSessionId, InvalidToken, SessionId, Token},
 };

@@ -83,11 +83,28 @@ enum Probe {
     Report,
 }
 
-impl HealthService {
-    pub(crate) fn new(sessions: Sessions) -> Self {
-        Self { sessions, ready_when_degraded: true, retry_after: Duration::from_secs(5) }
+impl Sessions {
+    /// A service for liveness and readiness probes, and the [`health`](Self::health) as JSON.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower::ServiceExt;
+    /// use tower_keep::{MemoryStore, SessionLayer};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let health = SessionLayer::new(MemoryStore::new()).sessions().health_service();
+    /// let response = health.oneshot(Request::get("/health/ready").body(())?).await?;
+    /// assert_eq!((response.status().as_u16(), response.body().as_str()), (200, "ready\n"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn health_service(&self) -> HealthService {
+        HealthService { sessions: self.clone(), ready_when_degraded: true, retry_after: Duration::from_secs(5) }
     }
+}
 
+impl HealthService {
     /// Whether an instance with a degraded store is ready. Default: `true`, because most requests only read their session, and
     /// other instances have the same store.
     ///

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Jwt, Purpose, claims::REGISTERED};
 use crate::{
+    credential::PresentedCredentials,
     layer::{Reason, Rejection},
     record::Record,
     session::{Session, SessionError},
@@ -84,9 +85,10 @@ impl Jwt {
     /// ```
     pub async fn issue_with<C: Serialize>(&self, session: &Session, claims: &C) -> Result<JwtPair, JwtIssueError> {
         let own = own_claims(claims)?;
-        session.check_has_no_token()?;
+        check_has_no_token(session)?;
         session.save().await?;
-        let (id, record) = session.for_jwt()?;
+        check_has_no_token(session)?; // again: the session may have changed since
+        let (id, record) = session.identify_by_jwt()?.ok_or(JwtIssueError::NoSession)?;
         self.pair(&id, &record, session.context().clock.now(), own)
     }
 
@@ -152,6 +154,14 @@ impl Jwt {
             refresh_token: self.inner.refresh.sign(&refresh)?,
             expires_in: access_ends.saturating_sub(issued_at),
         })
+    }
+}
+
+/// Refuses a session whose client already has an opaque token: with a JWT it would have two.
+fn check_has_no_token(session: &Session) -> Result<(), JwtIssueError> {
+    match session.presented() {
+        PresentedCredentials::Tokens(..) if !session.is_new()? => Err(JwtIssueError::HasToken),
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@
 mod algorithm;
 mod builder;
 mod claims;
+mod error;
 mod issue;
 mod key;
 mod pem;
@@ -19,10 +20,10 @@ pub use self::{
     algorithm::{InvalidJwtKey, JwtAlgorithm},
     builder::{InvalidJwt, JwtBuilder},
     claims::JwtClaims,
+    error::JwtError,
     issue::{JwtIssueError, JwtPair},
     key::JwtKey,
     refresh::JwtRefreshError,
-    verify::JwtError,
 };
 use crate::credential::Bearer;
 

@@ -62,7 +62,7 @@ use tokio::time::timeout;
 
 use self::{
     asked::{Act, Asked, Done, View},
-    render::{Content, Live, Page},
+    render::{Content, Live, MAX_OF_USER, Page},
 };
 use crate::{
     error_chain::ErrorChain,
@@ -75,8 +75,6 @@ use crate::{
 const PAGE: usize = 50;
 /// The maximum number of queries for a page.
 const TRIES: usize = 20;
-/// The maximum number of sessions of a user that are shown.
-const MOST_OF_A_USER: usize = 500;
 /// The time limits for counting sessions: by default, and on demand.
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(60);
@@ -162,7 +160,7 @@ impl OperatorPage {
             View::User(user) => {
                 let mut sessions = self.sessions.list(&user).await?;
                 let number = sessions.len();
-                sessions.truncate(MOST_OF_A_USER);
+                sessions.truncate(MAX_OF_USER);
                 (StatusCode::OK, Content::User { user, sessions, number, done })
             }
             View::One(id) => match self.sessions.get(&id).await? {

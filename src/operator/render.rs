@@ -3,7 +3,6 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    MOST_OF_A_USER,
     asked::{Act, Done, View},
     html::{Html, deceives},
 };
@@ -17,6 +16,8 @@ use crate::{
     token::SessionId,
 };
 
+/// The maximum number of sessions of a user that are shown.
+pub(super) const MAX_OF_USER: usize = 500;
 /// The maximum number of characters of a name and a user agent in a table.
 const SHORT_NAME: usize = 40;
 const SHORT_AGENT: usize = 60;
@@ -185,7 +186,7 @@ impl Page {
                 message(html, *done);
                 if *number > sessions.len() {
                     html.markup("<p>")
-                        .text(MOST_OF_A_USER)
+                        .text(MAX_OF_USER)
                         .markup(" of ")
                         .text(number)
                         .markup(", the latest first.</p>\n");

@@ -28,7 +28,6 @@
 mod accessors;
 mod apply;
 mod changes;
-mod deadline;
 mod error;
 mod finish;
 mod lifecycle;
@@ -37,6 +36,8 @@ mod lookup_outcome;
 mod plan;
 mod save;
 mod state;
+mod store_calls;
+mod time_budget;
 mod typed;
 mod values;
 mod write;
@@ -50,11 +51,11 @@ use std::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) use self::write::Delivery;
-use self::{
-    deadline::TimeBudget,
-    state::{Phase, State},
-};
 pub use self::{error::SessionError, typed::Typed};
+use self::{
+    state::{Phase, State},
+    time_budget::TimeBudget,
+};
 use crate::{
     context::LayerContext,
     credential::{PresentedCredentials, Transport},
@@ -64,7 +65,7 @@ use crate::{
 #[cfg(feature = "jwt")]
 use {
     self::state::CookieChange,
-    crate::{jwt::JwtIssueError, record::Record, token::SessionId},
+    crate::{record::Record, token::SessionId},
 };
 
 /// The session of a request.
@@ -242,22 +243,14 @@ impl Session {
 
 /// For the layer and for JWTs.
 impl Session {
-    /// Refuses a session whose client already has an opaque token: with a JWT it would have two.
-    #[cfg(feature = "jwt")]
-    pub(crate) fn check_has_no_token(&self) -> Result<(), JwtIssueError> {
-        match self.inner.presented {
-            PresentedCredentials::Tokens(..) if !self.is_new()? => Err(JwtIssueError::HasToken),
-            _ => Ok(()),
-        }
-    }
-
     /// The stored session, which a JWT identifies from now on.
     #[cfg(feature = "jwt")]
-    pub(crate) fn for_jwt(&self) -> Result<(SessionId, Arc<Record>), JwtIssueError> {
-        self.check_has_no_token()?; // again: the session may have changed since
+    pub(crate) fn identify_by_jwt(&self) -> Result<Option<(SessionId, Arc<Record>)>, SessionError> {
         let mut state = self.writable()?;
-        let stored = state.settled().map(|live| (live.id, live.record.clone())).ok_or(JwtIssueError::NoSession)?;
-        state.cookie = Some(CookieChange::Remove); // an old cookie would contradict the JWT
+        let stored = state.settled().map(|live| (live.id, live.record.clone()));
+        if stored.is_some() {
+            state.cookie = Some(CookieChange::Remove); // an old cookie would contradict the JWT
+        }
         Ok(stored)
     }
 

@@ -18,14 +18,15 @@ pub use self::{
 use crate::{
     context::LayerContext,
     ended::{EndReason, Ended},
-    event::{EventKind, Events},
-    health::{HealthReport, HealthService},
+    event::EventKind,
+    health::HealthReport,
     key_value::{KeyValue, KeyValueError},
     metrics::{self, ACTIVE},
     observe::Stats,
     record::{Record, Standing, Version},
     session::SessionError,
     store::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, StoreError, StoreExt},
+    subscription::Events,
     token::{SessionId, Tag, Token},
 };
 
@@ -403,25 +404,6 @@ impl Sessions {
     /// ```
     pub async fn health(&self) -> HealthReport {
         self.context.monitor.check(&*self.context.store, &*self.context.clock).await
-    }
-
-    /// A service for liveness and readiness probes, and the [`health`](Self::health) as JSON.
-    ///
-    /// ```
-    /// use http::Request;
-    /// use tower::ServiceExt;
-    /// use tower_keep::{MemoryStore, SessionLayer};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let health = SessionLayer::new(MemoryStore::new()).sessions().health_service();
-    /// let response = health.oneshot(Request::get("/health/ready").body(())?).await?;
-    /// assert_eq!((response.status().as_u16(), response.body().as_str()), (200, "ready\n"));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn health_service(&self) -> HealthService {
-        HealthService::new(self.clone())
     }
 
     /// A key-value store on the same store.

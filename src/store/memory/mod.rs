@@ -1,6 +1,7 @@
 //! Sessions in the memory of the process.
 
 mod shard;
+mod value_store;
 pub(super) mod values;
 
 use std::{

@@ -1,10 +1,11 @@
 //! Moves sessions from one store to another while serving.
 
 mod moving;
+mod stuck;
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
-use self::moving::{MAX_ATTEMPTS, Stuck, contended};
+use self::stuck::{MAX_ATTEMPTS, Stuck, contended};
 use super::{
     error::StoreError,
     future::StoreFuture,

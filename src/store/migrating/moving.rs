@@ -12,9 +12,12 @@
 //! The version of a record [marks a copy](Version::is_copy). A moved session has a tombstone in old that names itself as the successor. Each
 //! step is conditional on the previous one, so any request can do the next step, and concurrent or cancelled requests do no harm.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::sync::Arc;
 
-use super::MigratingStore;
+use super::{
+    MigratingStore,
+    stuck::{MAX_ATTEMPTS, NoRoom, Stuck, contended},
+};
 use crate::{
     ended::{EndReason, Ended},
     limits::Limits,
@@ -27,22 +30,6 @@ use crate::{
     },
     token::SessionId,
 };
-
-/// The maximum number of attempts. A failed attempt is another request's success, and there are three steps.
-pub(super) const MAX_ATTEMPTS: usize = 16;
-
-/// Why a session is not in the new store.
-pub(super) struct Stuck {
-    pub(super) error: StoreError,
-    /// The session in old, if it is alive there and new cannot store it.
-    pub(super) in_old: Option<Loaded>,
-}
-
-impl From<StoreError> for Stuck {
-    fn from(error: StoreError) -> Self {
-        Self { error, in_old: None }
-    }
-}
 
 impl MigratingStore {
     /// The state of a session. If it is alive, it is in the new store only from now on.
@@ -83,7 +70,7 @@ impl MigratingStore {
                 self.take_from_old(id, Loaded { record: copy.record, ttl: Some(copy.ttl) }).await
             }
             Ok(Created::Taken) => Ok(None),
-            Ok(Created::Full) => Err(Stuck { error: StoreError::Outage(NoPlace.into()), in_old: Some(loaded) }),
+            Ok(Created::Full) => Err(Stuck { error: StoreError::Outage(NoRoom.into()), in_old: Some(loaded) }),
             Err(error) => Err(Stuck { error, in_old: Some(loaded) }),
         }
     }
@@ -138,30 +125,3 @@ fn with_version(loaded: &Loaded, version: impl FnOnce(Version) -> Version) -> En
     let ttl = loaded.ttl.unwrap_or(record.idle_timeout);
     Entry { record: Arc::new(record), ttl }
 }
-
-pub(super) fn contended() -> StoreError {
-    StoreError::Outage(Contended.into())
-}
-
-/// Other requests were always faster.
-#[derive(Debug)]
-struct Contended;
-
-impl fmt::Display for Contended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("too many requests move this session concurrently")
-    }
-}
-
-impl Error for Contended {}
-
-#[derive(Debug)]
-struct NoPlace;
-
-impl fmt::Display for NoPlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the new store is full")
-    }
-}
-
-impl Error for NoPlace {}

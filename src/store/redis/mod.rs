@@ -90,6 +90,7 @@ mod config;
 mod error;
 mod global_keys;
 mod health;
+mod inner;
 mod keys;
 mod local_tombstones;
 mod operation;
@@ -118,7 +119,9 @@ pub use self::config::{InvalidRedisConfig, RedisConfig};
 pub(crate) use self::error::status_code;
 #[cfg(feature = "redis-pool")]
 pub use self::redis_pool::{PooledConnection, RedisPool};
-use self::{keys::Prefix, local_tombstones::LocalTombstones, operation::Operation, route::Route, script::Scripts};
+use self::{
+    inner::Inner, keys::Prefix, local_tombstones::LocalTombstones, operation::Operation, route::Route, script::Scripts,
+};
 use super::{
     Version,
     future::StoreFuture,
@@ -153,15 +156,6 @@ pub struct RedisStore {
 
 /// The maximum number of local tombstones: about 10 MB.
 const MAX_LOCAL_TOMBSTONES: usize = 50_000;
-
-struct Inner {
-    route: Route,
-    /// The connection for writes that wait for replicas.
-    replica_wait: Option<Route>,
-    config: RedisConfig,
-    scripts: Scripts,
-    local_tombstones: LocalTombstones,
-}
 
 impl RedisStore {
     /// Creates a store. Does not connect yet.

@@ -6,9 +6,9 @@ use redis::{Cmd, Pipeline, Value, cmd, pipe};
 use tokio::time::Instant;
 
 use super::{
-    Inner,
     error::Failure,
     health::Check,
+    inner::Inner,
     keys::Keys,
     local_tombstones::EndedBy,
     reply::{found, id, ids, is_record, loaded, number, order_of, outcome},

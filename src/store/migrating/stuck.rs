@@ -1,0 +1,48 @@
+//! Why a session cannot be moved.
+
+use std::{error::Error, fmt};
+
+use crate::store::{error::StoreError, types::Loaded};
+
+/// The maximum number of attempts. A failed attempt is another request's success, and there are three steps.
+pub(super) const MAX_ATTEMPTS: usize = 16;
+
+/// Why a session is not in the new store.
+pub(super) struct Stuck {
+    pub(super) error: StoreError,
+    /// The session in old, if it is alive there and new cannot store it.
+    pub(super) in_old: Option<Loaded>,
+}
+
+impl From<StoreError> for Stuck {
+    fn from(error: StoreError) -> Self {
+        Self { error, in_old: None }
+    }
+}
+
+pub(super) fn contended() -> StoreError {
+    StoreError::Outage(Contended.into())
+}
+
+/// Other requests were always faster.
+#[derive(Debug)]
+struct Contended;
+
+impl fmt::Display for Contended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("too many requests move this session concurrently")
+    }
+}
+
+impl Error for Contended {}
+
+#[derive(Debug)]
+pub(super) struct NoRoom;
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the new store is full")
+    }
+}
+
+impl Error for NoRoom {}
