@@ -36,8 +36,13 @@ pub trait Operation: sealed::Sealed + Clone + Send + Sync {
     #[doc(hidden)]
     const KIND: Kind;
 
+    #[doc(hidden)]
+    const NAME: &'static str;
+
     /// The name of the operation in spans and metrics.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
 
     /// Runs the operation on `store`.
     fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
@@ -118,29 +123,46 @@ pub enum Kind {
     Value,
 }
 
-/// [`SessionStore::load`] as a value.
-#[derive(Clone, Debug)]
-pub struct Load<'a> {
-    pub(crate) id: &'a SessionId,
+/// Defines an operation: its arguments, its reply, its kind and name, and the call that runs it. Then come the methods of [`Operation`]
+/// that it overrides.
+macro_rules! operation {
+    (
+        #[doc = $doc:literal]
+        $name:ident $(<$lifetime:lifetime>)? { $($field:ident: $type:ty),* } => $reply:ty, $kind:expr, $label:literal,
+        |$store:ident| $run:expr;
+        $($method:tt)*
+    ) => {
+        #[doc = $doc]
+        #[derive(Clone, Debug)]
+        pub struct $name$(<$lifetime>)? {
+            $(pub(crate) $field: $type,)*
+        }
+
+        impl$(<$lifetime>)? sealed::Sealed for $name$(<$lifetime>)? {}
+
+        impl$(<$lifetime>)? Operation for $name$(<$lifetime>)? {
+            type Reply = $reply;
+
+            const KIND: Kind = $kind;
+            const NAME: &'static str = $label;
+
+            fn run<'s, S: SessionStore + ?Sized>(self, $store: &'s S) -> StoreFuture<'s, $reply>
+            where
+                Self: 's,
+            {
+                let Self { $($field),* } = self;
+                $run
+            }
+
+            $($method)*
+        }
+    };
 }
 
-impl sealed::Sealed for Load<'_> {}
-
-impl Operation for Load<'_> {
-    type Reply = Found;
-
-    const KIND: Kind = Kind::Load;
-
-    fn name(&self) -> &'static str {
-        "load"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.load(self.id)
-    }
+operation! {
+    /// [`SessionStore::load`] as a value.
+    Load<'a> { id: &'a SessionId } => Found, Kind::Load, "load",
+    |store| store.load(id);
 
     fn result(reply: &Found) -> &'static str {
         match reply {
@@ -164,31 +186,10 @@ impl Operation for Load<'_> {
     }
 }
 
-/// [`SessionStore::create`] as a value.
-#[derive(Clone, Debug)]
-pub struct Create<'a> {
-    pub(crate) id: &'a SessionId,
-    pub(crate) new: Entry,
-    pub(crate) limits: Limits,
-}
-
-impl sealed::Sealed for Create<'_> {}
-
-impl Operation for Create<'_> {
-    type Reply = Created;
-
-    const KIND: Kind = Kind::Write;
-
-    fn name(&self) -> &'static str {
-        "create"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.create(self.id, self.new, self.limits)
-    }
+operation! {
+    /// [`SessionStore::create`] as a value.
+    Create<'a> { id: &'a SessionId, new: Entry, limits: Limits } => Created, Kind::Write, "create",
+    |store| store.create(id, new, limits);
 
     fn result(reply: &Created) -> &'static str {
         match reply {
@@ -208,31 +209,10 @@ impl Operation for Create<'_> {
     }
 }
 
-/// [`SessionStore::update`] as a value.
-#[derive(Clone, Debug)]
-pub struct Update<'a> {
-    pub(crate) id: &'a SessionId,
-    pub(crate) expected: Version,
-    pub(crate) new: Entry,
-}
-
-impl sealed::Sealed for Update<'_> {}
-
-impl Operation for Update<'_> {
-    type Reply = Outcome;
-
-    const KIND: Kind = Kind::Write;
-
-    fn name(&self) -> &'static str {
-        "update"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.update(self.id, self.expected, self.new)
-    }
+operation! {
+    /// [`SessionStore::update`] as a value.
+    Update<'a> { id: &'a SessionId, expected: Version, new: Entry } => Outcome, Kind::Write, "update",
+    |store| store.update(id, expected, new);
 
     fn is_rotation(&self) -> bool {
         self.new.record.rotates()
@@ -256,30 +236,10 @@ impl Operation for Update<'_> {
     }
 }
 
-/// [`SessionStore::touch`] as a value.
-#[derive(Clone, Debug)]
-pub struct Touch<'a> {
-    pub(crate) id: &'a SessionId,
-    pub(crate) entry: Entry,
-}
-
-impl sealed::Sealed for Touch<'_> {}
-
-impl Operation for Touch<'_> {
-    type Reply = ();
-
-    const KIND: Kind = Kind::Write;
-
-    fn name(&self) -> &'static str {
-        "touch"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.touch(self.id, self.entry)
-    }
+operation! {
+    /// [`SessionStore::touch`] as a value.
+    Touch<'a> { id: &'a SessionId, entry: Entry } => (), Kind::Write, "touch",
+    |store| store.touch(id, entry);
 
     fn observe(&self, reply: Result<&(), &StoreError>, _: Timestamp, observe: &mut Observer<'_>) {
         if reply.is_ok() {
@@ -292,19 +252,10 @@ impl Operation for Touch<'_> {
     }
 }
 
-/// [`SessionStore::end`] as a value.
-#[derive(Clone, Debug)]
-pub struct EndSession<'a> {
-    pub(crate) id: &'a SessionId,
-    pub(crate) end: End,
-}
-
-impl sealed::Sealed for EndSession<'_> {}
-
-impl Operation for EndSession<'_> {
-    type Reply = EndOutcome;
-
-    const KIND: Kind = Kind::Write;
+operation! {
+    /// [`SessionStore::end`] as a value.
+    EndSession<'a> { id: &'a SessionId, end: End } => EndOutcome, Kind::Write, "end",
+    |store| store.end(id, end);
 
     fn name(&self) -> &'static str {
         match self.end {
@@ -312,13 +263,6 @@ impl Operation for EndSession<'_> {
             End::Replaced { .. } => "replace",
             End::Used { .. } => "consume",
         }
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.end(self.id, self.end)
     }
 
     fn result(reply: &EndOutcome) -> &'static str {
@@ -343,83 +287,27 @@ impl Operation for EndSession<'_> {
     }
 }
 
-/// [`SessionStore::health`] as a value.
-#[derive(Clone, Debug)]
-pub struct GetHealth;
-
-impl sealed::Sealed for GetHealth {}
-
-impl Operation for GetHealth {
-    type Reply = Health;
-
-    const KIND: Kind = Kind::Health;
-
-    fn name(&self) -> &'static str {
-        "health"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.health()
-    }
+operation! {
+    /// [`SessionStore::health`] as a value.
+    GetHealth {} => Health, Kind::Health, "health",
+    |store| store.health();
 
     fn health_in(reply: &Health) -> Option<HealthStatus> {
         Some(reply.status())
     }
 }
 
-/// [`UserStore::list`] as a value.
-#[derive(Clone, Debug)]
-pub struct List<'a> {
-    pub(crate) user: &'a str,
+operation! {
+    /// [`UserStore::list`] as a value.
+    List<'a> { user: &'a str } => Vec<(SessionId, Loaded)>, Kind::Read, "list",
+    |store| store.list(user);
 }
 
-impl sealed::Sealed for List<'_> {}
-
-impl Operation for List<'_> {
-    type Reply = Vec<(SessionId, Loaded)>;
-
-    const KIND: Kind = Kind::Read;
-
-    fn name(&self) -> &'static str {
-        "list"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.list(self.user)
-    }
-}
-
-/// [`UserStore::end_user`] as a value.
-#[derive(Clone, Debug)]
-pub struct EndUser<'a> {
-    pub(crate) user: &'a str,
-    pub(crate) except: Option<&'a SessionId>,
-    pub(crate) reason: EndReason,
-}
-
-impl sealed::Sealed for EndUser<'_> {}
-
-impl Operation for EndUser<'_> {
-    type Reply = Vec<SessionId>;
-
-    const KIND: Kind = Kind::WriteUser;
-
-    fn name(&self) -> &'static str {
-        "end_user"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.end_user(self.user, self.except, self.reason)
-    }
+operation! {
+    /// [`UserStore::end_user`] as a value.
+    EndUser<'a> { user: &'a str, except: Option<&'a SessionId>, reason: EndReason } => Vec<SessionId>,
+    Kind::WriteUser, "end_user",
+    |store| store.end_user(user, except, reason);
 
     fn observe(&self, reply: Result<&Vec<SessionId>, &StoreError>, _: Timestamp, observe: &mut Observer<'_>) {
         let Self { user, except, reason } = *self;
@@ -430,261 +318,68 @@ impl Operation for EndUser<'_> {
     }
 }
 
-/// [`ScanStore::scan`] as a value.
-#[derive(Clone, Debug)]
-pub struct Scan<'a> {
-    pub(crate) from: &'a Cursor,
-    pub(crate) count: usize,
+operation! {
+    /// [`ScanStore::scan`] as a value.
+    Scan<'a> { from: &'a Cursor, count: usize } => Page, Kind::Read, "scan",
+    |store| store.scan(from, count);
 }
 
-impl sealed::Sealed for Scan<'_> {}
-
-impl Operation for Scan<'_> {
-    type Reply = Page;
-
-    const KIND: Kind = Kind::Read;
-
-    fn name(&self) -> &'static str {
-        "scan"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.scan(self.from, self.count)
-    }
+operation! {
+    /// [`ScanStore::count`] as a value.
+    Count {} => u64, Kind::Read, "count",
+    |store| store.count();
 }
 
-/// [`ScanStore::count`] as a value.
-#[derive(Clone, Debug)]
-pub struct Count;
-
-impl sealed::Sealed for Count {}
-
-impl Operation for Count {
-    type Reply = u64;
-
-    const KIND: Kind = Kind::Read;
-
-    fn name(&self) -> &'static str {
-        "count"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.count()
-    }
-}
-
-/// [`EventStore::publish`] as a value.
-#[derive(Clone, Debug)]
-pub struct Publish<'a> {
-    pub(crate) event: &'a Event,
-}
-
-impl sealed::Sealed for Publish<'_> {}
-
-impl Operation for Publish<'_> {
-    type Reply = ();
-
-    const KIND: Kind = Kind::Event;
-
-    fn name(&self) -> &'static str {
-        "publish"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.publish(self.event)
-    }
+operation! {
+    /// [`EventStore::publish`] as a value.
+    Publish<'a> { event: &'a Event } => (), Kind::Event, "publish",
+    |store| store.publish(event);
 
     fn skipped() -> Option<()> {
         Some(())
     }
 }
 
-/// [`EventStore::events`] as a value.
-#[derive(Clone, Debug)]
-pub struct ReadEvents<'a> {
-    pub(crate) from: Option<&'a Cursor>,
+operation! {
+    /// [`EventStore::events`] as a value.
+    ReadEvents<'a> { from: Option<&'a Cursor> } => Published, Kind::Event, "events",
+    |store| store.events(from);
 }
 
-impl sealed::Sealed for ReadEvents<'_> {}
-
-impl Operation for ReadEvents<'_> {
-    type Reply = Published;
-
-    const KIND: Kind = Kind::Event;
-
-    fn name(&self) -> &'static str {
-        "events"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        store.events(self.from)
-    }
+operation! {
+    /// [`ValueStore::get`] as a value.
+    Get<'a> { keys: &'a [&'a str] } => Vec<Option<Vec<u8>>>, Kind::Value, "get",
+    |store| with_values(store, |values| values.get(keys));
 }
 
-/// [`ValueStore::get`] as a value.
-#[derive(Clone, Debug)]
-pub struct Get<'a> {
-    pub(crate) keys: &'a [&'a str],
+operation! {
+    /// [`ValueStore::set`] as a value.
+    Set<'a> { key: &'a str, value: &'a [u8], ttl: Option<Duration> } => (), Kind::Value, "set",
+    |store| with_values(store, |values| values.set(key, value, ttl));
 }
 
-impl sealed::Sealed for Get<'_> {}
-
-impl Operation for Get<'_> {
-    type Reply = Vec<Option<Vec<u8>>>;
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "get"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.get(self.keys))
-    }
+operation! {
+    /// [`ValueStore::delete`] as a value.
+    Delete<'a> { key: &'a str } => bool, Kind::Value, "delete",
+    |store| with_values(store, |values| values.delete(key));
 }
 
-/// [`ValueStore::set`] as a value.
-#[derive(Clone, Debug)]
-pub struct Set<'a> {
-    pub(crate) key: &'a str,
-    pub(crate) value: &'a [u8],
-    pub(crate) ttl: Option<Duration>,
+operation! {
+    /// [`ValueStore::exists`] as a value.
+    Exists<'a> { key: &'a str } => bool, Kind::Value, "exists",
+    |store| with_values(store, |values| values.exists(key));
 }
 
-impl sealed::Sealed for Set<'_> {}
-
-impl Operation for Set<'_> {
-    type Reply = ();
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "set"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.set(self.key, self.value, self.ttl))
-    }
+operation! {
+    /// [`ValueStore::expire`] as a value.
+    Expire<'a> { key: &'a str, ttl: Duration } => bool, Kind::Value, "expire",
+    |store| with_values(store, |values| values.expire(key, ttl));
 }
 
-/// [`ValueStore::delete`] as a value.
-#[derive(Clone, Debug)]
-pub struct Delete<'a> {
-    pub(crate) key: &'a str,
-}
-
-impl sealed::Sealed for Delete<'_> {}
-
-impl Operation for Delete<'_> {
-    type Reply = bool;
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "delete"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.delete(self.key))
-    }
-}
-
-/// [`ValueStore::exists`] as a value.
-#[derive(Clone, Debug)]
-pub struct Exists<'a> {
-    pub(crate) key: &'a str,
-}
-
-impl sealed::Sealed for Exists<'_> {}
-
-impl Operation for Exists<'_> {
-    type Reply = bool;
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "exists"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.exists(self.key))
-    }
-}
-
-/// [`ValueStore::expire`] as a value.
-#[derive(Clone, Debug)]
-pub struct Expire<'a> {
-    pub(crate) key: &'a str,
-    pub(crate) ttl: Duration,
-}
-
-impl sealed::Sealed for Expire<'_> {}
-
-impl Operation for Expire<'_> {
-    type Reply = bool;
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "expire"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.expire(self.key, self.ttl))
-    }
-}
-
-/// [`ValueStore::add`] as a value.
-#[derive(Clone, Debug)]
-pub struct Add<'a> {
-    pub(crate) key: &'a str,
-    pub(crate) by: i64,
-}
-
-impl sealed::Sealed for Add<'_> {}
-
-impl Operation for Add<'_> {
-    type Reply = Added;
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "add"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.add(self.key, self.by))
-    }
+operation! {
+    /// [`ValueStore::add`] as a value.
+    Add<'a> { key: &'a str, by: i64 } => Added, Kind::Value, "add",
+    |store| with_values(store, |values| values.add(key, by));
 
     fn result(reply: &Added) -> &'static str {
         match reply {
@@ -713,54 +408,16 @@ impl Operation for Add<'_> {
     }
 }
 
-/// [`ValueStore::scan`] as a value.
-#[derive(Clone, Debug)]
-pub struct ScanValues<'a> {
-    pub(crate) pattern: &'a str,
-    pub(crate) from: &'a Cursor,
-    pub(crate) count: usize,
+operation! {
+    /// [`ValueStore::scan`] as a value.
+    ScanValues<'a> { pattern: &'a str, from: &'a Cursor, count: usize } => KeyPage, Kind::Value, "scan_values",
+    |store| with_values(store, |values| values.scan(pattern, from, count));
 }
 
-impl sealed::Sealed for ScanValues<'_> {}
-
-impl Operation for ScanValues<'_> {
-    type Reply = KeyPage;
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "scan_values"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.scan(self.pattern, self.from, self.count))
-    }
-}
-
-/// [`ValueStore::stats`] as a value.
-#[derive(Clone, Debug)]
-pub struct GetValueStats;
-
-impl sealed::Sealed for GetValueStats {}
-
-impl Operation for GetValueStats {
-    type Reply = ValueStats;
-
-    const KIND: Kind = Kind::Value;
-
-    fn name(&self) -> &'static str {
-        "value_stats"
-    }
-
-    fn run<'s, S: SessionStore + ?Sized>(self, store: &'s S) -> StoreFuture<'s, Self::Reply>
-    where
-        Self: 's,
-    {
-        with_values(store, |values| values.stats())
-    }
+operation! {
+    /// [`ValueStore::stats`] as a value.
+    GetValueStats {} => ValueStats, Kind::Value, "value_stats",
+    |store| with_values(store, |values| values.stats());
 }
 
 /// Runs an operation on the values of `store`.

@@ -57,7 +57,7 @@ pub trait StoreWrapper: Send + Sync {
 
     /// See [`SessionStore::health`]. Default: handled like every operation.
     fn wrapper_health(&self) -> StoreFuture<'_, Health> {
-        self.call(GetHealth)
+        self.call(GetHealth {})
     }
 
     /// See [`SessionStore::name`]. Default: the name of the store inside.
@@ -151,7 +151,7 @@ impl<W: StoreWrapper> ScanStore for W {
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
-        self.call(Count)
+        self.call(Count {})
     }
 }
 
@@ -195,7 +195,7 @@ impl<W: StoreWrapper> ValueStore for W {
     }
 
     fn stats(&self) -> StoreFuture<'_, ValueStats> {
-        self.call(GetValueStats)
+        self.call(GetValueStats {})
     }
 }
 

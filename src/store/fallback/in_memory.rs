@@ -133,7 +133,7 @@ impl<S: SessionStore> ScanStore for InMemory<'_, S> {
     }
 
     fn count(&self) -> StoreFuture<'_, u64> {
-        self.perform(Count, |local, _| Ok(local.store().count_now()))
+        self.perform(Count {}, |local, _| Ok(local.store().count_now()))
     }
 }
 
