@@ -1,6 +1,6 @@
 //! A key-value store besides the sessions.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::store::{
     Added, Cursor, KeyPage, SessionStore, StoreError, StoreExt, ValueStats, ValueStore, observed::Observed,
@@ -249,18 +249,23 @@ impl fmt::Debug for KeyValue {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyValueError {
     /// The store is unavailable or full, or refuses the operation.
-    Store(StoreError),
+    #[error("the value store failed")]
+    Store(#[from] StoreError),
     /// The reply to an increment was lost: it may have been applied.
-    InDoubt(StoreError),
+    #[error("it is unknown whether the increment was applied")]
+    InDoubt(#[source] StoreError),
     /// The value is not a 64-bit integer.
+    #[error("the value is not a 64-bit integer")]
     NotANumber,
     /// The sum exceeds 64 bits. The increment was not applied.
+    #[error("the sum exceeds 64 bits")]
     Overflow,
     /// The store has no values.
+    #[error("the store does not support values")]
     Unsupported,
 }
 
@@ -268,32 +273,5 @@ impl KeyValueError {
     /// Whether a retry may help. An operation that is [in doubt](Self::InDoubt) may then be applied twice.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Store(_) | Self::InDoubt(_))
-    }
-}
-
-impl fmt::Display for KeyValueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Store(_) => "the value store failed",
-            Self::InDoubt(_) => "it is unknown whether the increment was applied",
-            Self::NotANumber => "the value is not a 64-bit integer",
-            Self::Overflow => "the sum exceeds 64 bits",
-            Self::Unsupported => "the store does not support values",
-        })
-    }
-}
-
-impl Error for KeyValueError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Store(source) | Self::InDoubt(source) => Some(source),
-            Self::NotANumber | Self::Overflow | Self::Unsupported => None,
-        }
-    }
-}
-
-impl From<StoreError> for KeyValueError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
     }
 }

@@ -1,6 +1,6 @@
 //! The lifetime of sessions.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use crate::time::millis;
 
@@ -169,25 +169,16 @@ impl Default for Lifetime {
 /// let error = Lifetime::new(Duration::ZERO, Duration::from_secs(1)).unwrap_err();
 /// assert_eq!(error, InvalidLifetime::Zero);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidLifetime {
     /// A timeout is shorter than a millisecond.
+    #[error("a session timeout must be at least a millisecond")]
     Zero,
     /// The idle timeout is longer than the absolute timeout.
+    #[error("the idle timeout is longer than the absolute timeout")]
     IdleBeyondAbsolute,
     /// The absolute timeout is longer than ten years.
+    #[error("the absolute timeout is longer than ten years")]
     TooLong,
 }
-
-impl fmt::Display for InvalidLifetime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Zero => "a session timeout must be at least a millisecond",
-            Self::IdleBeyondAbsolute => "the idle timeout is longer than the absolute timeout",
-            Self::TooLong => "the absolute timeout is longer than ten years",
-        })
-    }
-}
-
-impl std::error::Error for InvalidLifetime {}

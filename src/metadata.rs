@@ -373,13 +373,6 @@ impl fmt::Debug for ClientInfo {
 /// let error = ClientInfo::new().trust_proxies(["10.0.0.0/99"]).unwrap_err();
 /// assert_eq!(error.to_string(), "\"10.0.0.0/99\" is neither an IP address nor a network");
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither an IP address nor a network")]
 pub struct InvalidProxy(String);
-
-impl fmt::Display for InvalidProxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is neither an IP address nor a network", self.0)
-    }
-}
-
-impl std::error::Error for InvalidProxy {}

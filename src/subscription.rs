@@ -1,6 +1,6 @@
 //! Subscriptions to the events of all processes.
 
-use std::{collections::VecDeque, error::Error, fmt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
@@ -85,13 +85,6 @@ impl fmt::Debug for Events {
 /// ```
 /// assert_eq!(tower_keep::Missed(3).to_string(), "3 session events were missed");
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} session events were missed")]
 pub struct Missed(pub u64);
-
-impl fmt::Display for Missed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} session events were missed", self.0)
-    }
-}
-
-impl Error for Missed {}

@@ -212,17 +212,10 @@ impl fmt::Debug for Token {
 /// let error = Token::parse("' OR 1=1 --").unwrap_err();
 /// assert_eq!(error.to_string(), "not a session token");
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+#[error("not a session token")]
 pub struct InvalidToken;
-
-impl fmt::Display for InvalidToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a session token")
-    }
-}
-
-impl std::error::Error for InvalidToken {}
 
 /// The first 12 characters of a token and its id, which group sessions.
 ///
@@ -366,17 +359,10 @@ impl<'de> Deserialize<'de> for SessionId {
 ///
 /// assert_eq!("sess:*".parse::<SessionId>().unwrap_err().to_string(), "not a session id");
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+#[error("not a session id")]
 pub struct InvalidSessionId;
-
-impl fmt::Display for InvalidSessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a session id")
-    }
-}
-
-impl std::error::Error for InvalidSessionId {}
 
 /// Writes `bytes` as base64url to `text`, which must have exactly four characters for every three bytes.
 fn encode(bytes: &[u8], text: &mut [u8]) {

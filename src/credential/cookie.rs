@@ -1,6 +1,6 @@
 //! Session cookies: RFC 6265bis.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use ::cookie::{Cookie, time::OffsetDateTime};
 use http::{HeaderMap, HeaderValue, header};
@@ -359,45 +359,34 @@ impl SessionCookieBuilder {
 ///
 /// assert_eq!(SessionCookie::builder().name("my cookie").build(), Err(InvalidCookie::Name));
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidCookie {
     /// The name is empty or has an invalid character.
+    #[error("a cookie's name must be a token of RFC 9110")]
     Name,
     /// Name and value together are longer than 4096 bytes.
+    #[error("a cookie's name and value have at most 4096 bytes together")]
     TooLong,
     /// The path does not begin with `/`, is longer than 1024 bytes, or contains `;` or a control character.
+    #[error("a cookie's path must begin with '/', have at most 1024 bytes, and no ';' or control character")]
     Path,
     /// The domain is empty, longer than 1024 bytes, or has an invalid character.
+    #[error("a cookie's domain must be a host name of at most 1024 bytes")]
     Domain,
     /// A name that begins with `__Host-`, `__Secure-` or `__Http-` needs `Secure`.
+    #[error("a cookie with a name prefix must be Secure")]
     PrefixNeedsSecure,
     /// A name that begins with `__Host-` needs `Path=/` and no `Domain`.
+    #[error("a __Host- cookie must have Path=/ and no Domain")]
     HostPrefix,
     /// A name that begins with `__Http-` or `__Host-Http-` needs `HttpOnly`.
+    #[error("a __Http- cookie must be HttpOnly")]
     HttpPrefix,
     /// `SameSite=None` needs `Secure`.
+    #[error("a SameSite=None cookie must be Secure")]
     SameSiteNoneNeedsSecure,
     /// `Partitioned` needs `Secure`.
+    #[error("a Partitioned cookie must be Secure")]
     PartitionedNeedsSecure,
 }
-
-impl fmt::Display for InvalidCookie {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Name => "a cookie's name must be a token of RFC 9110",
-            Self::TooLong => "a cookie's name and value have at most 4096 bytes together",
-            Self::Path => {
-                "a cookie's path must begin with '/', have at most 1024 bytes, and no ';' or control character"
-            }
-            Self::Domain => "a cookie's domain must be a host name of at most 1024 bytes",
-            Self::PrefixNeedsSecure => "a cookie with a name prefix must be Secure",
-            Self::HostPrefix => "a __Host- cookie must have Path=/ and no Domain",
-            Self::HttpPrefix => "a __Http- cookie must be HttpOnly",
-            Self::SameSiteNoneNeedsSecure => "a SameSite=None cookie must be Secure",
-            Self::PartitionedNeedsSecure => "a Partitioned cookie must be Secure",
-        })
-    }
-}
-
-impl std::error::Error for InvalidCookie {}

@@ -1,7 +1,5 @@
 //! Algorithms of JWTs, and errors of their keys.
 
-use std::{error::Error, fmt};
-
 /// The algorithm of a signature, with the names of RFC 7518.
 ///
 /// ```
@@ -79,10 +77,11 @@ impl JwtAlgorithm {
 /// let error = JwtKey::public_pem(JwtAlgorithm::ES256, "not a key").unwrap_err();
 /// assert_eq!(error.to_string(), "this is not PEM of a key for this algorithm, or the key is too small");
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidJwtKey {
     /// The HMAC secret is shorter than the hash.
+    #[error("the secret has {length} bytes and needs at least {minimum}")]
     ShortSecret {
         /// The length in bytes.
         length: usize,
@@ -90,24 +89,12 @@ pub enum InvalidJwtKey {
         minimum: usize,
     },
     /// HMAC needs a secret, and all other algorithms need PEM.
+    #[error("an HMAC needs a secret, any other algorithm a key in PEM")]
     WrongKind,
     /// It is not PEM, not a key for this algorithm, or an RSA key under 2048 bits.
+    #[error("this is not PEM of a key for this algorithm, or the key is too small")]
     Unreadable,
     /// The application has chosen no crypto library: enable the feature `aws-lc` or `ring`.
+    #[error("no crypto library: enable the feature `aws-lc` or `ring` of tower-keep")]
     NoCrypto,
 }
-
-impl fmt::Display for InvalidJwtKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ShortSecret { length, minimum } => {
-                write!(f, "the secret has {length} bytes and needs at least {minimum}")
-            }
-            Self::WrongKind => f.write_str("an HMAC needs a secret, any other algorithm a key in PEM"),
-            Self::Unreadable => f.write_str("this is not PEM of a key for this algorithm, or the key is too small"),
-            Self::NoCrypto => f.write_str("no crypto library: enable the feature `aws-lc` or `ring` of tower-keep"),
-        }
-    }
-}
-
-impl Error for InvalidJwtKey {}

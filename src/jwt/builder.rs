@@ -1,6 +1,6 @@
 //! The configuration of JWTs.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{Inner, Jwt, JwtAlgorithm, JwtKey, Purpose, Settings, verify::bare_type};
 use crate::credential::Bearer;
@@ -191,28 +191,19 @@ impl Purpose {
 /// assert_eq!(Jwt::builder(new).also_verify(old).build().unwrap_err(), InvalidJwt::NoKeyId(HS256));
 /// # Ok::<(), tower_keep::InvalidJwtKey>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidJwt {
     /// Two keys have this id.
+    #[error("two keys have the id {0:?}")]
     DuplicateKeyId(Arc<str>),
     /// There are several keys for this algorithm, and one has no [id](JwtKey::id).
+    #[error("each of several keys for {} needs an id", .0.name())]
     NoKeyId(JwtAlgorithm),
     /// Access tokens and refresh tokens have the same type.
+    #[error("access tokens need another type than refresh tokens")]
     SameType,
     /// The lifetime of access tokens is shorter than a second.
+    #[error("the lifetime of access tokens must be at least a second")]
     ShortLifetime,
 }
-
-impl fmt::Display for InvalidJwt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DuplicateKeyId(id) => write!(f, "two keys have the id {id:?}"),
-            Self::NoKeyId(algorithm) => write!(f, "each of several keys for {} needs an id", algorithm.name()),
-            Self::SameType => f.write_str("access tokens need another type than refresh tokens"),
-            Self::ShortLifetime => f.write_str("the lifetime of access tokens must be at least a second"),
-        }
-    }
-}
-
-impl Error for InvalidJwt {}

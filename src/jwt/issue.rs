@@ -1,6 +1,6 @@
 //! Issues pairs of an access token and a refresh token.
 
-use std::{error::Error, fmt};
+use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
@@ -209,54 +209,31 @@ impl fmt::Debug for JwtPair {
 ///
 /// With the features `axum` and `grpc` it is a response: that of the [`SessionError`], 401 without a session or with a session that
 /// has another token, else 500.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JwtIssueError {
     /// The session could not be saved.
-    Session(SessionError),
+    #[error("no tokens for this session")]
+    Session(#[from] SessionError),
     /// There is no session: log in first.
+    #[error("there is no session to issue tokens for")]
     NoSession,
     /// The request has a live session with a cookie or an opaque bearer token, which would become invalid. Nothing was saved.
     /// Create [another session](Jwt::issue_new).
+    #[error("the session belongs to a cookie or to an opaque token")]
     HasToken,
     /// The claims cannot be written as JSON.
-    Claims(serde_json::Error),
+    #[error("the claims cannot be written as JSON")]
+    Claims(#[source] serde_json::Error),
     /// The claims are not a JSON object.
+    #[error("the claims are not a JSON object")]
     NoObject,
     /// The claims contain a registered claim.
+    #[error("the application must not set the claim {0}")]
     ReservedClaim(&'static str),
     /// The first key is a public key.
+    #[error("the key cannot sign")]
     CannotSign,
-}
-
-impl fmt::Display for JwtIssueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Session(_) => f.write_str("no tokens for this session"),
-            Self::NoSession => f.write_str("there is no session to issue tokens for"),
-            Self::HasToken => f.write_str("the session belongs to a cookie or to an opaque token"),
-            Self::Claims(_) => f.write_str("the claims cannot be written as JSON"),
-            Self::NoObject => f.write_str("the claims are not a JSON object"),
-            Self::ReservedClaim(name) => write!(f, "the application must not set the claim {name}"),
-            Self::CannotSign => f.write_str("the key cannot sign"),
-        }
-    }
-}
-
-impl Error for JwtIssueError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Session(source) => Some(source),
-            Self::Claims(source) => Some(source),
-            _ => None,
-        }
-    }
-}
-
-impl From<SessionError> for JwtIssueError {
-    fn from(error: SessionError) -> Self {
-        Self::Session(error)
-    }
 }
 
 impl From<JwtIssueError> for Rejection {

@@ -1,6 +1,6 @@
 //! Exchanges a refresh token for a new pair.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 use serde_json::json;
@@ -139,61 +139,32 @@ impl Jwt {
 /// let error = JwtRefreshError::Ended(EndReason::TokenReused);
 /// assert_eq!(error.to_string(), "the session of the refresh token has ended: ended because its token was used twice");
 /// ```
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JwtRefreshError {
     /// It is not a valid refresh token.
+    #[error("invalid refresh token: {0}")]
     Refused(JwtError),
     /// Its session is unknown.
+    #[error("the session of the refresh token is unknown")]
     Unknown,
     /// Its session has ended, perhaps by this call, if the token was used before ([`EndReason::TokenReused`]).
+    #[error("the session of the refresh token has ended: {0}")]
     Ended(EndReason),
     /// It was used a moment ago, within the [grace window](crate::SessionLayer::rotation_grace). The session stays.
+    #[error("the refresh token was used a moment ago")]
     Superseded,
     /// The store failed, or there were no random numbers.
-    Session(SessionError),
+    #[error("the session could not be refreshed")]
+    Session(#[from] SessionError),
     /// The new pair could not be created. The refresh token is still valid.
-    Issue(JwtIssueError),
-}
-
-impl fmt::Display for JwtRefreshError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(reason) => write!(f, "invalid refresh token: {reason}"),
-            Self::Unknown => f.write_str("the session of the refresh token is unknown"),
-            Self::Ended(reason) => write!(f, "the session of the refresh token has ended: {reason}"),
-            Self::Superseded => f.write_str("the refresh token was used a moment ago"),
-            Self::Session(_) => f.write_str("the session could not be refreshed"),
-            Self::Issue(_) => f.write_str("new tokens could not be issued"),
-        }
-    }
-}
-
-impl Error for JwtRefreshError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Session(source) => Some(source),
-            Self::Issue(source) => Some(source),
-            _ => None,
-        }
-    }
+    #[error("new tokens could not be issued")]
+    Issue(#[from] JwtIssueError),
 }
 
 impl From<JwtError> for JwtRefreshError {
     fn from(reason: JwtError) -> Self {
         Self::Refused(reason)
-    }
-}
-
-impl From<SessionError> for JwtRefreshError {
-    fn from(error: SessionError) -> Self {
-        Self::Session(error)
-    }
-}
-
-impl From<JwtIssueError> for JwtRefreshError {
-    fn from(error: JwtIssueError) -> Self {
-        Self::Issue(error)
     }
 }
 

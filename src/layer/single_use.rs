@@ -1,7 +1,6 @@
 //! Single-use credentials in a query parameter.
 
 use std::{
-    error::Error,
     fmt,
     future::Future,
     pin::Pin,
@@ -215,15 +214,18 @@ impl fmt::Debug for SingleUse {
 ///
 /// assert_eq!(Rejection::from(SingleUseError::Malformed).status(), 401);
 /// ```
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SingleUseError {
     /// The request does not have the parameter.
+    #[error("no session token in the query")]
     Missing,
     /// The parameter is not a token, or occurs more than once.
+    #[error("what the query holds is not a session token")]
     Malformed,
     /// The store failed.
-    Store(StoreError),
+    #[error("the session store failed")]
+    Store(#[source] StoreError),
 }
 
 impl From<SingleUseError> for Rejection {
@@ -232,25 +234,6 @@ impl From<SingleUseError> for Rejection {
             SingleUseError::Missing => Self::new(Reason::NoCredential, None),
             SingleUseError::Malformed => Self::new(Reason::InvalidToken, None),
             SingleUseError::Store(_) => Self::unavailable(Policy::new().retry_after),
-        }
-    }
-}
-
-impl fmt::Display for SingleUseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Missing => "no session token in the query",
-            Self::Malformed => "what the query holds is not a session token",
-            Self::Store(_) => "the session store failed",
-        })
-    }
-}
-
-impl Error for SingleUseError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Store(source) => Some(source),
-            Self::Missing | Self::Malformed => None,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! }….user.ana.data..visits.                                                   the body in MessagePack
 //! ```
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -206,14 +206,7 @@ impl Record {
 /// The bytes are not a record in a known format.
 ///
 /// The error does not contain the bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+#[error("not a session record of a known format")]
 pub struct InvalidRecord;
-
-impl fmt::Display for InvalidRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a session record of a known format")
-    }
-}
-
-impl std::error::Error for InvalidRecord {}

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt};
+use std::error::Error;
 
 use crate::{
     context::TooLarge,
@@ -16,14 +16,17 @@ use crate::{
 ///
 /// assert_eq!(SessionError::NotLoaded.to_string(), "the session is not loaded: call `load` first");
 /// ```
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
     /// The session was used before [`load`](crate::Session::load).
+    #[error("the session is not loaded: call `load` first")]
     NotLoaded,
     /// The session could not be looked up, so it can neither be read nor changed; also where a signature says whose it is.
+    #[error("the session could not be looked up")]
     Unavailable,
     /// A value cannot be written as JSON.
+    #[error("the session value {key:?} cannot be written as JSON")]
     Encode {
         /// The value's key.
         key: String,
@@ -31,11 +34,13 @@ pub enum SessionError {
         source: serde_json::Error,
     },
     /// A value is not of the type that was asked for. (What the deserializer says would show the value.)
+    #[error("the session value {key:?} is not of the type asked for")]
     Decode {
         /// The value's key.
         key: String,
     },
     /// The session has outgrown [`SessionLayer::max_size`](crate::SessionLayer::max_size), and was not saved.
+    #[error("the session has {size} bytes, more than {limit}")]
     TooLarge {
         /// What it has grown to, in bytes.
         size: usize,
@@ -44,17 +49,23 @@ pub enum SessionError {
     },
     /// There are as many sessions as there may be, of the user or in all: see [`Limits`](crate::Limits). A login that meets this has
     /// not happened.
+    #[error("there are too many sessions")]
     Full,
     /// Somebody else ended the session while this request was served: it cannot be changed, and nothing was saved.
+    #[error("the session has ended meanwhile")]
     Ended,
     /// Other requests kept writing the session: this one gave up after many attempts to merge.
+    #[error("the session is being written by too many requests at once")]
     Conflict,
     /// The head of the response has left, or there is none: a new token cannot reach the client any more.
+    #[error("it is too late for a new session token to reach the client")]
     ResponseSent,
     /// The operating system gave no random numbers for a new token.
-    Random(Box<dyn Error + Send + Sync>),
+    #[error("no random numbers for a new session token")]
+    Random(#[source] Box<dyn Error + Send + Sync>),
     /// The store failed.
-    Store(StoreError),
+    #[error("the session store failed")]
+    Store(#[from] StoreError),
 }
 
 impl SessionError {
@@ -85,41 +96,6 @@ impl From<SessionError> for Rejection {
 impl From<StoreError> for Rejection {
     fn from(error: StoreError) -> Self {
         SessionError::from(error).into()
-    }
-}
-
-impl fmt::Display for SessionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotLoaded => f.write_str("the session is not loaded: call `load` first"),
-            Self::Unavailable => f.write_str("the session could not be looked up"),
-            Self::Encode { key, .. } => write!(f, "the session value {key:?} cannot be written as JSON"),
-            Self::Decode { key } => write!(f, "the session value {key:?} is not of the type asked for"),
-            Self::TooLarge { size, limit } => write!(f, "the session has {size} bytes, more than {limit}"),
-            Self::Full => f.write_str("there are too many sessions"),
-            Self::Ended => f.write_str("the session has ended meanwhile"),
-            Self::Conflict => f.write_str("the session is being written by too many requests at once"),
-            Self::ResponseSent => f.write_str("it is too late for a new session token to reach the client"),
-            Self::Random(_) => f.write_str("no random numbers for a new session token"),
-            Self::Store(_) => f.write_str("the session store failed"),
-        }
-    }
-}
-
-impl Error for SessionError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Encode { source, .. } => Some(source),
-            Self::Random(source) => Some(&**source),
-            Self::Store(source) => Some(source),
-            _ => None,
-        }
-    }
-}
-
-impl From<StoreError> for SessionError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
     }
 }
 

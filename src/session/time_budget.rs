@@ -1,8 +1,6 @@
 //! The time budget of a request for all its store operations together.
 
 use std::{
-    error::Error,
-    fmt,
     future::Future,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -48,13 +46,6 @@ fn exceeded(limit: Duration) -> StoreError {
     StoreError::Outage(Box::new(Exceeded(limit)))
 }
 
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the request has waited {0:?} for the store")]
 struct Exceeded(Duration);
-
-impl fmt::Display for Exceeded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the request has waited {:?} for the store", self.0)
-    }
-}
-
-impl Error for Exceeded {}

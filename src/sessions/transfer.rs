@@ -5,7 +5,6 @@
 //! ```
 
 use std::{
-    error::Error,
     fmt,
     future::poll_fn,
     pin::Pin,
@@ -271,12 +270,14 @@ pub enum Imported {
 /// assert_eq!(error.to_string(), "not a line of an export that this version can read");
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImportError {
     /// It is not a line of an export, or is of a newer version of this crate.
+    #[error("not a line of an export that this version can read")]
     Invalid,
     /// The session exceeds the maximum size of the layer.
+    #[error("a session of {size} bytes, where {limit} are allowed")]
     TooLarge {
         /// The size of the record, or of the line if that is too long already.
         size: usize,
@@ -284,33 +285,9 @@ pub enum ImportError {
         limit: usize,
     },
     /// The store is full.
+    #[error("the session store is full")]
     Full,
     /// The store is unavailable.
-    Store(StoreError),
-}
-
-impl fmt::Display for ImportError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Invalid => f.write_str("not a line of an export that this version can read"),
-            Self::TooLarge { size, limit } => write!(f, "a session of {size} bytes, where {limit} are allowed"),
-            Self::Full => f.write_str("the session store is full"),
-            Self::Store(_) => f.write_str("the session store failed"),
-        }
-    }
-}
-
-impl Error for ImportError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Store(error) => Some(error),
-            Self::Invalid | Self::TooLarge { .. } | Self::Full => None,
-        }
-    }
-}
-
-impl From<StoreError> for ImportError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
+    #[error("the session store failed")]
+    Store(#[from] StoreError),
 }

@@ -14,16 +14,20 @@ use std::{error::Error, fmt};
 /// assert_eq!(error.to_string(), "the session store is unavailable");
 /// assert!(error.source().is_some());
 /// ```
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The store did not reply in time, or cannot serve now. A write may or may not have been applied.
-    Outage(Box<dyn Error + Send + Sync>),
+    #[error("the session store is unavailable")]
+    Outage(#[source] Box<dyn Error + Send + Sync>),
     /// The value stored under the session's id is not a record.
-    Corrupt(Box<dyn Error + Send + Sync>),
+    #[error("the stored session is corrupt")]
+    Corrupt(#[source] Box<dyn Error + Send + Sync>),
     /// The store cannot serve until its configuration changes: a wrong password, a missing permission.
-    Configuration(Box<dyn Error + Send + Sync>),
+    #[error("the session store rejects this client or its commands")]
+    Configuration(#[source] Box<dyn Error + Send + Sync>),
     /// The store does not have this optional ability.
+    #[error("the session store does not support {0}")]
     Unsupported(Ability),
 }
 
@@ -35,26 +39,6 @@ impl StoreError {
             Self::Corrupt(_) => "corrupt",
             Self::Configuration(_) => "configuration",
             Self::Unsupported(_) => "unsupported",
-        }
-    }
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Outage(_) => f.write_str("the session store is unavailable"),
-            Self::Corrupt(_) => f.write_str("the stored session is corrupt"),
-            Self::Configuration(_) => f.write_str("the session store rejects this client or its commands"),
-            Self::Unsupported(ability) => write!(f, "the session store does not support {ability}"),
-        }
-    }
-}
-
-impl Error for StoreError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Outage(source) | Self::Corrupt(source) | Self::Configuration(source) => Some(&**source),
-            Self::Unsupported(_) => None,
         }
     }
 }

@@ -3,7 +3,6 @@
 mod breaker;
 
 use std::{
-    error::Error,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -273,30 +272,14 @@ fn outage(cause: Cause) -> StoreError {
 }
 
 /// Why an operation failed in the guard.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum Cause {
+    #[error("no reply within {0:?}")]
     Timeout(Duration),
+    #[error("{0} operations are waiting for the store")]
     Full(usize),
+    #[error("the store is down: {0}")]
     Down(Arc<str>),
-    Open(Arc<StoreError>),
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Timeout(deadline) => write!(f, "no reply within {deadline:?}"),
-            Self::Full(operations) => write!(f, "{operations} operations are waiting for the store"),
-            Self::Down(cause) => write!(f, "the store is down: {cause}"),
-            Self::Open(_) => f.write_str("the circuit breaker is open"),
-        }
-    }
-}
-
-impl Error for Cause {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Open(cause) => Some(&**cause),
-            _ => None,
-        }
-    }
+    #[error("the circuit breaker is open")]
+    Open(#[source] Arc<StoreError>),
 }

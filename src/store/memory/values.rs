@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    error::Error,
-    fmt,
     ops::Bound,
     sync::Arc,
     time::Duration,
@@ -199,16 +197,9 @@ fn number(value: &[u8]) -> Option<i64> {
 }
 
 /// The value does not fit.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the memory for values is full")]
 pub(in crate::store) struct Full;
-
-impl fmt::Display for Full {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the memory for values is full")
-    }
-}
-
-impl Error for Full {}
 
 impl From<Full> for StoreError {
     fn from(full: Full) -> Self {

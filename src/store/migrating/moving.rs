@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::{
     MigratingStore,
-    stuck::{MAX_ATTEMPTS, NoRoom, Stuck, contended},
+    stuck::{MAX_ATTEMPTS, Stuck, contended},
 };
 use crate::{
     ended::{EndReason, Ended},
@@ -70,7 +70,9 @@ impl MigratingStore {
                 self.take_from_old(id, Loaded { record: copy.record, ttl: Some(copy.ttl) }).await
             }
             Ok(Created::Taken) => Ok(None),
-            Ok(Created::Full) => Err(Stuck { error: StoreError::Outage(NoRoom.into()), in_old: Some(loaded) }),
+            Ok(Created::Full) => {
+                Err(Stuck { error: StoreError::Outage("the new store is full".into()), in_old: Some(loaded) })
+            }
             Err(error) => Err(Stuck { error, in_old: Some(loaded) }),
         }
     }

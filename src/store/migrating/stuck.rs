@@ -1,7 +1,5 @@
 //! Why a session cannot be moved.
 
-use std::{error::Error, fmt};
-
 use crate::store::{error::StoreError, types::Loaded};
 
 /// The maximum number of attempts. A failed attempt is another request's success, and there are three steps.
@@ -20,29 +18,7 @@ impl From<StoreError> for Stuck {
     }
 }
 
-pub(super) fn contended() -> StoreError {
-    StoreError::Outage(Contended.into())
-}
-
 /// Other requests were always faster.
-#[derive(Debug)]
-struct Contended;
-
-impl fmt::Display for Contended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("too many requests move this session concurrently")
-    }
+pub(super) fn contended() -> StoreError {
+    StoreError::Outage("too many requests move this session concurrently".into())
 }
-
-impl Error for Contended {}
-
-#[derive(Debug)]
-pub(super) struct NoRoom;
-
-impl fmt::Display for NoRoom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the new store is full")
-    }
-}
-
-impl Error for NoRoom {}

@@ -274,40 +274,28 @@ impl Error for Known {
 }
 
 /// Causes that are not errors of the client.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum Cause {
+    #[error("no reply from Redis in time")]
     Timeout,
     #[cfg(feature = "redis-tls")]
+    #[error("no reply from Redis in time: it may not use TLS on this port")]
     TimeoutOfTls,
+    #[error("no tokio runtime to connect to Redis")]
     NoRuntime,
+    #[error("the reply does not follow the Redis protocol")]
     Garbage,
+    #[error("unexpected reply from Redis")]
     UnexpectedReply,
     #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
+    #[error("there is no master at the moment")]
     NoMaster,
     #[cfg(feature = "redis-sentinel")]
+    #[error("no Sentinel knows a master of this name")]
     UnknownMaster,
+    #[error("too few replicas confirmed the write in time")]
     TooFewReplicas,
     /// The error message without the arguments.
+    #[error("{0}")]
     UnknownCommand(String),
 }
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Timeout => "no reply from Redis in time",
-            #[cfg(feature = "redis-tls")]
-            Self::TimeoutOfTls => "no reply from Redis in time: it may not use TLS on this port",
-            Self::NoRuntime => "no tokio runtime to connect to Redis",
-            Self::Garbage => "the reply does not follow the Redis protocol",
-            Self::UnexpectedReply => "unexpected reply from Redis",
-            #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
-            Self::NoMaster => "there is no master at the moment",
-            #[cfg(feature = "redis-sentinel")]
-            Self::UnknownMaster => "no Sentinel knows a master of this name",
-            Self::TooFewReplicas => "too few replicas confirmed the write in time",
-            Self::UnknownCommand(said) => said,
-        })
-    }
-}
-
-impl Error for Cause {}

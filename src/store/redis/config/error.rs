@@ -11,7 +11,8 @@ use std::{fmt, io};
 /// assert_eq!(error.to_string(), "not a Redis URL (redis://[[user]:password@]host[:port][/database])");
 /// assert_eq!(error.variable(), None);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}{problem}")]
 pub struct InvalidRedisConfig {
     pub(super) place: Place,
     pub(super) problem: Problem,
@@ -25,34 +26,65 @@ pub(super) enum Place {
     Field(&'static str),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(in crate::store::redis) enum Problem {
+    #[error("not a Redis URL (redis://[[user]:password@]host[:port][/database])")]
     Url,
+    #[error("not a host name")]
     Host,
+    #[error("not a port number")]
     Port,
+    #[error("not the number of a database")]
     Database,
+    #[error("Redis Cluster has only database 0")]
     DatabaseInCluster,
+    #[error("a user name without a password")]
     NoPassword,
+    #[error("neither true nor false")]
     Boolean,
+    #[error("a key prefix has at most 128 bytes and no braces, white space or control characters")]
     Prefix,
+    #[error("each key needs at least 32 bytes")]
     Secret,
+    #[error("not a list of servers (host:port,host:port)")]
     Nodes,
+    #[error("Sentinels without the name of the master")]
     NoMaster,
+    #[error("the name of a master without Sentinels")]
     NoSentinels,
+    #[error("a login to Sentinels without Sentinels")]
     LoginWithoutSentinels,
+    #[error("conflicts with another setting for the address of Redis")]
     TwoPlaces,
+    #[error("the file cannot be read: {0}")]
     File(io::ErrorKind),
     #[cfg_attr(not(feature = "redis-tls"), allow(dead_code))]
+    #[error("not a certificate in PEM")]
     Certificate,
     #[cfg_attr(not(feature = "redis-tls"), allow(dead_code))]
+    #[error("not the private key of the certificate in PEM")]
     Key,
+    #[error("a client certificate without its key")]
     NoKey,
+    #[error("a client key without its certificate")]
     NoCertificate,
+    #[error("a certificate without TLS (rediss:// or REDIS_TLS)")]
     NoTls,
     #[cfg_attr(not(feature = "redis-tls"), allow(dead_code))]
+    #[error("TLS without a crypto library: enable the feature `aws-lc` or `ring` of tower-keep")]
     NoCrypto,
     #[cfg_attr(all(feature = "redis-tls", feature = "redis-sentinel", feature = "redis-cluster"), allow(dead_code))]
+    #[error("needs the feature `{0}` of tower-keep")]
     Feature(&'static str),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program => Ok(()),
+            Self::Variable(name) | Self::Field(name) => write!(f, "{name}: "),
+        }
+    }
 }
 
 impl Problem {
@@ -71,37 +103,3 @@ impl InvalidRedisConfig {
         }
     }
 }
-
-impl fmt::Display for InvalidRedisConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Place::Variable(name) | Place::Field(name) = self.place {
-            write!(f, "{name}: ")?;
-        }
-        f.write_str(match self.problem {
-            Problem::Url => "not a Redis URL (redis://[[user]:password@]host[:port][/database])",
-            Problem::Host => "not a host name",
-            Problem::Port => "not a port number",
-            Problem::Database => "not the number of a database",
-            Problem::DatabaseInCluster => "Redis Cluster has only database 0",
-            Problem::NoPassword => "a user name without a password",
-            Problem::Boolean => "neither true nor false",
-            Problem::Secret => "each key needs at least 32 bytes",
-            Problem::Prefix => "a key prefix has at most 128 bytes and no braces, white space or control characters",
-            Problem::Nodes => "not a list of servers (host:port,host:port)",
-            Problem::NoMaster => "Sentinels without the name of the master",
-            Problem::NoSentinels => "the name of a master without Sentinels",
-            Problem::LoginWithoutSentinels => "a login to Sentinels without Sentinels",
-            Problem::TwoPlaces => "conflicts with another setting for the address of Redis",
-            Problem::Certificate => "not a certificate in PEM",
-            Problem::Key => "not the private key of the certificate in PEM",
-            Problem::NoKey => "a client certificate without its key",
-            Problem::NoCertificate => "a client key without its certificate",
-            Problem::NoTls => "a certificate without TLS (rediss:// or REDIS_TLS)",
-            Problem::NoCrypto => "TLS without a crypto library: enable the feature `aws-lc` or `ring` of tower-keep",
-            Problem::File(kind) => return write!(f, "the file cannot be read: {kind}"),
-            Problem::Feature(name) => return write!(f, "needs the feature `{name}` of tower-keep"),
-        })
-    }
-}
-
-impl std::error::Error for InvalidRedisConfig {}
