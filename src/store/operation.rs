@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 #[cfg(doc)]
-use super::{EventStore, ScanStore, UserStore, ValueStore};
+use super::{EventStore, ScanStore, UserStore};
 use super::{
     error::{Ability, StoreError},
     ext::StoreExt,
