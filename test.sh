@@ -62,4 +62,6 @@ need openssl openssl openssl
 need cc gcc gcc # for ring and AWS-LC: TLS, JWTs, and the certificates of the tests
 need_pyjwt
 
+# Most tests wait for servers, so there are more threads than cores.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
 cargo test --all-features "$@"
