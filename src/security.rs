@@ -43,7 +43,7 @@ pub(crate) fn happened(event: &Event, from: Option<IpAddr>) {
 /// Somebody has a copy of a token. The end of the session is a separate event.
 pub(crate) fn token_reused(session: &SessionId, user: Option<&str>, from: Option<IpAddr>) {
     let client_ip = from.map(display);
-    warn!(target: TARGET, event = "token_reused", %session, user, client_ip, "an old token was used again");
+    warn!(target: TARGET, event = "token_reused", %session, user, client_ip, "a previous session token was used again");
 }
 
 /// Events that need no session.
@@ -60,28 +60,28 @@ impl EventRateLimit {
     pub(crate) fn unknown(&self, clock: &dyn Clock, session: &SessionId, from: Option<IpAddr>) {
         if let Some(left_out) = self.unknown.pass(clock) {
             let client_ip = from.map(display);
-            info!(target: TARGET, event = "unknown_token", %session, client_ip, left_out, "a token came that is not known");
+            info!(target: TARGET, event = "unknown_token", %session, client_ip, left_out, "unknown session token");
         }
     }
 
     pub(crate) fn malformed(&self, clock: &dyn Clock, transport: &'static str, from: Option<IpAddr>) {
         if let Some(left_out) = self.malformed.pass(clock) {
             let client_ip = from.map(display);
-            info!(target: TARGET, event = "malformed_credential", transport, client_ip, left_out, "what came cannot be a token of ours");
+            info!(target: TARGET, event = "malformed_credential", transport, client_ip, left_out, "malformed session credential");
         }
     }
 
     pub(crate) fn disagreement(&self, clock: &dyn Clock, from: Option<IpAddr>) {
         if let Some(left_out) = self.disagreement.pass(clock) {
             let client_ip = from.map(display);
-            warn!(target: TARGET, event = "credentials_disagree", client_ip, left_out, "a cookie and another bearer token came");
+            warn!(target: TARGET, event = "credentials_disagree", client_ip, left_out, "the request has a cookie and a different bearer token");
         }
     }
 
     pub(crate) fn limit_refused(&self, clock: &dyn Clock, user: Option<&str>, from: Option<IpAddr>) {
         if let Some(left_out) = self.limit_refused.pass(clock) {
             let client_ip = from.map(display);
-            info!(target: TARGET, event = "limit_refused", user, client_ip, left_out, "a session was refused: there are too many");
+            info!(target: TARGET, event = "limit_refused", user, client_ip, left_out, "session refused: too many sessions");
         }
     }
 }

@@ -97,7 +97,7 @@ impl SessionCookie {
     /// ```
     /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer, SessionSecret};
     ///
-    /// # let secret = "a secret of at least 32 bytes, from where your secrets are";
+    /// # let secret = "a secret of at least 32 bytes, from your secret manager";
     /// let cookie = SessionCookie::default().signed(SessionSecret::new(secret)?);
     /// let layer = SessionLayer::new(MemoryStore::new()).cookie(cookie);
     /// # let _ = layer;

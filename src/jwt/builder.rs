@@ -23,7 +23,7 @@ use crate::credential::Bearer;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "nothing is made before `build`"]
+#[must_use = "a builder does nothing until `build` is called"]
 pub struct JwtBuilder {
     access_keys: Vec<JwtKey>,
     refresh_keys: Vec<JwtKey>,

@@ -49,7 +49,7 @@ use crate::{
 ///     Ok(match link.consume().await? {
 ///         Consumed::Now(session) => format!("welcome, {:?}", session.user()),
 ///         Consumed::Before(ended) => format!("this link is {}", ended.reason), // "used already"
-///         Consumed::Unknown => "this link is not, or no longer, known".to_owned(),
+///         Consumed::Unknown => "this link is unknown or has expired".to_owned(),
 ///     })
 /// }
 ///
@@ -221,7 +221,7 @@ pub enum SingleUseError {
     #[error("no session token in the query")]
     Missing,
     /// The parameter is not a token, or occurs more than once.
-    #[error("what the query holds is not a session token")]
+    #[error("the value in the query is not a session token")]
     Malformed,
     /// The store failed.
     #[error("the session store failed")]

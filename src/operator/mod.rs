@@ -104,7 +104,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(sessions: Sessions) -> Router<S>
 /// # let _ = page;
 /// ```
 #[derive(Clone)]
-#[must_use = "it is mounted by its router"]
+#[must_use = "mount the returned router"]
 pub struct OperatorPage {
     sessions: Sessions,
     fallback: Option<Arc<dyn Fn() -> FallbackStats + Send + Sync>>,

@@ -131,13 +131,13 @@ impl Page {
                 .text(Counted(fallback.in_memory as u64, "session", "sessions"))
                 .markup(" in memory, ")
                 .text(fallback.cached)
-                .markup(" remembered, ")
+                .markup(" cached, ")
                 .text(fallback.journalled)
-                .markup(" to be told; since the start ")
+                .markup(" changes waiting; since the start ")
                 .text(Counted(fallback.outages, "outage", "outages"))
                 .markup(", ")
                 .text(fallback.replayed)
-                .markup(" told, ")
+                .markup(" replayed, ")
                 .text(fallback.dropped)
                 .markup(" dropped, ")
                 .text(fallback.refused)
@@ -167,11 +167,11 @@ impl Page {
                 message(html, *done);
                 match live {
                     Some(Live::Counted(number)) => {
-                        html.markup("<p>").text(Counted(*number, "session", "sessions")).markup(" in all.</p>\n");
+                        html.markup("<p>").text(Counted(*number, "session", "sessions")).markup(" in total.</p>\n");
                     }
                     Some(Live::Many) => {
                         html.markup(
-                            "<p>Too many to be counted at once. <a href=\"?count\">Count them all the same</a>, ",
+                            "<p>There are too many sessions to count quickly. <a href=\"?count\">Count them</a>, ",
                         )
                         .markup("which may take a minute.</p>\n");
                     }
@@ -185,14 +185,10 @@ impl Page {
                 html.markup("<h1>Sessions of <bdi>").text(user).markup("</bdi></h1>\n");
                 message(html, *done);
                 if *number > sessions.len() {
-                    html.markup("<p>")
-                        .text(MAX_OF_USER)
-                        .markup(" of ")
-                        .text(number)
-                        .markup(", the latest first.</p>\n");
+                    html.markup("<p>").text(MAX_OF_USER).markup(" of ").text(number).markup(", newest first.</p>\n");
                 }
                 let view = View::User(user.clone());
-                self.table(html, sessions, &view, "No live session.");
+                self.table(html, sessions, &view, "No live sessions.");
                 // Even if none is listed: sessions that the index has lost end too.
                 html.markup("<form method=\"post\" class=\"all\" action=\"")
                     .text(view.doing(&Act::RevokeUser(user.clone())))
@@ -221,27 +217,25 @@ impl Page {
                         }
                     }
                     None => {
-                        html.markup("No session of this id is known. What expired, or ended long ago, is forgotten.");
+                        html.markup("No session with this id is known. Sessions that expired, or ended long ago, are not listed.");
                     }
                 }
                 html.markup("</p>\n");
             }
             Content::NoId { text } => {
-                html.markup("<h1>No session id</h1>\n<p><bdi>")
+                html.markup("<h1>Not a session id</h1>\n<p><bdi>")
                     .text(Cut(text, 200))
-                    .markup("</bdi> is not the id of a session: that has 44 characters. (A token is no id.)</p>\n");
+                    .markup("</bdi> is not a session id, which has 44 characters. A token is not an id.</p>\n");
             }
             Content::Failed { view } => {
-                html.markup("<h1>The store is unavailable</h1>\n<p>What was asked for cannot be shown, ")
-                    .markup("and if something was to be revoked, it is not known whether it was. <a href=\"")
+                html.markup("<h1>The store is unavailable</h1>\n<p>The page cannot be shown, ")
+                    .markup("and a revocation may or may not have been applied. <a href=\"")
                     .text(view.link())
                     .markup("\">Try again</a>.</p>\n");
             }
             Content::NotFromHere => {
-                html.markup(
-                    "<h1>Nothing was done</h1>\n<p>The browser does not say that this page has sent the request. ",
-                )
-                .markup("<a href=\"?\">Try it from here</a>.</p>\n");
+                html.markup("<h1>Nothing was done</h1>\n<p>The request does not come from this page. ")
+                    .markup("<a href=\"?\">Try it from here</a>.</p>\n");
             }
             Content::NothingToDo => {
                 html.markup("<h1>Nothing was done</h1>\n<p>The request does not say what to revoke.</p>\n");
@@ -332,12 +326,12 @@ impl Page {
         html.markup("<dt>Address</dt><dd>");
         match session.metadata().ip() {
             Some(ip) => html.text(ip),
-            None => html.markup("<span class=\"nobody\">not kept</span>"),
+            None => html.markup("<span class=\"nobody\">not recorded</span>"),
         };
         html.markup("</dd>\n<dt>User agent</dt><dd>");
         match session.metadata().user_agent() {
             Some(agent) => html.markup("<bdi>").text(agent).markup("</bdi>"),
-            None => html.markup("<span class=\"nobody\">not kept</span>"),
+            None => html.markup("<span class=\"nobody\">not recorded</span>"),
         };
         html.markup("</dd>\n</dl>\n<form method=\"post\" action=\"")
             .text(View::One(id).doing(&Act::Revoke(id)))
@@ -360,21 +354,21 @@ impl Page {
             reused_tokens,
             signature_only,
         } = self.stats;
-        html.markup("<h2>Counted by this process since it started</h2>\n<dl class=\"counts\">\n");
+        html.markup("<h2>Counts of this process since it started</h2>\n<dl class=\"counts\">\n");
         for (name, number) in [
             ("created", created),
             ("logins", logins),
             ("rotations", rotations),
             ("ended", ended),
             ("evicted", evictions),
-            ("old tokens used again", reused_tokens),
+            ("reused tokens", reused_tokens),
             ("merged saves", conflicts),
             ("overwritten values", overwrites),
-            ("ended meanwhile", ended_concurrently),
+            ("ended by another request", ended_concurrently),
             ("not saved", unsaved),
             ("outages", outages),
-            ("served on a signature", signature_only),
-            ("not readable", corrupt),
+            ("accepted by signature only", signature_only),
+            ("corrupt", corrupt),
         ] {
             html.markup("<div><dt>").markup(name).markup("</dt><dd>").text(number).markup("</dd></div>\n");
         }
@@ -396,7 +390,7 @@ fn user(html: &mut Html, session: &SessionInfo, characters: usize) {
             .markup("\"><bdi>")
             .text(Cut(user, characters))
             .markup("</bdi></a>"),
-        None => html.markup("<span class=\"nobody\">nobody</span>"),
+        None => html.markup("<span class=\"nobody\">anonymous</span>"),
     };
 }
 
@@ -415,10 +409,10 @@ fn message(html: &mut Html, done: Option<Done>) {
     html.markup("<p class=\"done\" role=\"status\">");
     match done {
         Done::Revoked => html.markup("The session was revoked. Its next request is refused."),
-        Done::WasGone => html.markup("The session was not alive any more."),
-        Done::UserRevoked(0) => html.markup("No session was known. None is left in any case."),
+        Done::WasGone => html.markup("The session was no longer live."),
+        Done::UserRevoked(0) => html.markup("The user had no sessions."),
         Done::UserRevoked(number) => {
-            html.text(Counted(number as u64, "session was", "sessions were")).markup(" revoked. None is left.")
+            html.text(Counted(number as u64, "session was", "sessions were")).markup(" revoked.")
         }
     };
     html.markup("</p>\n");

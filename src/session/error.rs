@@ -34,7 +34,7 @@ pub enum SessionError {
         source: serde_json::Error,
     },
     /// A value is not of the type that was asked for. (What the deserializer says would show the value.)
-    #[error("the session value {key:?} is not of the type asked for")]
+    #[error("the session value {key:?} does not have the requested type")]
     Decode {
         /// The value's key.
         key: String,
@@ -52,13 +52,13 @@ pub enum SessionError {
     #[error("there are too many sessions")]
     Full,
     /// Somebody else ended the session while this request was served: it cannot be changed, and nothing was saved.
-    #[error("the session has ended meanwhile")]
+    #[error("the session was ended by another request")]
     Ended,
     /// Other requests kept writing the session: this one gave up after many attempts to merge.
-    #[error("the session is being written by too many requests at once")]
+    #[error("too many concurrent requests write this session")]
     Conflict,
     /// The head of the response has left, or there is none: a new token cannot reach the client any more.
-    #[error("it is too late for a new session token to reach the client")]
+    #[error("the response is sent: a new session token cannot reach the client")]
     ResponseSent,
     /// The operating system gave no random numbers for a new token.
     #[error("no random numbers for a new session token")]

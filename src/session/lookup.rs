@@ -105,7 +105,7 @@ impl Inner {
         let (session, user, error) = (signed.session, signed.user.as_deref(), ErrorChain(error));
         self.context.counters.outages.count();
         self.context.counters.signature_only.count();
-        tracing::warn!(%session, user, %error, "session not loaded: accepted by its signature alone");
+        tracing::warn!(%session, user, %error, "session not loaded: the JWT is accepted by its signature");
         LookupResult::without_store(Phase::SignatureOnly, LookupOutcome::Degraded)
     }
 

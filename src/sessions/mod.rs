@@ -189,7 +189,7 @@ impl Sessions {
     /// ```
     /// # async fn example(sessions: tower_keep::Sessions, id: tower_keep::SessionId) -> Result<(), tower_keep::store::StoreError> {
     /// if let Some(ended) = sessions.ended(&id).await? {
-    ///     println!("it was {}", ended.reason);
+    ///     println!("ended: {}", ended.reason);
     /// }
     /// # Ok(())
     /// # }

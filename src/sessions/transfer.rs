@@ -93,7 +93,7 @@ impl Sessions {
     ///     for line in BufReader::new(file).lines() {
     ///         match sessions.import(&line?).await? {
     ///             Imported::Created | Imported::Updated | Imported::There => {}
-    ///             over => println!("not alive any more: {over:?}"),
+    ///             over => println!("no longer live: {over:?}"),
     ///         }
     ///     }
     ///     Ok(())

@@ -58,7 +58,7 @@ pub enum Ability {
     Users,
     /// [`ScanStore`](super::ScanStore): scan and count all sessions.
     Scan,
-    /// [`ValueStore`](super::ValueStore): keep values beside the sessions.
+    /// [`ValueStore`](super::ValueStore): keep values (the key-value store).
     Values,
 }
 
@@ -67,7 +67,7 @@ impl fmt::Display for Ability {
         f.write_str(match self {
             Self::Users => "listing and limiting the sessions of a user",
             Self::Scan => "scanning sessions",
-            Self::Values => "values beside the sessions",
+            Self::Values => "values (the key-value store)",
         })
     }
 }

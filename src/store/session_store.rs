@@ -40,7 +40,7 @@ use crate::{ended::EndReason, event::Event, limits::Limits, record::Version, tok
 /// |---|---|---|
 /// | list, limit and end the sessions of a user | [`users`](Self::users) | [`StoreError::Unsupported`](super::StoreError::Unsupported); [`SessionLayer::check`](crate::SessionLayer::check) reports limits at startup |
 /// | scan and count all sessions | [`scans`](Self::scans) | `StoreError::Unsupported` |
-/// | keep values beside the sessions | [`values`](Self::values) | `StoreError::Unsupported` |
+/// | keep values (the key-value store) | [`values`](Self::values) | `StoreError::Unsupported` |
 /// | share events with other processes | [`event_log`](Self::event_log) | events stay in the process |
 ///
 /// ```

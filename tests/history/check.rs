@@ -1,4 +1,4 @@
-//! What must be true of what was written down.
+//! The invariants of a recorded history.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use super::{
     client::{Answer, End, Event, What},
 };
 
-/// A promise that was not kept.
+/// A violated guarantee.
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub promise: &'static str,
@@ -27,7 +27,7 @@ pub const LISTED: &str = "every live session is listed, and no other";
 pub const ONE_TOKEN: &str = "a live session has exactly one token";
 pub const LIVES: &str = "a session that nobody ended is alive";
 
-/// What is true even if the store loses everything.
+/// The invariants that hold even if the store loses everything.
 pub const HOLDS_WHATEVER_IS_LOST: [&str; 3] = [NO_USE_AFTER_THE_END, LIMIT_KEPT, USED_ONCE];
 
 impl fmt::Display for Violation {
@@ -68,16 +68,16 @@ fn violation(promise: &'static str, of: &str, events: &[&Event]) -> Violation {
     Violation { promise, of: of.to_owned(), events: events.iter().map(|event| (*event).clone()).collect() }
 }
 
-/// What happened to a session.
+/// The history of a session.
 struct Story<'a> {
     id: &'a str,
     user: &'a str,
     login: &'a Event,
-    /// Of this session alone, in the order in which they were begun.
+    /// The events of this session, in the order of their starts.
     events: Vec<&'a Event>,
-    /// The first acknowledgement of its end.
+    /// The first acknowledged end.
     end: Option<&'a Event>,
-    /// What was begun first of all that may have ended it: an end, or another login of its user, which may need its place.
+    /// The earliest start of an operation that may have ended it: an end, or another login of its user, which may evict it.
     threat: Option<&'a Event>,
 }
 
@@ -105,7 +105,7 @@ fn stories(events: &[Event]) -> BTreeMap<&str, Story<'_>> {
             !std::ptr::eq(*event, story.login)
                 && match &event.what {
                     What::Logout { .. } | What::Revoke { .. } => true,
-                    // Over before the session began; unless nobody knows when it is over.
+                    // It ended before the session started, unless its end is unknown.
                     What::Login { .. } | What::RevokeUser { .. } => {
                         event.ended > story.login.begun || event.answer == Answer::Unknown
                     }
@@ -115,7 +115,7 @@ fn stories(events: &[Event]) -> BTreeMap<&str, Story<'_>> {
         story.threat = all.clone().min_by_key(|event| event.begun);
         let ends = all.filter(|event| {
             event.answer == Answer::Done
-                // Those that were there when it was asked for.
+                // The sessions that existed when the operation started.
                 && (!matches!(event.what, What::RevokeUser { .. }) || story.login.ended < event.begun)
         });
         story.end = ends.min_by_key(|event| event.ended);
@@ -134,7 +134,7 @@ fn session_of(event: &Event) -> Option<&str> {
     }
 }
 
-/// The token that a request came with.
+/// The token of a request.
 fn token_of(event: &Event) -> Option<usize> {
     match event.what {
         What::Write { token, .. }
@@ -145,24 +145,24 @@ fn token_of(event: &Event) -> Option<usize> {
     }
 }
 
-/// Whether it was served as a request of its session.
+/// Whether it was served with its session.
 fn is_accepted(event: &Event) -> bool {
     token_of(event).is_some() && event.is_acknowledged()
 }
 
 impl<'a> Story<'a> {
-    /// Whether it cannot have ended before `time`.
+    /// Whether it was certainly live until `time`.
     fn is_alive_until(&self, time: u64) -> bool {
         self.threat.is_none_or(|threat| threat.begun >= time)
     }
 
-    /// The events that gave its clients this token.
+    /// The events that returned this token.
     fn given(&self, token: usize) -> impl Iterator<Item = &'a Event> {
         let all = self.events.iter().copied().chain([self.login]);
         all.filter(move |event| event.given == Some(token))
     }
 
-    /// What may have made this token void before `time`, or after all.
+    /// Events that may have invalidated this token before `time`, or at any time.
     fn rotated_away(&self, token: usize, time: u64) -> Option<&'a Event> {
         let since = self.given(token).map(|event| event.begun).min().unwrap_or(0);
         let mut rotations = self.events.iter().filter(|event| matches!(event.what, What::Rotate { .. }));
@@ -204,9 +204,9 @@ fn no_use_after_the_end(events: &[Event], stories: &BTreeMap<&str, Story<'_>>, e
 struct Writes<'a> {
     all: Vec<&'a Event>,
     by_value: BTreeMap<u64, &'a Event>,
-    /// The acknowledged ones, in the order of their acknowledgements: when that was, and when the last of them was begun.
+    /// The acknowledged writes in the order of their acknowledgments: its time, and the latest start among them.
     acknowledged: Vec<(u64, u64)>,
-    /// From when on the session may have ended.
+    /// The earliest time at which the session may have ended.
     threatened: u64,
 }
 
@@ -235,21 +235,20 @@ impl<'a> Writes<'a> {
         keys
     }
 
-    /// When the last of those was begun that were acknowledged before.
+    /// The latest start of the writes acknowledged before.
     fn last_begun_of_those_done_by(&self, time: u64) -> Option<u64> {
         let count = self.acknowledged.partition_point(|(ended, _)| *ended < time);
         Some(self.acknowledged.get(count.checked_sub(1)?)?.1)
     }
 
-    /// Whether a look from `begun` to `ended` may have seen this; `None` is nothing.
+    /// Whether a read from `begun` to `ended` may return this value; `None` is no value.
     fn may_be(&self, value: Option<u64>, begun: u64, ended: u64) -> bool {
         let last = self.last_begun_of_those_done_by(begun);
         let Some(value) = value else { return last.is_none() };
         self.by_value.get(&value).is_some_and(|write| {
-            // Another that came later was acknowledged before: then this one is no more.
+            // A later write was acknowledged before, so this value is overwritten.
             let over = last.is_some_and(|last| last > write.ended);
-            // It was made, then the session ended, and then it was repeated in vain, because its answer was lost. Nobody sees it who looks
-            // after that.
+            // It was applied, its reply was lost, the session ended, and the retry found no session. A later read does not see it.
             let undone = write.answer == Answer::Refused && !(begun < write.ended && self.threatened < write.ended);
             write.begun < ended && !undone && !over
         })
@@ -266,7 +265,7 @@ fn no_lost_write(stories: &BTreeMap<&str, Story<'_>>, end: &End) -> Vec<Violatio
         });
         let looks = looks.chain(end.values.get(*id).map(|values| (None, values, u64::MAX, u64::MAX)));
         let looks: Vec<_> = looks.collect();
-        // What is there that nobody wrote is out of nowhere.
+        // A value that nobody wrote is a violation.
         for key in looks.iter().flat_map(|(_, values, ..)| values.keys()) {
             writes.entry(key).or_default();
         }
@@ -286,7 +285,7 @@ fn no_lost_write(stories: &BTreeMap<&str, Story<'_>>, end: &End) -> Vec<Violatio
     violations
 }
 
-/// Of several acknowledged writes whose handlers saw the same value, all but the first have overwritten what they did not see.
+/// Of several acknowledged writes whose handlers read the same value, all except the first were blind overwrites.
 fn no_unreported_loss(stories: &BTreeMap<&str, Story<'_>>, end: &End) -> Vec<Violation> {
     let mut unseen = Vec::new();
     for story in stories.values() {
@@ -393,7 +392,7 @@ fn listed(events: &[Event], stories: &BTreeMap<&str, Story<'_>>, end: &End) -> V
         if listed != scanned {
             violations.push(violation(LISTED, &format!("of {user}: {listed:?}, and there are {scanned:?}"), &[]));
         }
-        // Only a login that was not answered makes a session that nobody knows.
+        // Only a login without a response creates an unknown session.
         let unanswered: Vec<_> = events
             .iter()
             .filter(|event| matches!(&event.what, What::Login { user: of } if of == user))
@@ -423,7 +422,7 @@ fn one_token(stories: &BTreeMap<&str, Story<'_>>, end: &End) -> Vec<Violation> {
                 violations.push(violation(ONE_TOKEN, &format!("{id}: no token was given"), &[event]));
             }
         }
-        // A token that another has taken the place of, as its client was told.
+        // A token that was replaced, and the client got the new one.
         let void = |token: usize, time: u64| {
             let since = story.given(token).map(|event| event.ended).max()?;
             let mut void = rotations.iter().filter(|event| event.is_acknowledged() && event.given != Some(token));
@@ -441,7 +440,7 @@ fn one_token(stories: &BTreeMap<&str, Story<'_>>, end: &End) -> Vec<Violation> {
                 violations.push(violation(ONE_TOKEN, &what, &[rotation]));
             }
         }
-        // Known, listed, and none of its tokens opens it: only if a change of its token was never answered.
+        // A known, listed session without a valid token is possible only if a rotation got no response.
         let unanswered = rotations.iter().any(|event| event.answer == Answer::Unknown);
         let listed = end.listed.get(story.user).is_some_and(|ids| ids.contains(*id));
         if listed && !end.open.contains_key(*id) && !unanswered {
@@ -515,7 +514,7 @@ mod can_fail {
         ids.iter().map(|id| id.to_string()).collect()
     }
 
-    /// `s` of ana is alive, and has had two tokens, of which the second opens it.
+    /// The session `s` of ana is live and has had two tokens; the second is valid.
     fn alive() -> End {
         let known = Known { user: "ana".into(), tokens: vec!["a".into(), "b".into()] };
         let listed = BTreeMap::from([("ana".to_owned(), ids(&["s"]))]);
@@ -537,7 +536,7 @@ mod can_fail {
         all(events, end).iter().map(|violation| violation.promise).collect()
     }
 
-    /// That, and no other.
+    /// Exactly this violation.
     #[track_caller]
     fn found(promise: &'static str, events: &[Event], end: &End) {
         assert_eq!(promises(events, end), [promise]);
@@ -566,12 +565,12 @@ mod can_fail {
             for accepted in accepted {
                 found(NO_USE_AFTER_THE_END, &[login.clone(), end.clone(), accepted], &dead());
             }
-            // At the same time is not after, and what is not acknowledged promises nothing.
+            // Concurrent is not later, and without an acknowledgment there is no guarantee.
             fine(&[login.clone(), read(1, 4, None), end.clone()], &dead());
             let unknown = Event { answer: Answer::Unknown, ..end.clone() };
             fine(&[login.clone(), unknown, read(4, 5, None)], &dead());
             fine(&[login.clone(), end.clone(), refused(read(4, 5, None))], &dead());
-            // Neither is it there later, nor in a list.
+            // It is not there later, and not in a list.
             assert_eq!(promises(&[login.clone(), end.clone()], &alive()), [NO_USE_AFTER_THE_END, LISTED]);
             let list = |begun| event(begun, 9, What::List { user: "ana".into() }, Answer::Listed(vec!["s".into()]));
             found(LISTED, &[login.clone(), end.clone(), list(4)], &dead());
@@ -605,13 +604,13 @@ mod can_fail {
         };
         found(&[&one, &read(5, 6, None)], Some(1));
         found(&[&one, &two, &read(5, 6, Some(1))], Some(2));
-        found(&[&one, &read(5, 6, Some(9))], Some(1)); // out of nowhere
+        found(&[&one, &read(5, 6, Some(9))], Some(1)); // never written
         found(&[&read(5, 6, Some(9))], None);
         found(&[&read(1, 2, Some(1)), &write(3, 4, 1, done(None))], Some(1)); // too early
         found(&[&one], None);
         found(&[&one, &two], Some(1));
         fine(&[&one, &two, &read(5, 6, Some(2))], Some(2));
-        // At the same time, or nobody knows.
+        // Concurrent, or unknown.
         fine(&[&one, &write(3, 9, 2, done(Some(1))), &read(5, 6, Some(1))], Some(2));
         fine(&[&one, &write(3, 4, 2, Answer::Unknown), &read(5, 6, Some(1))], Some(1));
         fine(&[&one, &write(3, 4, 2, Answer::Unknown), &read(5, 6, Some(2))], Some(2));
@@ -620,10 +619,10 @@ mod can_fail {
             Some(2),
         );
         found(&[&one, &write(3, 4, 2, Answer::Unknown), &write(5, 6, 3, done(Some(1))), &read(7, 8, Some(2))], Some(3));
-        // Refused, for whatever reason, and there all the same.
+        // Refused, and applied anyway.
         let unknown = event(1, 2, What::Revoke { session: "s".into() }, Answer::Unknown);
         found(&[&unknown, &refused(write(3, 4, 1, done(None))), &read(5, 6, Some(1))], None);
-        // Unless it was made, and the session ended before it was answered; and nobody sees it who looks after that.
+        // Allowed if it was applied and the session ended before the response, and no later read sees it.
         let is_found = |read: Event, revoked| {
             let revoke = event(revoked, 9, What::Revoke { session: "s".into() }, Answer::Done);
             let events = [login.clone(), refused(write(3, 5, 1, done(None))), read, revoke];
@@ -634,7 +633,7 @@ mod can_fail {
     }
 
     #[test]
-    fn writes_overwritten_unseen_are_found() {
+    fn blind_overwrites_are_found() {
         let login = login(0, 0, "ana", "s");
         let both = |saw| [login.clone(), write(1, 5, 1, Answer::Instead(None)), write(2, 6, 2, Answer::Instead(saw))];
         found(NO_UNREPORTED_LOSS, &both(None), &alive_with_one_token());
@@ -662,7 +661,7 @@ mod can_fail {
     }
 
     #[test]
-    fn second_uses_are_found() {
+    fn double_uses_are_found() {
         let used = |answer| event(0, 1, What::Use { ticket: 0 }, answer);
         let spent = End { tickets: vec![false], ..End::default() };
         let good = End { tickets: vec![true], ..End::default() };
@@ -700,7 +699,7 @@ mod can_fail {
     }
 
     #[test]
-    fn too_many_tokens_and_too_few_are_found() {
+    fn too_many_and_too_few_tokens_are_found() {
         let login = login(0, 1, "ana", "s");
         let rotated = rotate(2, 3, 0, Some(1));
         fine(&[login.clone(), rotated.clone(), with_token(read(4, 5, None), 1)], &alive());
@@ -718,14 +717,14 @@ mod can_fail {
     }
 
     #[test]
-    fn sessions_that_end_by_themselves_are_found() {
+    fn sessions_that_end_without_a_reason_are_found() {
         let login = login(0, 1, "ana", "s");
         let end = alive_with_one_token();
         found(LIVES, std::slice::from_ref(&login), &dead());
         found(LIVES, &[login.clone(), refused(read(2, 3, None))], &end);
         found(LIVES, &[login.clone(), refused(read(2, 3, None)), rotate(4, 5, 0, Some(1))], &alive());
         found(LIVES, &[login.clone(), rotate(2, 3, 0, Some(1)), refused(with_token(read(4, 5, None), 1))], &alive());
-        // A rotation, an end, or another login may be the reason.
+        // The reason may be a rotation, an end, or another login.
         fine(&[login.clone(), refused(read(2, 6, None)), rotate(4, 5, 0, Some(1))], &alive());
         fine(&[login.clone(), rotate(2, 3, 0, None), refused(read(4, 5, None))], &end);
         for reason in [
@@ -744,7 +743,7 @@ mod can_fail {
     }
 
     #[test]
-    fn a_violation_says_what_happened() {
+    fn a_violation_explains_itself() {
         let login = login(0, 1, "ana", "s");
         let end = event(2, 3, What::Revoke { session: "s".into() }, Answer::Done);
         let text = all(&[login, end, read(4, 5, None)], &dead())[0].to_string();

@@ -1,4 +1,4 @@
-//! What the clients do, and how it is written down.
+//! The clients, and the recorded events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,15 +24,15 @@ use super::{
     support::client::{Client, Reply},
 };
 
-/// Users whose sessions everybody ends; beside them, each client has users of its own, one after the other, whose sessions nobody
+/// Users whose sessions every client ends. In addition, each client has its own users, one after the other, whose sessions no other client
 /// ends.
 pub const USERS: u64 = 3;
-/// A client writes so many keys of its own in turn.
+/// The number of its own keys that a client writes in turn.
 const KEYS: u64 = 8;
-/// Of an event that was not waited for: what it does may be done at any time.
+/// The end of an event without a response: it may be applied at any time.
 const NEVER: u64 = u64::MAX;
 
-/// Something a client did: when it asked, when it was answered (by one clock for all), and what.
+/// An operation of a client: its start and end by one common clock, and the operation.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub client: u64,
@@ -40,11 +40,11 @@ pub struct Event {
     pub ended: u64,
     pub what: What,
     pub answer: Answer,
-    /// The place of the token that came with the answer, among those of the session.
+    /// The index of the returned token among those of the session.
     pub given: Option<usize>,
 }
 
-/// Sessions by their ids, tokens by their places among those of the session.
+/// Sessions by id, and tokens by their index in the session.
 #[derive(Clone, Debug)]
 pub enum What {
     Login { user: String },
@@ -63,19 +63,19 @@ pub enum Answer {
     Done,
     /// Of a login.
     Session(String),
-    /// Of a write: what its handler saw in that place.
+    /// The value that the handler of a write read before.
     Instead(Option<u64>),
     Values(BTreeMap<String, u64>),
     Listed(Vec<String>),
     Won(bool),
-    /// There is no such session, or its token is not good.
+    /// The session is unknown, or the token is invalid.
     Refused,
-    /// Nobody knows whether it was done.
+    /// It is unknown whether it was applied.
     Unknown,
 }
 
 impl Event {
-    /// Whether the client was told that it was done.
+    /// Whether the client got an acknowledgment.
     pub fn is_acknowledged(&self) -> bool {
         !matches!(self.answer, Answer::Refused | Answer::Unknown)
     }
@@ -85,7 +85,7 @@ impl Event {
 #[derive(Clone, Debug)]
 pub struct Known {
     pub user: String,
-    /// All that were given, the latest last.
+    /// All tokens, newest last.
     pub tokens: Vec<String>,
 }
 
@@ -99,25 +99,25 @@ pub struct History {
 struct Book {
     events: Vec<Event>,
     sessions: BTreeMap<String, Known>,
-    /// By user, the sessions that may be alive, so that they are used.
+    /// The sessions by user that may be live and are used.
     current: BTreeMap<String, BTreeSet<String>>,
     tickets: Vec<String>,
 }
 
-/// What is true after everything has happened.
+/// The final state.
 #[derive(Clone, Default)]
 pub struct End {
     pub sessions: BTreeMap<String, Known>,
-    /// By session, which of its tokens open it, by their places.
+    /// The indices of valid tokens by session.
     pub open: BTreeMap<String, Vec<usize>>,
     pub values: BTreeMap<String, BTreeMap<String, u64>>,
-    /// By user.
+    /// Listed sessions by user.
     pub listed: BTreeMap<String, BTreeSet<String>>,
-    /// The same, as a look at all sessions shows.
+    /// Sessions by user in a scan.
     pub scanned: BTreeMap<String, BTreeSet<String>>,
-    /// Which tickets can be used still.
+    /// The tickets that can still be used.
     pub tickets: Vec<bool>,
-    /// In how many conflicts the servers have reported that one of two values was given up.
+    /// The number of conflicts in which servers reported an overwritten value.
     pub overwrites: u64,
 }
 
@@ -158,7 +158,7 @@ impl History {
         self.book().events.clone()
     }
 
-    /// Looks at everything once more, when nothing happens any more.
+    /// Reads everything once more at the end.
     pub async fn end(&self, redis: &str, overwrites: u64) -> End {
         let sessions: Sessions = server::layer(redis, true).sessions();
         while sessions.health().await.status != HealthStatus::Up {
@@ -187,7 +187,7 @@ impl History {
                 }
             }
         }
-        // Of some, a server has made a session and nobody was told.
+        // Some were created by a server without a response to the client.
         let users: BTreeSet<_> = known.values().map(|known| &known.user).chain(end.scanned.keys()).cloned().collect();
         for user in users {
             let ids = sessions.list(&user).await.unwrap().iter().map(|session| session.id().to_string()).collect();
@@ -201,7 +201,7 @@ impl History {
     }
 }
 
-/// How many conflicts the servers have reported.
+/// The number of conflicts that the servers reported.
 pub async fn overwrites(servers: &[Server]) -> u64 {
     let mut sum = 0;
     for server in servers {
@@ -217,7 +217,7 @@ struct Actor<'a> {
     counter: AtomicU64,
 }
 
-/// A session, and one of its tokens.
+/// A session and one of its tokens.
 #[derive(Clone)]
 struct Held {
     session: String,
@@ -225,19 +225,19 @@ struct Held {
     token: String,
 }
 
-/// A request, and when it was begun.
+/// A request and its start.
 struct Asked {
     begun: u64,
-    /// `None` if the client did not wait for it.
+    /// `None` if the client did not wait for the response.
     reply: Option<Reply>,
 }
 
-/// `pause` is what each client waits between two operations.
+/// `pause` is the time between two operations of a client.
 pub async fn run(number: u64, seed: u64, operations: usize, pause: Duration, servers: &[Server], history: &History) {
     let servers = servers.iter().map(|server| Client::new(&server.url)).collect();
     let actor = Actor { number, servers, history, counter: AtomicU64::new(0) };
     for operation in 0..operations {
-        // What an operation is does not depend on how those before it went.
+        // The kind of an operation does not depend on the results of earlier ones.
         let calm = format!("calm{number}.{}", operation / 200);
         actor.act(&calm, &mut Random::new(&[seed, number, operation as u64])).await;
         if !pause.is_zero() {
@@ -259,7 +259,7 @@ impl Actor<'_> {
             9..12 => self.login_again(user, held, random).await,
             12..36 => self.write(held, 0, random).await,
             36..42 => {
-                // Two of the same session at once.
+                // Two concurrent requests of one session.
                 let (mut one, mut two) = (Random::new(&[random.next()]), Random::new(&[random.next()]));
                 let pause = random.below(4);
                 join!(self.write(held.clone(), pause, &mut one), self.write(held, pause, &mut two));
@@ -279,7 +279,7 @@ impl Actor<'_> {
                 self.read(held, random).await;
             }
             78..83 if !is_calm => {
-                // While somebody writes it, on another server as like as not.
+                // During a concurrent write, probably on another server.
                 let (mut one, mut two) = (Random::new(&[random.next()]), Random::new(&[random.next()]));
                 let (pause, logs_out) = (random.below(6), random.below(2) == 0);
                 let end = async {
@@ -299,7 +299,7 @@ impl Actor<'_> {
         }
     }
 
-    /// A session of `user` that may be alive, with its latest token, or one from before.
+    /// A session of `user` that may be live, with its latest token or an earlier one.
     fn held(&self, user: &str, pick: u64, old: bool) -> Option<Held> {
         let book = self.history.book();
         let current = book.current.get(user).filter(|current| !current.is_empty())?;
@@ -319,12 +319,12 @@ impl Actor<'_> {
         let reply = server.request(method, path, &headers, Bytes::new());
         let reply = if hangs_up { timeout(patience, reply).await.ok() } else { Some(reply.await) };
         if reply.as_ref().is_some_and(|reply| reply.status == StatusCode::SERVICE_UNAVAILABLE) {
-            sleep(Duration::from_millis(10)).await; // an outage is not to see all that there is to do
+            sleep(Duration::from_millis(10)).await; // so that an outage does not use up all operations
         }
         Asked { begun, reply }
     }
 
-    /// Writes down what happened, and lets others know the token that was given.
+    /// Records the event, and publishes the new token to the other clients.
     fn write_down(&self, asked: Asked, what: What, answer: impl FnOnce(&Value) -> Answer) {
         let mut answer = match &asked.reply {
             None => Answer::Unknown,
@@ -338,7 +338,7 @@ impl Actor<'_> {
         let token = asked.reply.as_ref().and_then(given);
         let id = token.as_ref().map(|token| Token::parse(token).unwrap().id().to_string());
         if let (What::Login { .. }, Answer::Unknown, Some(id)) = (&what, &answer, &id) {
-            answer = Answer::Session(id.clone()); // an error, and the token all the same
+            answer = Answer::Session(id.clone()); // an error with a token
         }
         let mut book = self.history.book();
         let ended = if asked.reply.is_some() { self.history.tick() } else { NEVER };
@@ -361,7 +361,7 @@ impl Actor<'_> {
         book.events.push(Event { client: self.number, begun: asked.begun, ended, what, answer, given: place });
     }
 
-    /// Turns to other sessions.
+    /// Stops using a session.
     fn leave(&self, session: &str) {
         let mut book = self.history.book();
         for current in book.current.values_mut() {
@@ -374,7 +374,7 @@ impl Actor<'_> {
         self.write_down(asked, What::Login { user: user.to_owned() }, |value| Answer::Session(id(value)));
     }
 
-    /// With a session that was nobody's, which the new one carries on.
+    /// Over an anonymous session, which the login replaces.
     async fn login_from_a_visit(&self, user: &str, random: &mut Random) {
         let asked = self.ask(Method::POST, "/visit", None, random).await;
         let token = asked.reply.as_ref().and_then(given);
@@ -389,7 +389,7 @@ impl Actor<'_> {
         let refused = asked.reply.as_ref().is_some_and(|reply| reply.status == StatusCode::UNAUTHORIZED);
         match id {
             Some(id) if id == held.session => self.write_down(asked, rotate, |_| Answer::Done),
-            // It had ended meanwhile: then a login makes another.
+            // It had ended, so the login creates another.
             Some(id) => self.write_down(asked, login, |_| Answer::Session(id)),
             None if refused => self.write_down(asked, rotate, |_| Answer::Done),
             None => {
@@ -424,7 +424,7 @@ impl Actor<'_> {
         });
     }
 
-    /// Mostly turns to other sessions when one is refused.
+    /// After a refusal, usually stops using the session.
     fn leave_if_refused(&self, session: &str, asked: &Asked, random: &mut Random) {
         let refused = asked.reply.as_ref().is_some_and(|reply| reply.status == StatusCode::UNAUTHORIZED);
         if refused && random.below(3) > 0 {
@@ -443,7 +443,7 @@ impl Actor<'_> {
         let what = What::Logout { session: held.session.clone(), token: held.place };
         self.write_down(asked, what, |_| Answer::Done);
         if random.below(4) > 0 {
-            self.leave(&held.session); // mostly; sometimes it is tried again
+            self.leave(&held.session); // usually; sometimes it is retried
         }
     }
 
@@ -467,7 +467,7 @@ impl Actor<'_> {
         });
     }
 
-    /// A ticket that several want at once; one in five is kept for others, or for nobody.
+    /// A ticket for several concurrent users. One in five is kept for later, or stays unused.
     async fn ticket(&self, random: &mut Random) {
         let asked = self.ask(Method::POST, "/ticket", None, random).await;
         let Some(reply) = asked.reply.filter(|reply| reply.status == StatusCode::OK) else { return };

@@ -1,4 +1,4 @@
-//! What happens to Redis.
+//! The faults.
 
 use std::{
     collections::BTreeMap,
@@ -16,56 +16,56 @@ use super::{
     support::redis_server::{Loading, NoSnapshot, RedisServer, command_on},
 };
 
-/// A way to fail, for a moment.
+/// A temporary fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// It forgets everything.
+    /// It loses all data.
     Flush,
-    /// It is stopped (`SIGSTOP`) and goes on.
+    /// It is paused (`SIGSTOP`) and resumed.
     Pause,
-    /// It is killed and restarted, with what it had.
+    /// It is killed and restarted with its data.
     Restart,
     /// It closes all connections.
     Disconnect,
     ForgetScripts,
-    /// It answers no writes, as in a planned failover.
+    /// It holds writes, as in a planned failover.
     WritesPaused,
     OutOfMemory,
-    /// It has no replica, and must have one.
+    /// It requires a replica and has none.
     NoReplicas,
-    /// It is a replica itself, of nobody.
+    /// It is a replica without a master.
     Replica,
-    /// It lets nobody write.
+    /// It denies writes.
     NoPermission,
-    /// It lets in nobody who has not the new password.
+    /// It requires a new password.
     Password,
-    /// It has no place for another connection.
+    /// It accepts no more connections.
     MaxClients,
-    /// It loads its data.
+    /// It is loading its data.
     Loading,
-    /// It cannot write its snapshot, and takes no writes.
+    /// It cannot write its snapshot, and refuses writes.
     NoSnapshot,
-    /// Nothing comes through.
+    /// The network is cut.
     CutOff,
-    /// Answers take a while.
+    /// Replies are slow.
     Slow,
-    /// The connections that are there carry nothing any more.
+    /// Existing connections are silently dropped.
     HalfOpen,
     /// All connections are reset.
     Reset,
-    /// A write is made, and its answer is lost.
+    /// A write is applied, and its reply is lost.
     AnswerLost,
-    /// An answer is cut in the middle.
+    /// A reply is truncated.
     AnswerCut,
-    /// A master is killed, a replica takes over, and the dead one comes back as a replica.
+    /// A master is killed, a replica takes over, and the old master returns as a replica.
     Death,
-    /// The same, as planned.
+    /// A planned failover.
     HandOver,
-    /// The sessions of a user move to another node of the cluster.
+    /// The slot of a user moves to another node.
     Move,
 }
 
-/// Those that lose nothing.
+/// Faults that lose no data.
 pub const HARMLESS: &[Fault] = &[
     Fault::Pause,
     Fault::Restart,
@@ -82,7 +82,7 @@ pub const HARMLESS: &[Fault] = &[
     Fault::NoSnapshot,
 ];
 
-/// Those of the network, which loses nothing but connections.
+/// Faults of the network, which lose only connections.
 pub const NETWORK: &[Fault] = &[
     Fault::AnswerLost,
     Fault::CutOff,
@@ -97,10 +97,10 @@ pub const WITH_LOSSES: &[Fault] = &[Fault::Flush, Fault::Pause, Fault::Flush, Fa
 
 pub const DEATHS: &[Fault] = &[Fault::Death];
 
-/// Behind Sentinels, whoever takes over may lack the last writes, planned or not.
+/// Behind Sentinels, the new master may lack the last writes, in any failover.
 pub const CHANGES_OF_MASTERS: &[Fault] = &[Fault::HandOver, Fault::Death];
 
-/// What a cluster goes through without losing anything.
+/// Faults of a cluster that lose no data.
 pub const MOVES: &[Fault] = &[
     Fault::Move,
     Fault::AnswerLost,
@@ -115,12 +115,12 @@ pub const MOVES: &[Fault] = &[
 ];
 
 impl Fault {
-    /// Whether Redis may lose what it has confirmed.
+    /// Whether Redis may lose acknowledged writes.
     pub fn loses(self) -> bool {
         matches!(self, Self::Flush | Self::Death)
     }
 
-    /// The commands that begin it, and the one that ends it, if it is made of them.
+    /// The commands that start the fault, and the one that ends it, if it consists of commands.
     fn commands(self) -> Option<(&'static [&'static str], Option<&'static str>)> {
         Some(match self {
             Self::Flush => (&["FLUSHALL"], None),
@@ -142,7 +142,7 @@ impl Fault {
 
 const DISCONNECT: &str = "CLIENT KILL TYPE normal SKIPME yes";
 
-/// What has happened.
+/// The faults that happened.
 pub struct Faults {
     kinds: &'static [Fault],
     seed: u64,
@@ -158,7 +158,7 @@ impl Faults {
         self.counts.values().sum()
     }
 
-    /// One after the other, until it is over.
+    /// One fault after the other until the end.
     pub async fn happen(&mut self, place: &mut Place, is_over: &AtomicBool) {
         for number in 0.. {
             if self.kinds.is_empty() || is_over.load(Ordering::SeqCst) {
@@ -181,7 +181,7 @@ impl Faults {
 async fn befalls(fault: Fault, redis: &mut RedisServer, random: &mut Random) {
     let a_while = Duration::from_millis(random.below(400) + 100);
     if let Some((begin, end)) = fault.commands() {
-        // Over this one connection it can be ended, whoever else is let in.
+        // Over this connection the fault can be ended, even if no other connection is accepted.
         let mut control: MultiplexedConnection = redis.connect().await.unwrap();
         for command in begin {
             command_on(&mut control, command).await.unwrap();
@@ -215,7 +215,7 @@ async fn befalls(fault: Fault, redis: &mut RedisServer, random: &mut Random) {
             redis.proxy().heal();
         }
         Fault::Slow => {
-            // Some are in time, and some are not.
+            // Some replies are in time, and some are not.
             redis.proxy().delay_replies(Duration::from_millis(random.below(300)));
             sleep(a_while).await;
             redis.proxy().heal();

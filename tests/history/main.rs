@@ -1,26 +1,26 @@
-//! What really happened: clients, several server processes and one Redis that fails in every way it can; everything
-//! is written down, and then it is checked whether what the servers acknowledged can all be true.
+//! History checks: clients, several server processes, and one Redis with faults. All events are recorded, and then checked:
+//! can everything that the servers acknowledged be true?
 //!
-//! * `server.rs` — a process that serves, of this very binary;
-//! * `client.rs` — what the clients do, and how it is written down;
-//! * `place.rs` — one Redis, one behind Sentinels, or a cluster;
-//! * `faults.rs` — what happens to it;
-//! * `check.rs` — what must be true of what was written down.
+//! * `server.rs`: a server process, which runs this same binary;
+//! * `client.rs`: the clients, and the recorded events;
+//! * `place.rs`: one Redis, Sentinels, or a cluster;
+//! * `faults.rs`: the faults;
+//! * `check.rs`: the invariants.
 //!
-//! A run is made of a seed: each client's operations are then of the same kinds, for the same users, at the same servers, in the same
-//! order, and the same faults come. Who is faster is up to the machine. A failure says how to repeat the run.
+//! A seed determines a run: the kinds of operations of each client, their users, servers and order, and the faults. The timing depends
+//! on the machine. A failure prints how to repeat the run.
 //!
-//! A long run, of a seed and as many operations a client as you like; without `HISTORY_SEED`, seeds from 7 on, as many runs as
-//! `HISTORY_RUNS` says:
+//! A long run has a seed and any number of operations per client. Without `HISTORY_SEED`, it runs `HISTORY_RUNS` times with seeds
+//! from 7 on:
 //! ```text
 //! HISTORY_SEED=7 HISTORY_OPERATIONS=20000 cargo test --all-features --test history -- --ignored --nocapture long
 //! ```
-//! `HISTORY_FAULTS=none` leaves Redis alone; with `HISTORY_FAULTS=losses` it forgets everything from time to time; with
-//! `HISTORY_FAULTS=network` only the network fails. `HISTORY_REDIS=pool` is the same on a pool of connections.
-//! `HISTORY_REDIS=sentinel` and `HISTORY_REDIS=cluster` are about masters that die or hand over, and replicas that take over; a cluster
-//! with `HISTORY_FAULTS=moves` is about slots that move and planned failovers, which lose nothing.
+//! `HISTORY_FAULTS=none` disables the faults; with `HISTORY_FAULTS=losses` Redis sometimes loses all data; with
+//! `HISTORY_FAULTS=network` only the network fails. `HISTORY_REDIS=pool` uses a connection pool.
+//! `HISTORY_REDIS=sentinel` and `HISTORY_REDIS=cluster` kill masters and do planned failovers. A cluster with
+//! `HISTORY_FAULTS=moves` has moving slots and planned failovers, which lose nothing.
 //!
-//! Eviction is not among the faults: it loses sessions one by one, and nothing else than [`Fault::Flush`] shows.
+//! Eviction is not among the faults: it loses single sessions, and detects nothing that [`Fault::Flush`] does not.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also for what the tests call
 
@@ -48,7 +48,7 @@ use place::{Kind, Place};
 use server::Server;
 use tokio::task::JoinSet;
 
-/// How many sessions a user may have.
+/// The maximum number of sessions per user.
 const LIMIT: usize = 3;
 const SERVERS: usize = 3;
 const CLIENTS: u64 = 8;
@@ -82,7 +82,7 @@ impl Run {
         tokio::join!(until_over, faults.happen(&mut place, &is_over));
         let overwrites = client::overwrites(&servers).await;
         drop(servers);
-        // What they sent before they were killed is done when Redis has noticed.
+        // Requests in flight are applied before Redis has noticed the kill.
         place.settles().await;
         let (events, end) = (history.events(), history.end(&address, overwrites).await);
         let mut violations = check::all(&events, &end);
@@ -93,14 +93,14 @@ impl Run {
         violations
     }
 
-    /// Whether Redis may lose what it has confirmed. Behind Sentinels, whoever takes over may lack the last writes, planned or not.
+    /// Whether Redis may lose acknowledged writes. Behind Sentinels, the new master may lack the last writes, in any failover.
     fn loses(&self) -> bool {
         let faults = self.faults;
         faults.iter().any(|fault| fault.loses()) || self.place == Kind::Sentinel && faults.contains(&Fault::HandOver)
     }
 
-    /// How many replicas confirm what must not come undone. In a planned failover the Sentinels promote one of the two, and its old master
-    /// takes writes a moment longer, which the other confirms: so both must.
+    /// The number of replicas that confirm ends and rotations. In a planned failover the Sentinels promote one of the two replicas, and the old master
+    /// accepts writes a moment longer, which the other confirms: so both must.
     fn replicas(&self) -> usize {
         if self.place == Kind::Sentinel && self.faults.contains(&Fault::HandOver) { 2 } else { 1 }
     }
@@ -115,15 +115,15 @@ impl Run {
             "seed {seed}: {all} operations, {refused} refused, {unknown} unknown, {hung_up} hung up, {overwrites} overwrites"
         );
         println!("    {faults:?}, {wrong} violations");
-        // A run in which nothing happened proves nothing. How much is served between two faults is up to the machine.
+        // A run without events proves nothing. How much is served between two faults depends on the machine.
         let served = all - refused - unknown - hung_up;
         assert!(refused > 0 && hung_up > 0 && served >= all / 10, "nothing was served");
-        // What is lost is felt without an outage; and that a cluster is rearranged may not be felt at all.
+        // Losses are visible without an outage, and a moving slot may not be visible at all.
         let felt = faults.count() > 0 && (unknown > 0 || self.loses() || self.faults == faults::MOVES);
         assert!(self.faults.is_empty() || felt, "no fault was felt");
     }
 
-    /// How to do the same again.
+    /// How to repeat the run.
     fn command(&self) -> String {
         let (seed, operations) = (self.seed, self.operations);
         let faults = match self.faults {
@@ -156,57 +156,57 @@ impl Run {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_is_true_without_faults() {
+async fn acknowledged_operations_hold_without_faults() {
     Run { seed: 1, operations: 250, place: Kind::Alone, faults: &[], guarded: true }.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_is_true_whatever_happens_to_redis() {
+async fn acknowledged_operations_hold_through_redis_faults() {
     for seed in [2, 7, 12] {
         Run { seed, operations: 250, place: Kind::Alone, faults: faults::HARMLESS, guarded: true }.assert_clean().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_is_true_whatever_happens_to_the_network() {
+async fn acknowledged_operations_hold_through_network_faults() {
     Run { seed: 14, operations: 150, place: Kind::Alone, faults: faults::NETWORK, guarded: true }.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_is_true_on_a_pool_of_others() {
+async fn acknowledged_operations_hold_on_a_shared_pool() {
     for (seed, faults) in [(15, faults::NETWORK), (11, faults::HARMLESS)] {
         Run { seed, operations: 150, place: Kind::Pool, faults, guarded: true }.assert_clean().await;
     }
 }
 
-/// Slots move, nodes hand over to their replicas, connections break: nothing is lost by any of it.
+/// Moving slots, planned failovers and broken connections lose nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_is_true_while_a_cluster_is_rearranged() {
+async fn acknowledged_operations_hold_while_a_cluster_is_resharded() {
     Run { seed: 17, operations: 90, place: Kind::Cluster, faults: faults::MOVES, guarded: true }.assert_clean().await;
 }
 
-/// Who loses their sessions has to log in again. Nobody gets back what has ended.
+/// Clients with lost sessions log in again. Ended sessions stay ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_ended_stays_so_though_redis_loses_everything() {
+async fn ended_sessions_stay_ended_when_redis_loses_its_data() {
     Run { seed: 11, operations: 250, place: Kind::Alone, faults: faults::WITH_LOSSES, guarded: true }
         .assert_clean()
         .await;
 }
 
-/// Whoever takes over may lack the last writes. What was ended, used up or rotated it does not lack.
+/// The new master may lack the last writes, but no end, single use or rotation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_ended_stays_so_when_the_master_dies() {
+async fn ended_sessions_stay_ended_when_the_master_dies() {
     Run { seed: 12, operations: 200, place: Kind::Sentinel, faults: faults::DEATHS, guarded: true }
         .assert_clean()
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_ended_stays_so_when_nodes_of_a_cluster_die() {
+async fn ended_sessions_stay_ended_when_cluster_nodes_die() {
     Run { seed: 13, operations: 200, place: Kind::Cluster, faults: faults::DEATHS, guarded: true }.assert_clean().await;
 }
 
-/// With scripts that check nothing, the violations are there, and are found.
+/// With scripts that check nothing, there are violations, and the checks find them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_guards_the_violations_are_found() {
     let mut kinds = BTreeMap::<_, usize>::new();

@@ -1,4 +1,4 @@
-//! Where the sessions are.
+//! The Redis deployment.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Alone,
-    /// The same, and our connections are those of a pool.
+    /// The same, with a connection pool.
     Pool,
     Sentinel,
     Cluster,
@@ -42,7 +42,7 @@ impl Place {
         }
     }
 
-    /// What it acknowledged is on its disk: a restart loses nothing.
+    /// Acknowledged writes are on disk: a restart loses nothing.
     async fn server_alone() -> RedisServer {
         let durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", "1000000", "1000000"];
         let mut redis = RedisServer::stopped_with(&[&durable, &*Loading::args()].concat());
@@ -51,7 +51,7 @@ impl Place {
         redis
     }
 
-    /// What a server is told. So many replicas, if there are any, confirm what must not come undone.
+    /// The arguments of a server process. With replicas, this many confirm ends and rotations.
     pub fn address(&self, replicas: usize) -> String {
         match self {
             Self::Alone(redis) => redis.url(),
@@ -66,8 +66,8 @@ impl Place {
         }
     }
 
-    /// How long a client waits between two operations: where it takes seconds until another master is there, it must not be
-    /// through by then.
+    /// The time between two operations of a client: if a failover takes seconds, the client must not be
+    /// finished before.
     pub fn pause(&self) -> Duration {
         match self {
             Self::Alone(_) | Self::Pool(_) => Duration::ZERO,
@@ -95,7 +95,7 @@ impl Place {
         }
     }
 
-    /// Another takes its place, as planned. A cluster loses nothing by it.
+    /// A planned failover. In a cluster it loses nothing.
     pub async fn master_hands_over(&mut self, random: &mut Random) {
         match self {
             Self::Alone(_) | Self::Pool(_) => unreachable!("there is nobody to take over"),
@@ -111,7 +111,7 @@ impl Place {
         }
     }
 
-    /// The sessions of a user move to another node.
+    /// Moves the slot of a user to another node.
     pub async fn slot_moves(&mut self, random: &mut Random) {
         let Self::Cluster(scene) = self else { unreachable!("there are no slots") };
         let user = format!("user{}", random.below(USERS));
@@ -126,7 +126,7 @@ impl Place {
         scene.migrate_slot(slot, to).await;
     }
 
-    /// One of those that serve.
+    /// One of the servers that have sessions.
     pub async fn server(&mut self, random: &mut Random) -> &mut RedisServer {
         match self {
             Self::Alone(redis) | Self::Pool(redis) => redis,
@@ -141,8 +141,8 @@ impl Place {
         }
     }
 
-    /// What the servers sent before they were killed is done when Redis has noticed that they are gone, and what is on its way
-    /// gets lost.
+    /// Waits until Redis has noticed that the servers are gone, and has applied what they had sent. Data in transit
+    /// is lost.
     pub async fn settles(&self) {
         let all = match self {
             Self::Alone(redis) | Self::Pool(redis) => std::slice::from_ref(&**redis),
@@ -150,7 +150,7 @@ impl Place {
             Self::Cluster(scene) => &scene.nodes,
         };
         for redis in all {
-            // Those that carry nothing do not carry the end of the servers either.
+            // Silently dropped connections do not report the end of the servers either.
             redis.proxy().close_connections();
             eventually("only this process is connected", async || {
                 let Ok(clients) = redis.try_command("CLIENT LIST TYPE normal").await else { return false };

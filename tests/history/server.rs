@@ -1,4 +1,4 @@
-//! A process that serves.
+//! A server process.
 
 use std::{
     env,
@@ -38,7 +38,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// See [`config`] for what `redis` may be.
+    /// See [`config`] for the format of `redis`.
     pub fn start(redis: &str, guarded: bool) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["server::process", "--exact", "--nocapture"]).env(ROLE, redis);
@@ -49,7 +49,7 @@ impl Server {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let listening = lines.find_map(|line| Some(line.split_once("listening on ")?.1.to_owned()));
-        // What runs for a minute says so, and dies if nobody listens.
+        // A process that runs for a minute writes progress, and exits if nobody reads it.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, url: listening.expect("the server listens") }
     }
@@ -62,8 +62,8 @@ impl Drop for Server {
     }
 }
 
-/// Of a URL, with or without `pool`, or of `sentinel` or `cluster`, a number of replicas, and addresses. Where a server that dies may take with it what it has confirmed, a replica must
-/// have what must not come undone.
+/// Parses a URL with or without `pool`, or `sentinel` or `cluster`, a number of replicas, and addresses. If a server that dies may lose acknowledged writes,
+/// replicas must confirm ends and rotations.
 fn config(redis: &str) -> RedisConfig {
     let mut words = redis.split(' ');
     let mut next = || words.next().unwrap();
@@ -90,15 +90,15 @@ pub fn layer(redis: &str, guarded: bool) -> SessionLayer {
     SessionLayer::new(store)
         .cookie(SessionCookie::development())
         .limits(Limits::per_user(LIMIT, WhenFull::EvictLeastRecentlyUsed))
-        // Clients try old tokens, which are to be refused, and are not to end the session after half a minute.
+        // Clients reuse old tokens, which must be refused without ending the session after half a minute.
         .rotation_grace(Duration::from_secs(24 * 3600))
 }
 
-/// Not a test, unless it is asked to be a server.
+/// Not a test, unless it is started as a server.
 #[test]
 fn process() {
     let Ok(redis) = env::var(ROLE) else { return };
-    // Whoever started it may be gone without a word: then its end of the pipe is closed.
+    // If the parent is gone, its end of the pipe is closed.
     std::thread::spawn(|| {
         let _ = io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
@@ -130,7 +130,7 @@ fn process() {
     });
 }
 
-/// The answer to somebody whose session has ended, or who has none.
+/// The response without a live session.
 fn refused() -> Response {
     StatusCode::UNAUTHORIZED.into_response()
 }
@@ -146,7 +146,7 @@ async fn saved(session: &Session) -> Result<Json<Value>, Response> {
     Ok(Json(json!({"id": session.id().map_err(IntoResponse::into_response)?})))
 }
 
-/// Somebody whose session is nobody's yet.
+/// An anonymous session.
 async fn visit(session: Session) -> Result<Json<Value>, Response> {
     session.insert("visited", &true).map_err(IntoResponse::into_response)?;
     saved(&session).await
@@ -168,7 +168,7 @@ fn is_somebodys(session: &Session) -> bool {
     matches!(session.user(), Ok(Some(_)))
 }
 
-/// Says what there was when it looked.
+/// Returns the value that it read.
 async fn write(session: Session, Path((key, value, pause)): Path<(String, u64, u64)>) -> Result<Json<Value>, Response> {
     if !is_somebodys(&session) {
         return Err(refused());
@@ -231,7 +231,7 @@ async fn use_ticket(sessions: Sessions_, Path(token): Path<String>) -> Result<Js
     Ok(Json(json!(matches!(used, Consumed::Now(_)))))
 }
 
-/// How many conflicts this process has reported in which one of two values was given up.
+/// The number of conflicts in which this process reported an overwritten value.
 async fn overwrites(sessions: Sessions_) -> Json<Value> {
     Json(json!(sessions.stats().overwrites))
 }

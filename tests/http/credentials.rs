@@ -1,4 +1,4 @@
-//! How a token travels: cookies and bearer tokens, good and bad.
+//! Cookies and bearer tokens, valid and invalid.
 
 use std::{
     collections::HashSet,
@@ -43,7 +43,7 @@ fn named(name: &str) -> SessionCookieBuilder {
 }
 
 #[test]
-fn a_host_cookie_needs_tls_the_root_path_and_no_domain() {
+fn a_host_cookie_needs_secure_path_root_and_no_domain() {
     for name in ["__Host-s", "__host-s", "__HOST-S", "__hOsT-s", "__Host-"] {
         assert_eq!(named(name).secure(false).build(), Err(InvalidCookie::PrefixNeedsSecure), "{name}");
         assert_eq!(named(name).domain("example.com").build(), Err(InvalidCookie::HostPrefix), "{name}");
@@ -53,7 +53,7 @@ fn a_host_cookie_needs_tls_the_root_path_and_no_domain() {
 }
 
 #[test]
-fn a_secure_cookie_needs_tls_only() {
+fn a_secure_prefixed_cookie_needs_only_secure() {
     for name in ["__Secure-s", "__secure-s", "__SECURE-S"] {
         assert_eq!(named(name).secure(false).build(), Err(InvalidCookie::PrefixNeedsSecure), "{name}");
         assert!(named(name).domain("example.com").path("/app").http_only(false).build().is_ok(), "{name}");
@@ -61,7 +61,7 @@ fn a_secure_cookie_needs_tls_only() {
 }
 
 #[test]
-fn a_http_cookie_is_not_for_scripts() {
+fn an_http_prefixed_cookie_must_be_http_only() {
     for name in ["__Http-s", "__http-s", "__HTTP-S", "__Host-Http-s", "__host-http-s"] {
         assert_eq!(named(name).secure(false).build(), Err(InvalidCookie::PrefixNeedsSecure), "{name}");
         assert_eq!(named(name).http_only(false).build(), Err(InvalidCookie::HttpPrefix), "{name}");
@@ -72,14 +72,14 @@ fn a_http_cookie_is_not_for_scripts() {
 }
 
 #[test]
-fn a_cookie_that_crosses_sites_needs_tls() {
+fn a_same_site_none_cookie_must_be_secure() {
     let cookie = || named("s").same_site(SameSite::None);
     assert_eq!(cookie().secure(false).build(), Err(InvalidCookie::SameSiteNoneNeedsSecure));
     assert!(cookie().build().is_ok());
 }
 
 #[test]
-fn a_partitioned_cookie_needs_tls() {
+fn a_partitioned_cookie_must_be_secure() {
     let cookie = || named("s").partitioned(true);
     assert_eq!(cookie().secure(false).build(), Err(InvalidCookie::PartitionedNeedsSecure));
     assert!(cookie().build().is_ok());
@@ -98,15 +98,15 @@ fn a_cookie_name_is_a_token() {
 }
 
 #[test]
-fn name_and_token_have_4096_bytes_at_most() {
-    // With a dot and a signature, if it is signed.
+fn name_and_token_have_at_most_4096_bytes() {
+    // A signed cookie has a dot and the signature.
     let longest = 72 + 1 + 32;
     assert!(named(&"n".repeat(4096 - longest)).build().is_ok());
     assert_eq!(named(&"n".repeat(4096 - longest + 1)).build(), Err(InvalidCookie::TooLong));
 }
 
 #[test]
-fn a_path_begins_at_the_root_and_stays_in_its_attribute() {
+fn a_path_begins_with_a_slash_and_cannot_add_attributes() {
     let long = format!("/{}", "p".repeat(1024));
     for path in ["", "app", " /", "/a;b", "/a\nb", "/a\0", "/\x7f", "/é", &long] {
         assert_eq!(named("s").path(path).build(), Err(InvalidCookie::Path), "{path:?}");
@@ -128,19 +128,19 @@ fn a_domain_is_a_host_name() {
 }
 
 #[test]
-fn a_domain_is_neither_an_origin_nor_a_url() {
+fn a_domain_is_not_an_origin_or_a_url() {
     for domain in ["example.com:8443", "https://example.com", "example.com/app", "a,b", "*.example.com"] {
         assert_eq!(named("s").domain(domain).build(), Err(InvalidCookie::Domain), "{domain:?}");
     }
 }
 
 #[test]
-fn the_default_and_the_development_cookie_obey_the_rules() {
+fn the_default_and_development_cookies_are_valid() {
     assert_eq!(SessionCookie::builder().build(), Ok(SessionCookie::default()));
     assert_eq!(named("session").secure(false).build(), Ok(SessionCookie::development()));
 }
 
-// ---- giving and taking away a cookie
+// ---- setting and removing a cookie
 
 /// The only `Set-Cookie` of `reply`.
 fn set_cookie(reply: &Reply) -> String {
@@ -162,7 +162,7 @@ async fn steps(client: &Client, steps: Value) -> Reply {
 }
 
 #[tokio::test]
-async fn by_default_the_cookie_is_for_one_host_by_tls_unseen_by_scripts_until_the_browser_closes() {
+async fn the_default_cookie_is_host_only_secure_http_only_and_not_persistent() {
     let app = App::start(SessionLayer::new(MemoryStore::new())).await;
     let set_cookie = set_cookie(&steps(&app.client(), json!([["login", "ana"]])).await);
     let (pair, _) = set_cookie.split_once("; ").unwrap();
@@ -173,7 +173,7 @@ async fn by_default_the_cookie_is_for_one_host_by_tls_unseen_by_scripts_until_th
 }
 
 #[tokio::test]
-async fn a_persistent_cookie_ends_with_the_session() {
+async fn a_persistent_cookie_expires_with_the_session() {
     let clock = ManualClock::new();
     let lifetime = Lifetime::new(7 * DAY, 30 * DAY).unwrap().persistent(true);
     let store = MemoryStore::new().clock(clock.clone());
@@ -196,7 +196,7 @@ fn expires(cookie: &Cookie<'_>) -> OffsetDateTime {
 }
 
 #[tokio::test]
-async fn no_cookie_is_asked_to_live_longer_than_browsers_let_it() {
+async fn max_age_is_at_most_400_days() {
     let clock = ManualClock::new();
     let lifetime = Lifetime::new(DAY, 3650 * DAY).unwrap().persistent(true);
     let app = App::start(SessionLayer::new(MemoryStore::new()).clock(clock.clone()).lifetime(lifetime)).await;
@@ -207,7 +207,7 @@ async fn no_cookie_is_asked_to_live_longer_than_browsers_let_it() {
 }
 
 #[tokio::test]
-async fn the_removal_has_every_attribute_of_the_cookie() {
+async fn the_removal_cookie_has_every_attribute_of_the_cookie() {
     let cookies = [
         SessionCookie::default(),
         SessionCookie::development(),
@@ -231,7 +231,7 @@ async fn the_removal_has_every_attribute_of_the_cookie() {
 }
 
 #[tokio::test]
-async fn a_configured_cookie_looks_as_configured() {
+async fn a_configured_cookie_has_the_configured_attributes() {
     let cookie =
         named("__Secure-shop").path("/do").domain("example.com").same_site(SameSite::None).partitioned(true).build();
     let app = App::start(SessionLayer::new(MemoryStore::new()).cookie(cookie.unwrap())).await;
@@ -244,7 +244,7 @@ async fn a_configured_cookie_looks_as_configured() {
 }
 
 #[tokio::test]
-async fn the_token_is_in_the_cookie_and_nowhere_else() {
+async fn the_token_appears_only_in_the_cookie() {
     let app = App::start(SessionLayer::new(MemoryStore::new())).await;
     let client = app.client();
     let reply = steps(&client, json!([["login", "ana"], ["insert", "k", 1], ["id"], ["user"]])).await;
@@ -260,7 +260,7 @@ async fn the_token_is_in_the_cookie_and_nowhere_else() {
 }
 
 #[tokio::test]
-async fn every_login_has_a_token_of_its_own() {
+async fn every_login_has_its_own_token() {
     let app = App::start(SessionLayer::new(MemoryStore::new())).await;
     let client = app.client();
     let mut tokens = HashSet::new();
@@ -269,7 +269,7 @@ async fn every_login_has_a_token_of_its_own() {
         let token = client.cookie(NAME).unwrap();
         assert!(matches!(token.len(), 56 | 72));
         assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')));
-        // What two logins of one user share tells nothing of the secret.
+        // The common part of two tokens of one user reveals nothing of the secret.
         tokens.insert(token[12..].to_owned());
     }
     assert_eq!(tokens.len(), 200);
@@ -277,7 +277,7 @@ async fn every_login_has_a_token_of_its_own() {
 
 // ---- reading cookies
 
-/// An app, its store, and the token of a session of Ana's.
+/// An app, its store, and the token of a session of Ana.
 async fn app_with_session() -> (App, Spy, String) {
     let store = Spy::new();
     let app = App::with_me(SessionLayer::new(store.clone())).await;
@@ -287,7 +287,7 @@ async fn app_with_session() -> (App, Spy, String) {
     (app, store, client.cookie(NAME).unwrap())
 }
 
-/// A well-formed token that no store knows.
+/// A well-formed token that is in no store.
 fn unknown(letter: &str) -> String {
     letter.repeat(56)
 }
@@ -312,7 +312,7 @@ async fn the_cookie_is_found_among_others_in_several_lines() {
 }
 
 #[tokio::test]
-async fn what_resembles_the_cookie_is_not_the_cookie() {
+async fn cookies_with_similar_names_are_ignored() {
     let (app, store, token) = app_with_session().await;
     for line in [
         format!("x{NAME}={token}"),
@@ -354,7 +354,7 @@ async fn a_malformed_token_costs_no_store_call() {
 }
 
 #[tokio::test]
-async fn binary_garbage_is_no_cookie_and_no_harm() {
+async fn binary_garbage_is_ignored() {
     let (app, store, _) = app_with_session().await;
     let garbage: Vec<u8> = (0x80..=0xff).chain(b'\t'..=b'\t').chain(b' '..=b'~').collect();
     for name in ["cookie", "authorization"] {
@@ -370,7 +370,7 @@ async fn binary_garbage_is_no_cookie_and_no_harm() {
     assert_eq!(store.calls(), [""; 0]);
 }
 
-/// Sends `request` as it is.
+/// Sends `request` unchanged.
 async fn raw(app: &App, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(app.addr()).await.unwrap();
     stream.write_all(request).await.unwrap();
@@ -400,7 +400,7 @@ async fn planted_cookies_do_not_hide_the_real_one() {
 }
 
 #[tokio::test]
-async fn junk_of_the_same_name_does_not_hide_the_real_one() {
+async fn malformed_cookies_of_the_same_name_do_not_hide_the_real_one() {
     let (app, store, token) = app_with_session().await;
     let line = format!("{NAME}=; {NAME}=x; {NAME}=\"y\"; {NAME}=1; {NAME}=2; {NAME}={token}; {NAME}=z");
     assert_eq!(who(&app, &[("cookie", &line)]).await, "ana");
@@ -421,7 +421,7 @@ async fn at_most_four_cookies_are_tried() {
 }
 
 #[tokio::test]
-async fn a_token_in_the_url_or_the_body_is_nobody() {
+async fn a_token_in_the_url_or_body_is_ignored() {
     let (app, store, token) = app_with_session().await;
     let client = app.client();
     let form = format!("{NAME}={token}&access_token={token}&session={token}");
@@ -436,24 +436,24 @@ async fn a_token_in_the_url_or_the_body_is_nobody() {
 }
 
 #[tokio::test]
-async fn a_bearer_token_is_nobody_where_bearer_tokens_are_not_read() {
+async fn a_bearer_token_is_ignored_unless_enabled() {
     let (app, store, token) = app_with_session().await;
     assert_eq!(who(&app, &[("authorization", &format!("Bearer {token}"))]).await, "nobody");
     assert_eq!(store.calls(), [""; 0]);
 }
 
 #[tokio::test]
-async fn a_cookie_is_nobody_where_cookies_are_not_read() {
+async fn a_cookie_is_ignored_without_cookies() {
     let app = App::with_me(SessionLayer::new(MemoryStore::new()).without_cookie().bearer(Bearer::new())).await;
     let token = bearer_token(&app).await;
     assert_eq!(who(&app, &[("cookie", &format!("{NAME}={token}"))]).await, "nobody");
     assert_eq!(who(&app, &[("authorization", &format!("Bearer {token}"))]).await, "ana");
 }
 
-// ---- beside the handler's cookies
+// ---- next to cookies of the handler
 
 #[tokio::test]
-async fn a_cookie_that_the_handler_sets_by_our_name_gives_way() {
+async fn the_session_cookie_replaces_a_handlers_cookie_of_the_same_name() {
     let app = App::start(SessionLayer::new(MemoryStore::new())).await;
     let client = app.client();
     let evil = json!(["header", "set-cookie", format!("{NAME}=evil; Path=/")]);
@@ -465,7 +465,7 @@ async fn a_cookie_that_the_handler_sets_by_our_name_gives_way() {
 }
 
 #[tokio::test]
-async fn other_cookies_of_the_handler_stay() {
+async fn other_cookies_of_the_handler_are_kept() {
     let app = App::start(SessionLayer::new(MemoryStore::new())).await;
     let others = ["theme=dark", "__Host-session2=x; Path=/", "lang=de; Max-Age=60"];
     let set = |value: &str| json!(["header", "set-cookie", value]);
@@ -496,7 +496,7 @@ async fn a_planted_token_is_never_adopted() {
 }
 
 #[tokio::test]
-async fn a_planted_session_is_dead_once_its_victim_logs_in() {
+async fn a_planted_session_ends_when_the_victim_logs_in() {
     let (app, _, _) = app_with_session().await;
     let attacker = app.client();
     attacker.one(json!(["insert", "k", "planted"])).await;
@@ -526,7 +526,7 @@ fn bearer_only(store: impl SessionStore + 'static) -> SessionLayer {
     SessionLayer::new(store).without_cookie().bearer(Bearer::new())
 }
 
-/// The token of a session of Ana's.
+/// The token of a session of Ana.
 async fn bearer_token(app: &App) -> String {
     let results = app.client().perform(json!([["login", "ana"], ["save"], ["token"]])).await;
     results[2].as_str().unwrap().to_owned()
@@ -547,7 +547,7 @@ fn challenges(reply: &Reply) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn the_scheme_is_bearer_in_any_case() {
+async fn the_bearer_scheme_is_case_insensitive() {
     let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let token = bearer_token(&app).await;
     for scheme in ["Bearer", "bearer", "BEARER", "bEaReR", "Bearer  "] {
@@ -556,7 +556,7 @@ async fn the_scheme_is_bearer_in_any_case() {
 }
 
 #[tokio::test]
-async fn a_bearer_session_lives_from_request_to_request_until_logout() {
+async fn a_bearer_session_lives_until_logout() {
     let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let authorization = format!("Bearer {}", bearer_token(&app).await);
     bearer_steps(&app, &authorization, json!([["insert", "k", 7]])).await;
@@ -566,7 +566,7 @@ async fn a_bearer_session_lives_from_request_to_request_until_logout() {
 }
 
 #[tokio::test]
-async fn a_rotated_bearer_token_is_told_by_the_handler_and_the_old_one_is_dead() {
+async fn the_handler_returns_a_rotated_bearer_token_and_the_old_one_is_invalid() {
     let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let old = bearer_token(&app).await;
     let reply = bearer_steps(&app, &format!("Bearer {old}"), json!([["rotate"], ["save"], ["token"]])).await;
@@ -576,14 +576,14 @@ async fn a_rotated_bearer_token_is_told_by_the_handler_and_the_old_one_is_dead()
 }
 
 #[tokio::test]
-async fn no_credential_is_challenged_without_an_error_code() {
+async fn a_missing_credential_is_challenged_without_an_error_code() {
     let app = App::with_me(bearer_only(MemoryStore::new()).on_missing(OnMissing::Reject)).await;
     let reply = with_authorization(&app, &[]).await;
     assert_eq!((reply.status, challenges(&reply)), (StatusCode::UNAUTHORIZED, vec!["Bearer"]));
 }
 
 #[tokio::test]
-async fn other_schemes_are_no_credential() {
+async fn other_schemes_are_not_credentials() {
     let store = Spy::new();
     let strict = App::with_me(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
     let open = App::with_me(bearer_only(store.clone())).await;
@@ -597,7 +597,7 @@ async fn other_schemes_are_no_credential() {
 }
 
 #[tokio::test]
-async fn another_scheme_beside_a_bearer_token_is_ignored() {
+async fn another_scheme_next_to_a_bearer_token_is_ignored() {
     let app = App::with_me(bearer_only(MemoryStore::new())).await;
     let bearer = format!("Bearer {}", bearer_token(&app).await);
     assert_eq!(with_authorization(&app, &["Basic dXNlcjpwYXNz", &bearer]).await.text(), "ana");
@@ -605,7 +605,7 @@ async fn another_scheme_beside_a_bearer_token_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_header_that_breaks_the_grammar_is_a_bad_request() {
+async fn a_malformed_authorization_header_is_a_bad_request() {
     let store = Spy::new();
     let strict = App::with_me(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
     let required = App::with_me(bearer_only(store.clone()).require()).await;
@@ -639,7 +639,7 @@ async fn a_header_that_breaks_the_grammar_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_ours_is_an_invalid_token() {
+async fn a_foreign_token_is_an_invalid_token() {
     let store = Spy::new();
     let strict = App::with_me(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
     let open = App::with_me(bearer_only(store.clone())).await;
@@ -697,7 +697,7 @@ async fn a_realm_cannot_break_out_of_its_quotes() {
 }
 
 #[tokio::test]
-async fn a_bad_cookie_is_no_bearer_error() {
+async fn a_bad_cookie_is_not_a_bearer_error() {
     let app = App::with_me(both().on_missing(OnMissing::Reject)).await;
     let cookie = format!("{NAME}={}", unknown("a"));
     let reply = app.client().request(Method::GET, "/me", &[("cookie", &cookie)], Bytes::new()).await;
@@ -705,7 +705,7 @@ async fn a_bad_cookie_is_no_bearer_error() {
 }
 
 #[tokio::test]
-async fn the_challenge_stands_beside_those_of_a_custom_rejection() {
+async fn the_challenge_is_added_to_those_of_a_custom_rejection() {
     let reject = |rejection: &Rejection| {
         Response::builder()
             .status(rejection.status())
@@ -734,7 +734,7 @@ async fn a_bearer_token_may_come_in_another_header() {
 }
 
 #[tokio::test]
-async fn a_bearer_token_may_come_bare() {
+async fn a_bearer_token_may_come_without_a_scheme() {
     let bearer = Bearer::new().header(HeaderName::from_static("x-session-token")).without_scheme();
     let layer = SessionLayer::new(MemoryStore::new()).without_cookie().bearer(bearer);
     let open = App::with_me(layer.clone()).await;
@@ -770,7 +770,7 @@ async fn a_bearer_session_never_sets_a_cookie() {
                 authorization = format!("Bearer {token}");
             }
         }
-        // The token is dead: what begins now begins without a cookie too.
+        // The token is invalid: the new session has no cookie either.
         let reply = bearer_steps(&app, &authorization, json!([["user"], ["login", "ana"]])).await;
         assert_eq!(reply.json()[0], Value::Null);
         assert_eq!(reply.set_cookies(), [""; 0]);
@@ -785,7 +785,7 @@ async fn without_cookies_a_login_sets_none() {
 
 // ---- cookie and bearer token together
 
-/// What `path` answers to a request with this cookie line and this `Authorization`.
+/// The response of `path` to a request with this cookie header and this `Authorization`.
 async fn with_both(app: &App, path: &str, cookie: &str, authorization: &str) -> Reply {
     let headers = [("cookie", cookie), ("authorization", authorization)];
     app.client().request(Method::GET, path, &headers, Bytes::new()).await
@@ -822,7 +822,7 @@ async fn cookie_and_bearer_token_that_disagree_are_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn a_broken_bearer_token_beside_a_good_cookie_is_refused() {
+async fn a_malformed_bearer_token_with_a_valid_cookie_is_refused() {
     let app = App::with_me(both()).await;
     let cookie = format!("{NAME}={}", bearer_token(&app).await);
     for authorization in ["Bearer", "Bearer x", "Bearer a b", "bearer eyJ.e30.c2ln"] {
@@ -835,7 +835,7 @@ async fn a_broken_bearer_token_beside_a_good_cookie_is_refused() {
 }
 
 #[tokio::test]
-async fn a_cookie_that_is_no_token_claims_nothing_beside_a_bearer_token() {
+async fn a_cookie_that_is_not_a_token_is_ignored_next_to_a_bearer_token() {
     let app = App::with_me(both()).await;
     let authorization = format!("Bearer {}", bearer_token(&app).await);
     for cookie in [format!("{NAME}=x"), format!("{NAME}="), "theme=dark".into()] {
@@ -848,11 +848,11 @@ async fn a_cookie_that_is_no_token_claims_nothing_beside_a_bearer_token() {
     }
 }
 
-// ---- whatever a client sends
+// ---- random input
 
 const LIVE: &str = "Live_token-Live_token-Live_token-Live_token-Live_token-X";
 
-/// A layer over a store that knows [`LIVE`].
+/// A layer over a store that has [`LIVE`].
 async fn layer_with_live_session(store: &Spy) -> SessionLayer {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     let record = format!(r#"{{"v":1,"n":"AAAAAxbk0fTjK8pw","t":[{now},0,1800000,86400000],"user":"ana","data":{{}}}}"#);
@@ -863,7 +863,7 @@ async fn layer_with_live_session(store: &Spy) -> SessionLayer {
     SessionLayer::new(store.clone()).bearer(Bearer::new())
 }
 
-/// Bytes, and pieces of what the parsers look for.
+/// Random bytes, and fragments that the parsers look for.
 fn header_value() -> impl Strategy<Value = HeaderValue> {
     let text = |text: &'static str| Just(text.as_bytes().to_vec());
     let piece = prop_oneof![
@@ -888,7 +888,7 @@ fn header_value() -> impl Strategy<Value = HeaderValue> {
     })
 }
 
-/// Whether 56 base64url characters stand together in it, no more and no less.
+/// Whether it contains exactly 56 consecutive base64url characters.
 fn has_token(value: &HeaderValue) -> bool {
     value
         .as_bytes()
@@ -905,7 +905,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_is_sent_only_the_token_gives_the_session(
+    fn no_input_except_the_token_gives_the_session(
         cookies in vec(header_value(), 0..3),
         authorizations in vec(header_value(), 0..3),
     ) {
@@ -944,7 +944,7 @@ fn contains(value: &HeaderValue, text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_generator_of_strange_headers_knows_the_token() {
+async fn the_generator_of_strange_headers_includes_the_token() {
     let store = Spy::new();
     let app = App::with_me(layer_with_live_session(&store).await).await;
     assert_eq!(who(&app, &[("cookie", &format!("{NAME}={LIVE}"))]).await, "ana");
@@ -971,7 +971,7 @@ async fn a_rejection_names_its_reason_to_the_handler() {
 }
 
 #[tokio::test]
-async fn a_header_of_somebody_else_does_not_keep_a_browser_from_logging_in() {
+async fn a_foreign_authorization_header_does_not_prevent_a_cookie_login() {
     for header in ["Bearer junk", "Bearer a b", "Basic YTpi"] {
         let app = App::start(SessionLayer::new(MemoryStore::new()).bearer(Bearer::new())).await;
         let client = app.client();

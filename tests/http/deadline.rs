@@ -1,4 +1,4 @@
-//! How long a request waits for its store, whatever it asks of it.
+//! The time that a request waits for its store.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tower_keep::{
 const OPERATION: Duration = Duration::from_millis(100);
 const REQUEST: Duration = Duration::from_millis(200);
 
-/// A layer whose requests may wait for 200 ms, its store, and a session's bearer token.
+/// A layer with a deadline of 200 ms, its store, and the bearer token of a session.
 async fn place() -> (SessionLayer, Spy, String) {
     let spy = Spy::new();
     let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).deadline(REQUEST);
@@ -22,7 +22,7 @@ async fn place() -> (SessionLayer, Spy, String) {
     (layer, spy, format!("Bearer {}", token.expose()))
 }
 
-/// Has a handler serve a request: the status, and how long that took.
+/// Serves a request with a handler. Returns the status and the duration.
 async fn request<F>(layer: &SessionLayer, authorization: &str, handler: impl Fn(Session) -> F) -> (StatusCode, Duration)
 where
     F: Future<Output = Result<(), SessionError>>,
@@ -51,7 +51,7 @@ async fn change(session: Session) -> Result<(), SessionError> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_up_waits_no_longer() {
+async fn a_lookup_is_limited() {
     let (layer, spy, token) = place().await;
     spy.hang();
     let nothing = async |_: Session| Ok(());
@@ -60,7 +60,7 @@ async fn a_look_up_waits_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_up_and_a_save_wait_no_longer_together() {
+async fn lookup_and_save_share_the_limit() {
     let (layer, spy, token) = place().await;
     spy.slow_down(Duration::from_millis(90));
     assert_eq!(request(&layer, &token, change).await, (StatusCode::OK, Duration::from_millis(180)));
@@ -69,7 +69,7 @@ async fn a_look_up_and_a_save_wait_no_longer_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_was_found_is_served_though_nobody_can_extend_it_in_time() {
+async fn a_session_that_cannot_be_extended_in_time_is_served() {
     let clock = ManualClock::new();
     let spy = Spy::with_clock(clock.clone());
     let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).deadline(REQUEST).clock(clock.clone());
@@ -86,7 +86,7 @@ async fn a_session_that_was_found_is_served_though_nobody_can_extend_it_in_time(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_save_that_failed_is_not_waited_for_twice() {
+async fn a_failed_save_does_not_wait_again() {
     let (layer, spy, token) = place().await;
     let store = spy.clone();
     let handler = move |session: Session| {
@@ -102,7 +102,7 @@ async fn a_save_that_failed_is_not_waited_for_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_handler_does_meanwhile_does_not_count() {
+async fn the_time_of_the_handler_does_not_count() {
     let (layer, spy, token) = place().await;
     spy.slow_down(Duration::from_millis(90));
     let handler = async |session: Session| {
@@ -113,7 +113,7 @@ async fn what_the_handler_does_meanwhile_does_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_saves_often_has_the_time_for_it() {
+async fn each_explicit_save_starts_a_new_budget() {
     let (layer, spy, token) = place().await;
     spy.slow_down(Duration::from_millis(90));
     let handler = async |session: Session| {
@@ -126,9 +126,9 @@ async fn who_saves_often_has_the_time_for_it() {
     assert_eq!(request(&layer, &token, handler).await, (StatusCode::OK, Duration::from_millis(101 * 90)));
 }
 
-/// That others hear of a login comes after the login.
+/// Events of a login are published after the login.
 #[tokio::test(start_paused = true)]
-async fn events_take_no_time_from_writes() {
+async fn events_do_not_use_the_time_of_writes() {
     let (layer, spy, _) = place().await;
     let token = layer.sessions().create(NewSession::anonymous()).await.unwrap();
     let store = spy.clone();
@@ -141,9 +141,9 @@ async fn events_take_no_time_from_writes() {
     assert_eq!(layer.sessions().list("ana").await.unwrap().len(), 2);
 }
 
-/// Who waits for others to write the same session does not wait for ever, if those wait for a store that hangs.
+/// Waiting for other requests that write the same session is bounded, even if their store hangs.
 #[tokio::test(start_paused = true)]
-async fn a_crowd_that_waits_for_one_session_is_through_soon() {
+async fn many_requests_that_wait_for_one_session_end_in_time() {
     let (layer, spy, token) = place().await;
     let barrier = Arc::new(tokio::sync::Barrier::new(50));
     let store = spy.clone();
@@ -170,9 +170,9 @@ async fn a_crowd_that_waits_for_one_session_is_through_soon() {
     assert!(began.elapsed() <= 2 * REQUEST, "{:?}", began.elapsed());
 }
 
-/// A web socket, or a stream of events, goes on for hours.
+/// A WebSocket or an event stream runs for hours.
 #[tokio::test(start_paused = true)]
-async fn what_comes_after_the_response_has_the_time_of_its_store() {
+async fn a_save_after_the_response_is_limited_by_the_store() {
     let (layer, spy, token) = place().await;
     let kept = Arc::new(std::sync::Mutex::new(None));
     let keep = kept.clone();
@@ -194,12 +194,12 @@ async fn what_comes_after_the_response_has_the_time_of_its_store() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_it_is_twice_what_an_operation_may_take() {
+async fn the_default_is_twice_the_timeout_of_an_operation() {
     let spy = Spy::new();
     let layer = SessionLayer::new(Guard::new(spy.clone()).deadline(OPERATION).open_after(1000)).bearer(Bearer::new());
     let token = format!("Bearer {}", layer.sessions().create("ana").await.unwrap().expose());
     let store = spy.clone();
-    // A hundred milliseconds for each, without the layer's: 1,000 and more.
+    // A hundred milliseconds each: at least 1,000 without the limit of the layer.
     let handler = move |session: Session| {
         store.hang();
         async move {
@@ -214,7 +214,7 @@ async fn by_default_it_is_twice_what_an_operation_may_take() {
 }
 
 #[tokio::test]
-async fn stores_around_others_reckon_with_them() {
+async fn wrappers_include_the_deadline_of_their_store() {
     let guard = || Guard::new(Spy::new()).deadline(OPERATION);
     assert_eq!(Spy::new().operation_deadline(), None);
     assert_eq!(guard().operation_deadline(), Some(OPERATION));

@@ -1,4 +1,4 @@
-//! JSON Web Tokens: which are taken, for how long, what a refresh does, and what Python's PyJWT makes of them.
+//! JSON Web Tokens: acceptance, expiry, refresh, and interoperability with Python's PyJWT.
 
 use std::{
     convert::Infallible,
@@ -59,7 +59,7 @@ fn redis_store(redis: &RedisServer) -> RedisStore {
     RedisStore::new(RedisConfig::from_url(&redis.url()).unwrap().timeout(Duration::from_secs(10)))
 }
 
-/// Several instances of a service over one store, and what was told to them all.
+/// Several instances of a service over one store, and the events they received.
 struct World {
     clock: ManualClock,
     jwt: Jwt,
@@ -105,7 +105,7 @@ impl World {
         self.jwt.refresh(&self.sessions(), &pair.refresh_token).await
     }
 
-    /// What each instance says to the access token.
+    /// The response of each instance to the access token.
     async fn users(&self, pair: &JwtPair) -> Vec<Option<String>> {
         let mut users = Vec::new();
         for app in &self.apps {
@@ -127,7 +127,7 @@ impl World {
     }
 }
 
-/// The test service, with `POST /login`, `/refresh` and `/claims` beside what it has.
+/// The test service, with `POST /login`, `/refresh` and `/claims` in addition.
 async fn serve(layer: &SessionLayer, jwt: &Jwt) -> App {
     let (layer, state) = (layer.clone(), (jwt.clone(), layer.sessions()));
     App::serve(move |router| {
@@ -172,7 +172,7 @@ async fn user(client: &Client, token: &str) -> Option<String> {
     act(client, token, json!(["user"])).await.as_str().map(str::to_owned)
 }
 
-/// What a token says, unverified.
+/// The unverified claims of a token.
 fn claims(token: &str) -> Value {
     part(token, 1)
 }
@@ -186,7 +186,7 @@ fn now(clock: &impl Clock) -> u64 {
     clock.now().as_millis() / 1000
 }
 
-/// A token of any header and claims, signed as it says or not.
+/// A token with any header and claims, with or without a valid signature.
 fn forge(header: &str, claims: &str, secret: &[u8]) -> String {
     let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
     let signature =
@@ -196,13 +196,13 @@ fn forge(header: &str, claims: &str, secret: &[u8]) -> String {
 
 const HEADER: &str = r#"{"typ":"at+jwt","alg":"HS256"}"#;
 
-/// A good header, and these claims.
+/// A valid header, and these claims.
 fn signed(claims: &str) -> String {
     forge(HEADER, claims, &SECRET)
 }
 
 fn fields(text: &str) -> String {
-    // The id of a session, as a store would have it.
+    // A session id as a store has it.
     format!(r#"{{{text},"sub":"ana","sid":"{}"}}"#, "a".repeat(44))
 }
 
@@ -216,7 +216,7 @@ mod tokens {
     use super::*;
 
     #[tokio::test]
-    async fn a_login_gives_a_pair_that_opens_its_session_and_nothing_else() {
+    async fn a_login_returns_a_pair_for_its_session_only() {
         let world = World::in_memory(builder().issuer("us").audience("api").build().unwrap()).await;
         let client = world.apps[0].client();
         let reply = client.post("/login", &json!("ana")).await;
@@ -253,14 +253,14 @@ mod tokens {
         let other = world.apps[1].client();
         assert_eq!(act(&other, access, json!(["get", "cart"])).await, "tea");
 
-        // Neither of the others is a credential.
+        // Refresh token and id are not credentials.
         for token in [refresh, said["sid"].as_str().unwrap(), said["jti"].as_str().unwrap()] {
             assert_eq!(user(&client, token).await, None);
         }
     }
 
     #[tokio::test]
-    async fn a_refresh_token_is_no_access_token_under_one_key_either() {
+    async fn a_refresh_token_is_not_an_access_token_even_with_the_same_key() {
         let world = World::in_memory(Jwt::builder(hs256(SECRET)).build().unwrap()).await;
         let pair = world.login().await;
         let now = world.clock.now();
@@ -272,7 +272,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn what_is_required_is_401_with_a_challenge_without_a_live_session() {
+    async fn a_required_session_is_401_with_a_challenge_without_a_live_session() {
         let clock = ManualClock::new();
         let store = Arc::new(MemoryStore::new().clock(clock.clone()));
         let world = World::at(clock, jwt(), store, SessionLayer::require).await;
@@ -289,7 +289,7 @@ mod tokens {
         for app in &world.apps {
             assert_challenged(&with(&app.client(), &pair.access_token, "/do", json!([["user"]])).await);
         }
-        // The same to a gRPC client.
+        // The same for a gRPC client.
         let headers =
             [("authorization", &*format!("Bearer {}", pair.access_token)), ("content-type", "application/grpc")];
         let reply = client.request(Method::POST, "/do", &headers, Bytes::new()).await;
@@ -297,7 +297,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn a_logout_counts_at_once_on_every_instance() {
+    async fn a_logout_takes_effect_immediately_on_every_instance() {
         let redis = RedisServer::start().await;
         for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
             let world = World::new(jwt(), store).await;
@@ -313,7 +313,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn opaque_tokens_are_read_beside_only_where_that_is_configured() {
+    async fn opaque_tokens_are_accepted_with_jwts_only_if_configured() {
         let clock = ManualClock::new();
         let store = Arc::new(MemoryStore::new().clock(clock.clone()));
         let both = World::at(clock.clone(), jwt(), store.clone(), |layer| layer.bearer(Bearer::new())).await;
@@ -331,10 +331,10 @@ mod tokens {
         let store = Arc::new(MemoryStore::new().clock(clock.clone()));
         let world = World::at(clock, jwt(), store, |layer| layer.cookie(Default::default())).await;
         let client = world.apps[0].client();
-        // A pair, and therefore no cookie.
+        // A session with a pair gets no cookie.
         let reply = client.post("/login", &json!("ana")).await;
         assert_eq!((reply.status, reply.set_cookies().len()), (StatusCode::OK, 0));
-        // A cookie, and therefore no pair, however often it is tried; and no more sessions for that.
+        // A session with a cookie gets no pair, however often it is tried, and no session is created.
         client.one(json!(["login", "ana"])).await;
         assert!(client.cookie(COOKIE).is_some());
         for _ in 0..2 {
@@ -343,13 +343,13 @@ mod tokens {
             assert_eq!(world.sessions().count().await.unwrap(), 2);
         }
         assert_eq!(client.one(json!(["user"])).await, "ana", "the cookie is as good as it was");
-        // Both at once are of two sessions.
+        // Both together name two sessions.
         let pair = world.login().await;
         assert_eq!(with(&client, &pair.access_token, "/do", json!([["user"]])).await.status, StatusCode::UNAUTHORIZED);
     }
 
     #[tokio::test]
-    async fn what_is_refused_for_its_token_is_not_saved_first() {
+    async fn issue_refuses_an_opaque_session_before_saving_it() {
         let (jwt, spy) = (jwt(), Spy::new());
         let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).jwt(jwt.clone());
         let token = layer.sessions().create("ana").await.unwrap();
@@ -369,7 +369,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn an_opaque_token_of_no_session_is_no_reason_to_refuse_a_pair() {
+    async fn an_unknown_opaque_token_does_not_prevent_a_pair() {
         let clock = ManualClock::new();
         let store = Arc::new(MemoryStore::new().clock(clock.clone()));
         let change = |layer: SessionLayer| layer.cookie(Default::default()).bearer(Bearer::new());
@@ -397,7 +397,7 @@ mod tokens {
             live += 2;
             assert_eq!(sessions.count().await.unwrap(), live, "one for each pair");
         }
-        // Nor is the session of somebody else, which ends.
+        // Also not the session of another user, which ends.
         client.one(json!(["login", "eve"])).await;
         let reply = client.post("/login", &json!("ana")).await;
         assert_eq!((reply.status, client.cookie(COOKIE)), (StatusCode::OK, None), "{reply:?}");
@@ -405,7 +405,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn a_token_for_another_user_of_the_session_opens_nothing() {
+    async fn a_token_for_another_user_of_the_session_is_refused() {
         let world = World::in_memory(jwt()).await;
         let pair = world.login().await;
         let said = claims(&pair.access_token);
@@ -426,7 +426,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn a_type_may_be_named_in_full() {
+    async fn a_type_may_have_the_application_prefix() {
         for typ in ["application/at+jwt", "Application/AT+JWT", "at+jwt"] {
             let world = World::in_memory(builder().access_type(typ).build().unwrap()).await;
             let pair = world.login().await;
@@ -436,7 +436,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn a_change_of_rights_can_give_new_tokens() {
+    async fn new_tokens_can_be_issued_after_a_change_of_rights() {
         let world = World::in_memory(jwt()).await;
         let pair = world.login().await;
         let reply = with(&world.apps[0].client(), &pair.access_token, "/login", json!("ana")).await;
@@ -449,7 +449,7 @@ mod tokens {
     }
 
     #[tokio::test]
-    async fn nothing_of_a_token_or_key_is_shown() {
+    async fn tokens_and_keys_are_never_shown() {
         let log = Log::capture();
         let world = World::in_memory(builder().build().unwrap()).await;
         let pair = world.login().await;
@@ -463,7 +463,10 @@ mod tokens {
         world.refresh(&refreshed).await.unwrap_err();
         let shown =
             format!("{}{world:?}{pair:?}", log.text(), world = (&world.jwt, &world.layers[0], world.sessions()));
-        assert!(shown.contains("access token refused") && shown.contains("an old token was used again"), "{shown}");
+        assert!(
+            shown.contains("access token refused") && shown.contains("a previous session token was used again"),
+            "{shown}"
+        );
         for token in [&pair.access_token, &pair.refresh_token, &refreshed.access_token, &refreshed.refresh_token] {
             for part in token.split('.') {
                 assert!(!shown.contains(part), "{shown}");
@@ -483,7 +486,7 @@ mod checks {
     }
 
     #[test]
-    fn each_has_its_reason() {
+    fn every_check_has_its_error() {
         let jwt = builder().issuer("us").audience("api").build().unwrap();
         let good = r#""exp":9000000000,"iss":"us","aud":"api""#;
         let says = |text: &str| signed(&fields(text));
@@ -579,7 +582,7 @@ mod checks {
     }
 
     #[tokio::test]
-    async fn a_token_that_names_no_session_opens_none() {
+    async fn a_token_without_a_session_id_is_refused() {
         let world = World::in_memory(jwt()).await;
         let client = world.apps[0].client();
         for sid in
@@ -591,18 +594,18 @@ mod checks {
     }
 
     #[test]
-    fn one_that_names_an_audience_is_for_nobody_else() {
+    fn a_token_with_an_audience_is_refused_by_others() {
         assert_eq!(refused(&jwt(), &signed(&fields(&format!(r#"{EXP},"aud":"api""#)))), Some(JwtError::Audience));
         assert_eq!(refused(&jwt(), &signed(&fields(&format!(r#"{EXP},"iss":"anybody""#)))), None);
     }
 
     #[tokio::test]
-    async fn time_is_that_of_the_clock_of_the_layer() {
+    async fn time_comes_from_the_clock_of_the_layer() {
         let clock = ManualClock::new();
         let store = Arc::new(MemoryStore::new().clock(clock.clone()));
         let built = builder().access_lifetime(MINUTE).leeway(10 * SECOND).build().unwrap();
         let world = World::at(clock, built, store, |layer| layer).await;
-        // At the beginning of a second.
+        // At the start of a second.
         world.clock.advance(Duration::from_millis(1000 - world.clock.now().as_millis() % 1000));
         let pair = world.login().await;
         assert_eq!(pair.expires_in, 60);
@@ -622,11 +625,11 @@ mod checks {
     }
 
     #[tokio::test]
-    async fn tokens_do_not_outlive_their_session() {
+    async fn tokens_expire_with_their_session() {
         let world = World::in_memory(builder().access_lifetime(48 * 60 * MINUTE).build().unwrap()).await;
         let pair = world.login().await;
         assert_eq!(pair.expires_in, 24 * 60 * 60, "the absolute timeout");
-        // The idle timeout is the session's affair: no token says when that is over.
+        // No token has the idle timeout of the session.
         world.clock.advance(30 * MINUTE + 10 * SECOND);
         world.assert_refuses(&pair).await;
         assert!(matches!(world.refresh(&pair).await, Err(JwtRefreshError::Ended(EndReason::Expired))));
@@ -635,7 +638,7 @@ mod checks {
     }
 
     #[tokio::test]
-    async fn who_uses_a_session_can_refresh_it() {
+    async fn using_a_session_keeps_it_refreshable() {
         let world = World::in_memory(builder().access_lifetime(24 * 60 * MINUTE).build().unwrap()).await;
         let pair = world.login().await;
         for _ in 0..70 {
@@ -648,7 +651,7 @@ mod checks {
     }
 
     #[test]
-    fn a_public_key_is_never_a_secret() {
+    fn a_public_key_is_never_used_as_a_secret() {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let public = key.public_key_pem();
         let jwt = Jwt::builder(JwtKey::public_pem(JwtAlgorithm::ES256, &public).unwrap().id("k")).build().unwrap();
@@ -664,7 +667,7 @@ mod checks {
     }
 
     #[tokio::test]
-    async fn keys_change_without_logging_anybody_out() {
+    async fn keys_are_replaced_without_logouts() {
         let store = Arc::new(MemoryStore::new());
         let key = |number: u8| hs256([number; 32]).id(format!("key {number}"));
         let keys = |signs: u8, verifies: &[u8]| {
@@ -697,7 +700,7 @@ mod checks {
     }
 
     #[test]
-    fn a_token_without_kid_means_the_only_key_of_its_algorithm() {
+    fn a_token_without_kid_uses_the_only_key_of_its_algorithm() {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let ed = JwtKey::private_pem(JwtAlgorithm::EdDSA, key.serialize_pem()).unwrap();
         let token = signed(&fields(EXP));
@@ -745,7 +748,7 @@ mod checks {
         {
             let private = JwtKey::private_pem(algorithm, pair.serialize_pem()).unwrap();
             keys.push((algorithm, private, JwtKey::public_pem(algorithm, pair.public_key_pem()).unwrap()));
-            // The key is for this, and for nothing else.
+            // The key is for this algorithm only.
             for other in [
                 JwtAlgorithm::ES256,
                 JwtAlgorithm::ES384,
@@ -783,7 +786,7 @@ mod checks {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_issued_costs_nothing() {
+    async fn a_failed_issue_has_no_effect() {
         let world = World::in_memory(jwt()).await;
         let pair = world.login().await;
         let sessions = world.sessions();
@@ -811,7 +814,7 @@ mod checks {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_input_panics_or_passes(input in prop::collection::vec(any::<u8>(), 0..600), header in ".*", body in ".*") {
+        fn random_input_neither_panics_nor_is_accepted(input in prop::collection::vec(any::<u8>(), 0..600), header in ".*", body in ".*") {
             let jwt = jwt();
             let now = ManualClock::new().now();
             prop_assert!(jwt.verify_access(&input, now).is_err());
@@ -834,7 +837,7 @@ mod checks {
         }
 
         #[test]
-        fn a_date_is_a_number_of_seconds_or_nothing(exp in prop_oneof![
+        fn a_date_must_be_a_number_of_seconds(exp in prop_oneof![
             any::<f64>().prop_map(|exp| json!(exp)), any::<i64>().prop_map(|exp| json!(exp)), any::<u64>().prop_map(|exp| json!(exp)),
             (0u64..9_000_000_000).prop_map(|exp| json!(exp)), ".*".prop_map(|exp| json!(exp)), any::<bool>().prop_map(|exp| json!(exp)),
         ]) {
@@ -851,7 +854,7 @@ mod refreshing {
     use super::*;
 
     #[tokio::test]
-    async fn a_refresh_gives_another_pair_for_the_same_session() {
+    async fn a_refresh_returns_another_pair_for_the_same_session() {
         let redis = RedisServer::start().await;
         for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
             let world = World::new(jwt(), store).await;
@@ -864,7 +867,7 @@ mod refreshing {
                 assert_eq!(world.id(&pair), world.id(&before));
                 assert_ne!(pair.refresh_token, before.refresh_token);
                 world.assert_serves(&pair).await;
-                world.assert_serves(&before).await; // the access token has its own time
+                world.assert_serves(&before).await; // the access token has its own expiry
                 act(&world.apps[0].client(), &pair.access_token, json!(["insert", "step", step])).await;
             }
             assert_eq!(world.layers[0].stats().rotations + world.layers[1].stats().rotations, 5);
@@ -873,14 +876,14 @@ mod refreshing {
     }
 
     #[tokio::test]
-    async fn one_that_is_used_again_later_ends_the_family_everywhere() {
+    async fn reuse_after_the_grace_window_ends_the_session_everywhere() {
         let redis = RedisServer::start().await;
         for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
             let world = World::new(jwt(), store).await;
             let (first, other) = (world.login().await, world.login().await);
             let second = world.refresh(&first).await.unwrap();
             let third = world.refresh(&second).await.unwrap();
-            // A moment later it may have been sent twice.
+            // A moment later it may be a retry.
             world.clock.advance(29 * SECOND);
             assert!(matches!(world.refresh(&second).await, Err(JwtRefreshError::Superseded)));
             world.assert_serves(&third).await;
@@ -900,9 +903,9 @@ mod refreshing {
         }
     }
 
-    /// Who refreshes more often than the window is long is found out all the same.
+    /// Reuse is detected even if the client refreshes more often than the grace window.
     #[tokio::test]
-    async fn one_from_before_ends_the_family_at_any_time() {
+    async fn reuse_of_an_older_token_ends_the_session_at_any_time() {
         let redis = RedisServer::start().await;
         for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
             let world = World::new(jwt(), store).await;
@@ -922,7 +925,7 @@ mod refreshing {
     }
 
     #[tokio::test]
-    async fn those_who_watch_are_told_as_of_any_other_token() {
+    async fn reuse_is_published_like_that_of_any_token() {
         let (log, metrics) = (Log::capture(), Metrics::collect());
         let world = World::in_memory(jwt()).await;
         let first = world.login().await;
@@ -944,7 +947,7 @@ mod refreshing {
     }
 
     #[tokio::test]
-    async fn without_a_window_that_is_so_at_once() {
+    async fn without_a_grace_window_reuse_ends_the_session_immediately() {
         let store = Arc::new(MemoryStore::new());
         let world = World::at(ManualClock::new(), jwt(), store, |layer| layer.rotation_grace(Duration::ZERO)).await;
         let first = world.login().await;
@@ -954,7 +957,7 @@ mod refreshing {
         assert!(matches!(world.refresh(&second).await, Err(JwtRefreshError::Ended(EndReason::TokenReused))));
     }
 
-    /// A hundred at once, on two instances: who gets a pair, and who is told what.
+    /// A hundred concurrent refreshes on two instances: who gets a pair, and the errors of the others.
     async fn hundred(world: &World) -> (Vec<JwtPair>, Vec<JwtRefreshError>) {
         let pair = world.login().await;
         let tasks: Vec<_> = (0..100)
@@ -975,7 +978,7 @@ mod refreshing {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn of_a_hundred_at_once_one_gets_a_pair() {
+    async fn one_of_a_hundred_concurrent_refreshes_gets_a_pair() {
         let redis = RedisServer::start().await;
         for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
             let world = World::new(jwt(), store.clone()).await;
@@ -996,7 +999,7 @@ mod refreshing {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn other_writers_of_the_session_do_not_get_in_its_way() {
+    async fn concurrent_writes_do_not_fail_a_refresh() {
         let redis = RedisServer::start().await;
         let world = World::new(jwt(), Arc::new(redis_store(&redis))).await;
         let pair = world.login().await;
@@ -1026,9 +1029,9 @@ mod refreshing {
         world.refresh(&newest).await.unwrap();
     }
 
-    /// Something else happens to the session after the refresh has read it, and before it writes it.
+    /// A concurrent change between the read and the write of a refresh.
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_happens_in_the_middle_of_it_is_noticed() {
+    async fn changes_during_a_refresh_are_noticed() {
         let redis = RedisServer::start().await;
         for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
             let world = World::new(jwt(), store).await;
@@ -1066,7 +1069,7 @@ mod refreshing {
     }
 
     #[tokio::test]
-    async fn it_keeps_the_session_alive_up_to_its_absolute_timeout() {
+    async fn refreshing_keeps_the_session_alive_up_to_its_absolute_timeout() {
         let world = World::in_memory(jwt()).await;
         let mut pair = world.login().await;
         for _ in 0..71 {
@@ -1092,7 +1095,7 @@ mod outage {
     }
 
     #[tokio::test]
-    async fn is_503_and_never_401() {
+    async fn an_outage_is_503_and_never_401() {
         let mut redis = RedisServer::start().await;
         let world = world(&redis, jwt()).await;
         let pair = world.login().await;
@@ -1103,14 +1106,14 @@ mod outage {
         assert_eq!((reply.status, reply.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("5")));
         let reply = client.post("/refresh", &json!(pair.refresh_token)).await;
         assert_eq!((reply.status, reply.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("5")));
-        // What is no token of ours costs no call of the store.
+        // A foreign token costs no store call.
         assert_eq!(user(&client, &pair.refresh_token).await, None);
         assert_challenged(&client.post("/refresh", &json!(pair.access_token)).await);
         assert_eq!(world.layers[0].stats().signature_only, 0);
     }
 
     #[tokio::test]
-    async fn a_signature_suffices_where_that_is_allowed() {
+    async fn the_signature_is_enough_if_enabled() {
         let log = Log::capture();
         let mut redis = RedisServer::start().await;
         let world = world(&redis, builder().accept_in_outage().build().unwrap()).await;
@@ -1129,7 +1132,7 @@ mod outage {
         assert_eq!(world.layers[0].stats().signature_only, 2);
         assert_eq!(world.layers[0].stats().outages, 2);
         assert!(log.text().contains("accepted by its signature alone"), "{}", log.text());
-        // What it holds is not known, and nothing can be done to it.
+        // Its record is unreadable, so it cannot be refreshed or ended.
         for step in [
             json!(["get", "cart"]),
             json!(["insert", "k", 1]),
@@ -1146,7 +1149,7 @@ mod outage {
             with(&client, &pair.access_token, "/login", json!("ana")).await.status,
             StatusCode::SERVICE_UNAVAILABLE
         );
-        // Only what is in order otherwise.
+        // Only tokens that pass all other checks.
         for wrong in [
             &pair.refresh_token,
             &format!("{}x", pair.access_token),
@@ -1178,7 +1181,7 @@ mod outage {
     }
 
     #[tokio::test]
-    async fn a_signature_does_not_suffice_for_a_record_that_cannot_be_read() {
+    async fn the_signature_is_not_enough_for_a_corrupt_record() {
         let redis = RedisServer::start().await;
         let world = world(&redis, builder().accept_in_outage().build().unwrap()).await;
         let pair = world.login().await;
@@ -1190,7 +1193,7 @@ mod outage {
     }
 
     #[tokio::test]
-    async fn a_signature_does_not_suffice_for_a_store_that_refuses_to_serve() {
+    async fn the_signature_is_not_enough_for_a_misconfigured_store() {
         let redis = RedisServer::start().await;
         let world = world(&redis, builder().accept_in_outage().build().unwrap()).await;
         let pair = world.login().await;
@@ -1201,9 +1204,9 @@ mod outage {
         assert_eq!(world.layers[0].stats().signature_only, 0);
     }
 
-    /// The record is there, and is not readable: that it cannot be ended either is no reason to do without.
+    /// The record exists and is unreadable. That it cannot be ended does not allow the signature alone.
     #[tokio::test]
-    async fn a_signature_does_not_suffice_when_it_is_not_the_load_that_failed() {
+    async fn the_signature_is_not_enough_if_another_operation_failed() {
         let spy = Spy::new();
         let jwt = builder().accept_in_outage().build().unwrap();
         let reset = |layer: SessionLayer| layer.on_corrupt(OnCorrupt::Reset);
@@ -1222,7 +1225,7 @@ mod outage {
     }
 
     #[tokio::test]
-    async fn a_route_that_requires_a_session_takes_the_signature_too() {
+    async fn a_route_that_requires_a_session_accepts_the_signature() {
         let redis = RedisServer::stopped();
         let store = Arc::new(redis_store(&redis));
         let jwt = builder().accept_in_outage().build().unwrap();
@@ -1232,7 +1235,7 @@ mod outage {
     }
 }
 
-/// Python's PyJWT, which knows nothing of this crate.
+/// Python's PyJWT, an independent implementation.
 mod pyjwt {
     use super::*;
 
@@ -1242,7 +1245,7 @@ mod pyjwt {
         process::{Command, Stdio},
     };
 
-    /// A Python that has PyJWT, and what that needs for keys that are no secrets.
+    /// A Python that has PyJWT with `cryptography`.
     fn python() -> String {
         let known = [env::var("PYTHON").ok(), Some("/usr/bin/python3".into()), Some("python3".into())];
         let has_it = |python: &String| {
@@ -1255,7 +1258,7 @@ mod pyjwt {
         known.into_iter().flatten().find(has_it).expect(missing)
     }
 
-    /// Runs `script`, which finds `input` in `given` and leaves its answer in `answer`.
+    /// Runs `script`, with its input in `given`. Returns `answer`.
     fn run(script: &str, input: &Value) -> Value {
         let script =
             format!("import json, sys, jwt\ngiven = json.load(sys.stdin)\n{script}\njson.dump(answer, sys.stdout)\n");
@@ -1267,7 +1270,7 @@ mod pyjwt {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// Each algorithm, with what signs it and what verifies it, as PyJWT takes them.
+    /// Each algorithm, with the signing and verifying keys for PyJWT.
     fn keys() -> Vec<(JwtAlgorithm, String, String)> {
         use JwtAlgorithm::*;
         let pem = run(
@@ -1337,7 +1340,7 @@ answer = {
     }
 
     #[tokio::test]
-    async fn reads_our_tokens() {
+    async fn accepts_our_tokens() {
         let mut ours = Vec::new();
         for (id, (algorithm, signs, verifies)) in keys().into_iter().enumerate() {
             let world = World::in_memory(of(private(algorithm, &signs), id)).await;
@@ -1364,12 +1367,12 @@ for it in given:
     }
 
     #[tokio::test]
-    async fn writes_tokens_that_we_read() {
+    async fn creates_tokens_that_we_accept() {
         let mut asked = Vec::new();
         let mut worlds = Vec::new();
         for (id, (algorithm, signs, verifies)) in keys().into_iter().enumerate() {
             let world = World::in_memory(of(public(algorithm, &verifies), id)).await;
-            // The session is there, and PyJWT is told its id.
+            // The session exists, and PyJWT gets its id.
             let sid = world.sessions().create("ana").await.unwrap().id();
             asked.push(json!({ "key": signs, "alg": algorithm.name(), "kid": id.to_string(), "sid": sid }));
             worlds.push(world);
@@ -1409,7 +1412,7 @@ for it in given:
     }
 
     #[tokio::test]
-    async fn refuses_our_tokens_when_they_are_not_for_it() {
+    async fn refuses_our_tokens_for_other_audiences() {
         let world = World::in_memory(of(JwtKey::hmac(JwtAlgorithm::HS256, SECRET), 0)).await;
         let pair = world.login().await;
         let another = forge(HEADER, &fields(r#""exp":1700000000,"aud":"api","iss":"us""#), &SECRET);

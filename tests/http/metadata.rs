@@ -1,4 +1,4 @@
-//! Who a client is: believed from whom, read from what, and never more than is asked for.
+//! Client metadata: trusted proxies, parsed headers, and what is stored.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -32,19 +32,19 @@ fn assert_client(info: &ClientInfo, peer: &str, name: &'static str, values: &[&s
 }
 
 #[test]
-fn of_x_forwarded_for_the_last_that_is_no_proxy_is_the_client() {
+fn the_client_is_the_last_x_forwarded_for_address_that_is_not_a_proxy() {
     let cases: &[(&str, &[&str], &str)] = &[
-        ("198.51.100.9", &["203.0.113.7"], "198.51.100.9"), // no proxy of ours says so
+        ("198.51.100.9", &["203.0.113.7"], "198.51.100.9"), // the peer is not a trusted proxy
         ("10.0.0.1", &[], "10.0.0.1"),
         ("10.0.0.1", &["203.0.113.7"], "203.0.113.7"),
         ("192.0.2.7", &["203.0.113.7"], "203.0.113.7"),
         ("192.0.2.8", &["203.0.113.7"], "192.0.2.8"),
-        ("10.0.0.1", &["6.6.6.6, 203.0.113.7"], "203.0.113.7"), // what the client made up
-        ("10.0.0.1", &["6.6.6.6", "203.0.113.7"], "203.0.113.7"), // in another line
+        ("10.0.0.1", &["6.6.6.6, 203.0.113.7"], "203.0.113.7"), // invented by the client
+        ("10.0.0.1", &["6.6.6.6", "203.0.113.7"], "203.0.113.7"), // in another header
         ("10.0.0.1", &["6.6.6.6, 203.0.113.7, 10.0.0.2", "10.0.0.3"], "203.0.113.7"),
         ("10.0.0.1", &["203.0.113.7,10.0.0.2 ,  10.0.0.3"], "203.0.113.7"),
-        ("10.0.0.1", &["10.0.0.2, 10.0.0.3"], "10.0.0.2"), // nobody but proxies
-        ("10.0.0.1", &["203.0.113.7, unknown, 10.0.0.3"], "10.0.0.3"), // nothing before it is believed
+        ("10.0.0.1", &["10.0.0.2, 10.0.0.3"], "10.0.0.2"), // only proxies
+        ("10.0.0.1", &["203.0.113.7, unknown, 10.0.0.3"], "10.0.0.3"), // entries before it are not trusted
         ("10.0.0.1", &["203.0.113.7, "], "10.0.0.1"),
         ("10.0.0.1", &["garbage"], "10.0.0.1"),
         ("10.0.0.1", &["203.0.113.7:80"], "203.0.113.7"),
@@ -52,11 +52,11 @@ fn of_x_forwarded_for_the_last_that_is_no_proxy_is_the_client() {
         ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1"),
         ("10.0.0.1", &["[2001:db8::1]:80"], "2001:db8::1"),
         ("fd00::1", &["2001:db8::1"], "2001:db8::1"),
-        ("::ffff:10.0.0.1", &["::ffff:203.0.113.7"], "203.0.113.7"), // an IPv4 address by another name
+        ("::ffff:10.0.0.1", &["::ffff:203.0.113.7"], "203.0.113.7"), // an IPv4-mapped address
         ("10.0.0.1", &["203.0.113.7", "\u{e9}"], "10.0.0.1"),
         ("10.0.0.1", &["203.0.113.256"], "10.0.0.1"),
         ("10.0.0.1", &["0x0a.1.1.1"], "10.0.0.1"),
-        ("10.0.0.1", &["\u{e9}, 203.0.113.7"], "203.0.113.7"), // what is wrong further left changes nothing
+        ("10.0.0.1", &["\u{e9}, 203.0.113.7"], "203.0.113.7"), // invalid entries further left do not matter
         ("10.0.0.1", &["\", 203.0.113.7"], "203.0.113.7"),
     ];
     for (peer, values, expected) in cases {
@@ -66,7 +66,7 @@ fn of_x_forwarded_for_the_last_that_is_no_proxy_is_the_client() {
 }
 
 #[test]
-fn of_forwarded_as_well() {
+fn the_client_is_found_in_forwarded_too() {
     let info = info().forwarded_header(ForwardedHeader::Forwarded);
     let cases: &[(&[&str], &str)] = &[
         (&["for=203.0.113.7"], "203.0.113.7"),
@@ -82,9 +82,9 @@ fn of_forwarded_as_well() {
         (&["for=\""], "10.0.0.1"),
         (&["for=\"203.0.113.7:_port\""], "203.0.113.7"),
         (&["for=\"[2001:db8::1]:_port\""], "2001:db8::1"),
-        (&["for=203.0.113.7;for=6.6.6.6"], "10.0.0.1"), // which of the two?
+        (&["for=203.0.113.7;for=6.6.6.6"], "10.0.0.1"), // ambiguous
         (&["\u{e9}, for=203.0.113.7"], "203.0.113.7"),
-        // What stands in quotes, the client may have sent: `host` is its own header.
+        // Quoted strings may come from the client: `host` is its header.
         (&[r#"for=203.0.113.7;host="a,for=6.6.6.6""#], "203.0.113.7"),
         (&[r#"for=203.0.113.7;host="a,for=6.6.6.6;b""#], "203.0.113.7"),
         (&[r#"for=203.0.113.7;host="a;for=6.6.6.6;b""#], "203.0.113.7"),
@@ -92,7 +92,7 @@ fn of_forwarded_as_well() {
         (&[r#"for=203.0.113.7;host="a\",for=6.6.6.6;b=\"""#], "203.0.113.7"),
         (&[r#"for=203.0.113.7;host="a,for=6.6.6.6;b\\""#], "203.0.113.7"),
         (&["for=203.0.113.7;host=\"a\u{e9}\""], "203.0.113.7"),
-        // A quote that the client leaves open ends before what the proxies add.
+        // An open quote of the client ends before the entries of the proxies.
         (&[r#"for="6.6.6.6, for=203.0.113.7"#], "203.0.113.7"),
         (&[r#"for="6.6.6.6, for="203.0.113.7:80""#], "203.0.113.7"),
         (&[r#"for="6.6.6.6\"#, "for=203.0.113.7"], "203.0.113.7"),
@@ -101,7 +101,7 @@ fn of_forwarded_as_well() {
         assert_client(&info, "10.0.0.1", "forwarded", values, expected);
         assert_client(&info, "198.51.100.9", "forwarded", values, "198.51.100.9");
     }
-    // The other header is what the client sent.
+    // The other header comes from the client.
     assert_client(&info, "10.0.0.1", "x-forwarded-for", &["6.6.6.6"], "10.0.0.1");
 }
 
@@ -118,7 +118,7 @@ fn an_ipv4_network_is_trusted_in_either_notation() {
 }
 
 #[test]
-fn more_proxies_than_there_can_be_are_not_followed() {
+fn at_most_32_proxies_are_followed() {
     let behind = |proxies: usize| format!("203.0.113.7{}", ", 10.0.0.2".repeat(proxies));
     assert_client(&info(), "10.0.0.1", "x-forwarded-for", &[&behind(31)], "203.0.113.7");
     assert_client(&info(), "10.0.0.1", "x-forwarded-for", &[&behind(32)], "10.0.0.2");
@@ -126,7 +126,7 @@ fn more_proxies_than_there_can_be_are_not_followed() {
 }
 
 #[test]
-fn stored_is_what_there_is_and_nothing_else_is_read() {
+fn only_existing_metadata_is_stored() {
     let metadata = Metadata::default();
     assert_eq!(serde_json::to_value(&metadata).unwrap(), json!({}));
     let metadata = metadata.with_ip([203, 0, 113, 7].into()).with_user_agent("curl/8").with_field("device", "phone");
@@ -137,7 +137,7 @@ fn stored_is_what_there_is_and_nothing_else_is_read() {
 }
 
 #[test]
-fn the_peer_is_found_where_it_is_said_to_be() {
+fn the_peer_comes_from_the_configured_extension() {
     let none = (HeaderMap::new(), Extensions::new());
     assert_eq!(info().client_ip(&lines("x-forwarded-for", &["6.6.6.6"]), &none.1), None);
     let mut extensions = Extensions::new();
@@ -149,7 +149,7 @@ fn the_peer_is_found_where_it_is_said_to_be() {
 }
 
 #[test]
-fn a_user_agent_is_cut_and_harmless() {
+fn a_user_agent_is_truncated_and_sanitized() {
     let read = |info: &ClientInfo, value: &[u8]| {
         let mut headers = HeaderMap::new();
         headers.insert(header::USER_AGENT, HeaderValue::from_bytes(value).unwrap());
@@ -168,14 +168,14 @@ fn a_user_agent_is_cut_and_harmless() {
 }
 
 #[test]
-fn what_is_not_wanted_is_not_kept() {
+fn disabled_metadata_is_not_stored() {
     let metadata = ClientInfo::new().without_ip().user_agent_max(0).metadata(&HeaderMap::new(), &from("192.0.2.1"));
     assert!(metadata.is_empty());
     assert_eq!(ClientInfo::new().metadata(&HeaderMap::new(), &from("192.0.2.1")).ip(), Some([192, 0, 2, 1].into()));
 }
 
 #[test]
-fn what_is_no_network_is_an_error_that_names_it() {
+fn an_invalid_network_is_an_error_that_names_it() {
     for wrong in ["", "10.0.0.0/33", "example.org", "10.0.0", "::1/129", " 10.0.0.1"] {
         let error = ClientInfo::new().trust_proxies(["10.0.0.1", wrong]).unwrap_err();
         assert!(error.to_string().contains(&format!("{wrong:?}")), "{error}");
@@ -184,7 +184,7 @@ fn what_is_no_network_is_an_error_that_names_it() {
 
 proptest! {
     #[test]
-    fn whatever_stands_in_the_header_it_is_no_panic_and_only_proxies_are_believed(
+    fn random_headers_never_panic_and_only_proxies_are_trusted(
         values in prop::collection::vec(prop::collection::vec(prop_oneof![
             Just(b','), Just(b'"'), Just(b'['), Just(b']'), Just(b':'), Just(b'.'), Just(b'='), Just(b';'),
             Just(b'f'), Just(b'o'), Just(b'r'), Just(b'1'), 32_u8..=126, 128_u8..=255

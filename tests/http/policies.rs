@@ -1,4 +1,4 @@
-//! What happens to a request without a live session, or without a store.
+//! Requests without a live session, or without a store.
 
 use std::{
     convert::Infallible,
@@ -33,7 +33,7 @@ use tower_keep::{
 const NAME: &str = "__Host-session";
 const NOTHING: [&str; 0] = [];
 
-/// An app whose store is watched, and a client with a session of Ana's that holds `k = 1`.
+/// An app with a spy on its store, and a client with a session of Ana and `k = 1`.
 async fn logged_in(layer: impl FnOnce(SessionLayer) -> SessionLayer) -> (App, Spy, Client) {
     let store = Spy::new();
     let app = App::start(layer(SessionLayer::new(store.clone()))).await;
@@ -41,7 +41,7 @@ async fn logged_in(layer: impl FnOnce(SessionLayer) -> SessionLayer) -> (App, Sp
     (app, store, client)
 }
 
-/// A client with a session of Ana's, made by an app that lets everybody in.
+/// A client with a session of Ana, created by an app without requirements.
 async fn ana(app: &App, store: &Spy) -> Client {
     let open = App::start(SessionLayer::new(store.clone())).await;
     let client = open.client();
@@ -75,10 +75,10 @@ fn assert_unauthorized(reply: &Reply) {
     assert!(reply.body.is_empty(), "{reply:?}");
 }
 
-// ---- what a request costs
+// ---- the cost of a request
 
 #[tokio::test]
-async fn a_request_that_brings_no_token_costs_no_store_call() {
+async fn a_request_without_a_token_costs_no_store_call() {
     let (app, store, _) = logged_in(|layer| layer).await;
     let client = app.client();
     assert_eq!(client.get("/public").await.status, StatusCode::OK);
@@ -87,7 +87,7 @@ async fn a_request_that_brings_no_token_costs_no_store_call() {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_uses_costs_no_store_call() {
+async fn an_unused_session_costs_no_store_call() {
     let (_app, store, client) = logged_in(|layer| layer).await;
     assert_eq!(client.get("/public").await.text(), "public");
     assert_eq!(client.one(json!(["unloaded"])).await, "NotLoaded");
@@ -118,7 +118,7 @@ async fn writing_costs_one_load_and_one_update() {
 }
 
 #[tokio::test]
-async fn beginning_ending_and_rotating_cost_one_call_each_and_a_login_that_carries_something_on_three() {
+async fn create_end_and_rotate_cost_one_call_and_a_login_transfer_three() {
     let (app, store, _) = logged_in(|layer| layer).await;
     let client = app.client();
     client.perform(json!([["insert", "k", 1], ["insert", "l", 2]])).await;
@@ -136,7 +136,7 @@ async fn beginning_ending_and_rotating_cost_one_call_each_and_a_login_that_carri
 }
 
 #[tokio::test]
-async fn what_changes_nothing_is_not_written() {
+async fn a_change_without_effect_is_not_written() {
     let (_app, store, client) = logged_in(|layer| layer).await;
     client.one(json!(["insert", "map", {"a": 1, "b": [1, 2]}])).await;
     store.calls();
@@ -159,7 +159,7 @@ async fn what_changes_nothing_is_not_written() {
 }
 
 #[tokio::test]
-async fn before_it_is_loaded_every_accessor_says_so() {
+async fn every_accessor_fails_before_load() {
     async fn unloaded(session: Extension<Session>) -> String {
         let answers = [
             session.get::<u8>("k").map(drop),
@@ -205,7 +205,7 @@ async fn by_default_a_missing_session_is_anonymous() {
 }
 
 #[tokio::test]
-async fn on_missing_reject_refuses_who_asks_for_a_session_that_is_not_there() {
+async fn on_missing_reject_refuses_a_handler_that_loads_a_missing_session() {
     let (app, store, client) = logged_in(|layer| layer.on_missing(OnMissing::Reject)).await;
     assert_eq!(client.one(json!(["user"])).await, "ana");
     store.calls();
@@ -218,7 +218,7 @@ async fn on_missing_reject_refuses_who_asks_for_a_session_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn eager_looks_every_token_up_and_nothing_else() {
+async fn eager_looks_up_every_token_and_nothing_else() {
     let (app, store, client) = logged_in(|layer| layer.eager()).await;
     assert_eq!(client.get("/public").await.text(), "public");
     assert_eq!(store.calls(), ["load"]);
@@ -231,7 +231,7 @@ async fn eager_looks_every_token_up_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn eager_and_on_missing_reject_refuse_a_dead_token_before_the_handler() {
+async fn eager_with_on_missing_reject_refuses_an_ended_session_before_the_handler() {
     let (app, _, client) = logged_in(|layer| layer.eager().on_missing(OnMissing::Reject)).await;
     assert_eq!(client.get("/public").await.text(), "public");
     assert_unauthorized(&stranger(&app).get("/public").await);
@@ -240,7 +240,7 @@ async fn eager_and_on_missing_reject_refuse_a_dead_token_before_the_handler() {
 }
 
 #[tokio::test]
-async fn require_lets_nobody_in_without_a_live_session() {
+async fn require_refuses_without_a_live_session() {
     let (app, store, client) = logged_in(|layer| layer.require()).await;
     assert_eq!(client.one(json!(["user"])).await, "ana");
     assert_eq!(store.calls(), ["load"]);
@@ -254,7 +254,7 @@ async fn require_lets_nobody_in_without_a_live_session() {
 }
 
 #[tokio::test]
-async fn require_lets_in_who_has_an_anonymous_session() {
+async fn require_accepts_an_anonymous_session() {
     let store = Spy::new();
     let open = App::start(SessionLayer::new(store.clone())).await;
     let client = open.client();
@@ -264,7 +264,7 @@ async fn require_lets_in_who_has_an_anonymous_session() {
 }
 
 #[tokio::test]
-async fn asking_for_eager_as_well_does_not_undo_require() {
+async fn eager_does_not_undo_require() {
     for layer in [|layer: SessionLayer| layer.eager().require(), |layer: SessionLayer| layer.require().eager()] {
         let (app, _, client) = logged_in(layer).await;
         assert_eq!(client.get("/public").await.text(), "public");
@@ -272,7 +272,7 @@ async fn asking_for_eager_as_well_does_not_undo_require() {
     }
 }
 
-// ---- a policy for a route
+// ---- the policy of a route
 
 #[tokio::test]
 async fn a_route_can_require_a_session_where_others_do_not() {
@@ -330,7 +330,7 @@ async fn layers_over_the_same_sessions_share_one_and_save_it_once() {
 }
 
 #[tokio::test]
-async fn a_session_begun_around_a_route_gets_one_cookie() {
+async fn a_session_created_outside_a_route_gets_one_cookie() {
     async fn begin(session: Session) -> Result<&'static str, SessionError> {
         session.login("bob")?;
         Ok("welcome")
@@ -360,7 +360,7 @@ async fn layers_over_different_sessions_keep_them_apart() {
 }
 
 #[tokio::test]
-async fn a_middleware_outside_can_set_the_policy() {
+async fn an_outer_middleware_can_set_the_policy() {
     let store = Spy::new();
     let strict = Extension(Policy::new().require());
     let layer = SessionLayer::new(store.clone());
@@ -372,7 +372,7 @@ async fn a_middleware_outside_can_set_the_policy() {
 }
 
 #[tokio::test]
-async fn a_policy_from_outside_takes_the_place_of_the_layers_own() {
+async fn an_outer_policy_replaces_that_of_the_layer() {
     let store = Spy::new();
     let open = Extension(Policy::new().retry_after(Duration::from_millis(61_500)));
     let layer = SessionLayer::new(store.clone()).require().retry_after(Duration::from_secs(1));
@@ -383,7 +383,7 @@ async fn a_policy_from_outside_takes_the_place_of_the_layers_own() {
 }
 
 #[tokio::test]
-async fn a_policy_from_outside_does_not_open_a_route_that_requires_a_session() {
+async fn an_outer_policy_does_not_open_a_route_that_requires_a_session() {
     let store = Spy::new();
     let layer = SessionLayer::new(store.clone());
     let members = layer.clone().require();
@@ -419,7 +419,7 @@ async fn a_route_can_refuse_an_outage_where_others_do_not() {
 // ---- on_outage
 
 #[tokio::test]
-async fn a_route_that_uses_no_session_survives_an_outage() {
+async fn a_route_without_session_use_survives_an_outage() {
     let (_app, store, client) = logged_in(|layer| layer).await;
     store.go_down();
     assert_eq!(client.get("/public").await.text(), "public");
@@ -453,7 +453,7 @@ async fn an_outage_is_never_a_missing_session() {
 }
 
 #[tokio::test]
-async fn who_tolerates_outages_reads_an_empty_session() {
+async fn a_tolerant_route_reads_an_empty_session_in_an_outage() {
     let (_app, store, client) = logged_in(|layer| layer.on_outage(OnOutage::Anonymous)).await;
     assert_eq!(client.one(json!(["is_degraded"])).await, false);
     store.go_down();
@@ -478,7 +478,7 @@ async fn who_tolerates_outages_reads_an_empty_session() {
 }
 
 #[tokio::test]
-async fn who_tolerates_outages_cannot_write_in_one() {
+async fn a_tolerant_route_cannot_write_in_an_outage() {
     let (_app, store, client) = logged_in(|layer| layer.on_outage(OnOutage::Anonymous)).await;
     store.go_down();
     for write in [
@@ -503,7 +503,7 @@ async fn who_tolerates_outages_cannot_write_in_one() {
 }
 
 #[tokio::test]
-async fn who_tolerates_outages_is_not_served_degraded_for_lack_of_a_session() {
+async fn a_missing_session_is_not_degraded() {
     let (app, store, _) =
         logged_in(|layer| layer.on_outage(OnOutage::Anonymous).on_missing(OnMissing::Reject).eager()).await;
     store.go_down();
@@ -513,7 +513,7 @@ async fn who_tolerates_outages_is_not_served_degraded_for_lack_of_a_session() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_recognised_is_not_let_in() {
+async fn a_required_session_is_refused_in_an_outage() {
     let (app, store, client) = logged_in(|layer| layer.on_outage(OnOutage::Anonymous).require()).await;
     store.go_down();
     assert_unavailable(&client.get("/public").await);
@@ -546,7 +546,7 @@ async fn retry_after_is_whole_seconds_rounded_up() {
 }
 
 #[tokio::test]
-async fn what_is_not_saved_is_not_answered() {
+async fn a_failed_save_replaces_the_response() {
     for (operation, change) in [
         ("create", json!(["insert", "k", 2])),
         ("update", json!(["insert", "k", 2])),
@@ -571,7 +571,7 @@ async fn what_is_not_saved_is_not_answered() {
 }
 
 #[tokio::test]
-async fn who_tolerates_outages_is_told_when_a_change_is_not_saved() {
+async fn a_tolerant_route_still_fails_if_a_change_is_not_saved() {
     let (_app, store, client) = logged_in(|layer| layer.on_outage(OnOutage::Anonymous)).await;
     store.fail("update");
     assert_unavailable(&steps(&client, json!([["insert", "k", 2]])).await);
@@ -608,10 +608,10 @@ async fn outages_are_counted() {
     assert_eq!(layer.stats().outages, 2);
 }
 
-// ---- how a rejection looks
+// ---- the format of a rejection
 
 #[tokio::test]
-async fn a_closure_can_say_how_rejections_look() {
+async fn a_closure_can_create_the_rejection_response() {
     let reject = |rejection: &Rejection| {
         let body = json!({ "error": rejection.to_string() }).to_string();
         let mut response = Response::new(Body::from(body));
@@ -626,7 +626,7 @@ async fn a_closure_can_say_how_rejections_look() {
     let client = ana(&app, &store).await;
     let stranger = stranger(&app);
 
-    // By the layer before the handler; by the handler; by the layer after the handler.
+    // By the layer before the handler, by the handler, and by the layer after the handler.
     let refused = [stranger.get("/members").await, steps(&stranger, json!([["user"]])).await];
     store.fail("update");
     let unsaved = steps(&client, json!([["insert", "k", 2]])).await;
@@ -644,7 +644,7 @@ async fn a_closure_can_say_how_rejections_look() {
 }
 
 #[tokio::test]
-async fn a_route_can_reject_in_words_of_its_own() {
+async fn a_route_can_have_its_own_rejection() {
     let layer = SessionLayer::new(Spy::new());
     let members = layer.clone().require().reject_with(|rejection: &Rejection| {
         (rejection.status(), [(header::LOCATION, "/login")], "log in first").into_response()
@@ -688,7 +688,7 @@ impl ResponseForRejection<Page> for Pages {
 }
 
 #[tokio::test]
-async fn a_body_without_a_default_can_be_rejected_with() {
+async fn a_body_without_default_can_be_used_in_rejections() {
     let layer = SessionLayer::new(Spy::new()).require().reject_with(Pages);
     let service = layer.layer(service_fn(async |_: http::Request<()>| {
         Ok::<_, Infallible>(Response::new(Page::new("the handler was called")))
@@ -700,7 +700,7 @@ async fn a_body_without_a_default_can_be_rejected_with() {
 }
 
 #[tokio::test]
-async fn a_handler_can_return_the_rejection_of_load_as_its_answer() {
+async fn a_handler_can_return_the_rejection_of_load() {
     let layer = SessionLayer::new(Spy::new()).bearer(Bearer::new().realm("api")).on_missing(OnMissing::Reject);
     let service = layer.layer(service_fn(async |request: http::Request<()>| {
         let session = request.extensions().get::<Session>().unwrap();
@@ -714,7 +714,7 @@ async fn a_handler_can_return_the_rejection_of_load_as_its_answer() {
 }
 
 #[tokio::test]
-async fn without_the_layer_the_extractor_says_so() {
+async fn the_extractor_reports_a_missing_layer() {
     let app = App::serve(|router| router.route("/user", get(user))).await;
     assert_eq!(app.client().get("/user").await.status, StatusCode::INTERNAL_SERVER_ERROR);
 }
@@ -736,7 +736,7 @@ fn assert_grpc(reply: &Reply, status: &str) {
     assert!(reply.body.is_empty());
 }
 
-/// `/strict` is rejected by the layer, `/lazy` by the handler.
+/// The layer rejects on `/strict`, the handler on `/lazy`.
 async fn grpc_app(store: &Spy) -> App {
     let layer = SessionLayer::new(store.clone()).bearer(Bearer::new()).on_missing(OnMissing::Reject);
     let strict = layer.clone().require();
@@ -744,7 +744,7 @@ async fn grpc_app(store: &Spy) -> App {
 }
 
 #[tokio::test]
-async fn a_grpc_caller_is_refused_in_its_own_terms() {
+async fn a_rejection_of_a_grpc_call_is_a_grpc_status() {
     let store = Spy::new();
     let app = grpc_app(&store).await;
     let client = ana(&app, &store).await;
@@ -764,7 +764,7 @@ async fn a_grpc_caller_is_refused_in_its_own_terms() {
 }
 
 #[tokio::test]
-async fn a_grpc_caller_is_told_of_a_failed_save_in_its_own_terms() {
+async fn a_failed_save_of_a_grpc_call_is_a_grpc_status() {
     async fn write(session: Session) -> Result<&'static str, SessionError> {
         session.insert("k", &2)?;
         Ok("written")
@@ -778,7 +778,7 @@ async fn a_grpc_caller_is_told_of_a_failed_save_in_its_own_terms() {
 }
 
 #[tokio::test]
-async fn a_grpc_caller_with_two_credentials_is_refused_in_its_own_terms() {
+async fn two_credentials_of_a_grpc_call_are_a_grpc_status() {
     let store = Spy::new();
     let app = grpc_app(&store).await;
     let client = ana(&app, &store).await;
@@ -792,7 +792,7 @@ async fn a_grpc_caller_with_two_credentials_is_refused_in_its_own_terms() {
 }
 
 #[tokio::test]
-async fn what_is_not_grpc_is_refused_in_http() {
+async fn a_rejection_of_other_requests_is_http() {
     let store = Spy::new();
     let app = grpc_app(&store).await;
     for content_type in [
@@ -816,7 +816,7 @@ async fn what_is_not_grpc_is_refused_in_http() {
 }
 
 #[tokio::test]
-async fn a_rejection_keeps_what_middleware_inside_the_layer_said() {
+async fn a_rejection_keeps_the_headers_of_inner_middleware() {
     let layer = SessionLayer::new(tower_keep::MemoryStore::new()).bearer(Bearer::new()).on_missing(OnMissing::Reject);
     let named = axum::middleware::map_response(async |mut response: axum::response::Response| {
         response.headers_mut().insert("x-request-id", "7".parse().unwrap());
@@ -830,7 +830,7 @@ async fn a_rejection_keeps_what_middleware_inside_the_layer_said() {
 }
 
 #[tokio::test]
-async fn a_rejection_that_was_made_into_something_else_is_left_alone() {
+async fn a_rejection_that_a_handler_replaced_is_not_changed() {
     let layer = SessionLayer::new(tower_keep::MemoryStore::new()).on_missing(OnMissing::Reject);
     let to_login = axum::middleware::map_response(async |mut response: axum::response::Response| {
         *response.status_mut() = StatusCode::SEE_OTHER;
@@ -843,7 +843,7 @@ async fn a_rejection_that_was_made_into_something_else_is_left_alone() {
 }
 
 #[tokio::test]
-async fn require_user_answers_401_to_whoever_has_a_session_and_no_login() {
+async fn require_user_is_401_for_a_session_without_a_login() {
     async fn handler(session: Session) -> Result<String, Rejection> {
         Ok(session.require_user().await?.to_string())
     }
@@ -858,7 +858,7 @@ async fn require_user_answers_401_to_whoever_has_a_session_and_no_login() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_no_outage() {
+async fn a_session_that_is_too_large_is_not_an_outage() {
     let app = App::start(SessionLayer::new(tower_keep::MemoryStore::new()).max_size(10)).await;
     for steps in [json!([["insert", "k", "0123456789"]]), json!([["login", "somebody with a long name"]])] {
         let reply = app.client().post("/do", &steps).await;

@@ -1,4 +1,4 @@
-//! What a response tells, when things are saved, and how long they live.
+//! Cookies in responses, the time of saves, and lifetimes.
 
 use std::{
     convert::Infallible,
@@ -27,7 +27,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A layer over a store that is watched, and an app of both. The time stands still.
+/// A layer with a spy on its store, and an app. The clock stands still.
 async fn watched() -> (App, SessionLayer, Spy) {
     let clock = ManualClock::new();
     let store = Spy::with_clock(clock.clone());
@@ -39,12 +39,12 @@ async fn steps(client: &Client, steps: Value) -> Reply {
     client.post("/do", &steps).await
 }
 
-/// What `response` tells of the session.
+/// The `Set-Cookie` of the session in `response`.
 fn told<B>(response: &Response<B>) -> Option<&str> {
     response.headers().get(header::SET_COOKIE).map(|value| value.to_str().unwrap())
 }
 
-/// The token that `response` gives.
+/// The token in `response`.
 fn given<B>(response: &Response<B>) -> String {
     let (pair, _) = told(response).unwrap().split_once(';').unwrap();
     pair.strip_prefix(NAME).unwrap()[1..].to_owned()
@@ -60,7 +60,7 @@ fn request(token: Option<&str>) -> Request<()> {
 
 type Answer = Result<Response<String>, &'static str>;
 
-/// Calls `handler`, with the session loaded, in `layer`.
+/// Calls `handler` in `layer`, with the session loaded.
 async fn call<F: Future<Output = Answer>>(
     layer: &SessionLayer,
     token: Option<&str>,
@@ -81,7 +81,7 @@ fn ok() -> Answer {
     Ok(Response::new(String::new()))
 }
 
-/// What the session of `token` holds: its user, and `k`.
+/// The session of `token`: its user, and `k`.
 async fn content(layer: &SessionLayer, token: &str) -> (Option<String>, Option<u32>) {
     let response = call(layer, Some(token), async |session: Session| {
         let user = session.user().unwrap().map(|user| user.to_string());
@@ -90,12 +90,12 @@ async fn content(layer: &SessionLayer, token: &str) -> (Option<String>, Option<u
     serde_json::from_str(response.await.unwrap().body()).unwrap()
 }
 
-/// The token of a new session of Ana's, of which the layer around the handler knows nothing yet.
+/// The token of a new session of Ana, which the layer around the handler has not seen.
 async fn ana(layer: &SessionLayer) -> String {
     layer.sessions().create("ana").await.unwrap().expose().to_owned()
 }
 
-/// The token of a new anonymous session that holds `k = 1`.
+/// The token of a new anonymous session with `k = 1`.
 async fn anonymous(layer: &SessionLayer) -> String {
     anonymous_with(layer, 1).await
 }
@@ -120,7 +120,7 @@ fn some(user: &str) -> Option<String> {
 // ---- before the head
 
 #[tokio::test]
-async fn nothing_is_answered_before_it_is_saved() {
+async fn the_response_is_sent_after_the_save() {
     let (_app, layer, store) = watched().await;
     for (operation, rotates) in [("create", false), ("update", false), ("update", true), ("end", false)] {
         let token = ana(&layer).await;
@@ -153,7 +153,7 @@ fn poll<F: Future>(future: Pin<&mut F>) -> Option<F::Output> {
 }
 
 #[tokio::test]
-async fn a_client_that_has_an_answer_sees_its_write_from_any_instance() {
+async fn after_the_response_every_instance_has_the_write() {
     let store = MemoryStore::new();
     let one = App::start(SessionLayer::new(store.clone())).await;
     let other = App::start(SessionLayer::new(store)).await;
@@ -167,7 +167,7 @@ async fn a_client_that_has_an_answer_sees_its_write_from_any_instance() {
 // ---- Set-Cookie
 
 #[tokio::test]
-async fn only_a_new_token_an_end_or_another_expiry_is_told() {
+async fn the_cookie_is_set_only_for_a_new_token_an_end_or_a_new_expiry() {
     let (app, _, _) = watched().await;
     let client = app.client();
     for (change, tells) in [
@@ -196,7 +196,7 @@ async fn only_a_new_token_an_end_or_another_expiry_is_told() {
 }
 
 #[tokio::test]
-async fn extending_the_idle_timeout_is_not_told() {
+async fn extending_the_idle_timeout_sets_no_cookie() {
     let clock = ManualClock::new();
     let store = Spy::with_clock(clock.clone());
     let lifetime = Lifetime::new(HOUR, DAY).unwrap().persistent(true);
@@ -211,7 +211,7 @@ async fn extending_the_idle_timeout_is_not_told() {
 }
 
 #[tokio::test]
-async fn a_cookie_that_is_to_live_longer_is_told_so_and_keeps_its_token() {
+async fn a_longer_lifetime_sets_the_cookie_with_the_same_token() {
     let (app, _, _) = watched().await;
     let client = app.client();
     client.one(json!(["login", "ana"])).await;
@@ -220,7 +220,7 @@ async fn a_cookie_that_is_to_live_longer_is_told_so_and_keeps_its_token() {
         (json!(["lifetime", 3600, 86400, true]), Some(true)),
         (json!(["lifetime", 3600, 86400, true]), None),
         (json!(["lifetime", 3600, 172800, true]), Some(true)),
-        (json!(["lifetime", 7200, 172800, true]), None), // only the idle timeout, which the cookie does not show
+        (json!(["lifetime", 7200, 172800, true]), None), // only the idle timeout, which the cookie does not contain
         (json!(["lifetime", 3600, 86400, false]), Some(false)),
         (json!(["lifetime", 3600, 172800, false]), None),
     ] {
@@ -233,7 +233,7 @@ async fn a_cookie_that_is_to_live_longer_is_told_so_and_keeps_its_token() {
 }
 
 #[tokio::test]
-async fn remember_me_at_login_is_told_with_the_token() {
+async fn remember_me_at_login_makes_the_cookie_persistent() {
     let (app, _, _) = watched().await;
     let reply = steps(&app.client(), json!([["login", "ana"], ["lifetime", 3600, 7200, true]])).await;
     assert_eq!(reply.set_cookies().len(), 1);
@@ -241,7 +241,7 @@ async fn remember_me_at_login_is_told_with_the_token() {
 }
 
 #[tokio::test]
-async fn remember_me_after_a_save_is_told_with_the_token() {
+async fn remember_me_after_a_save_makes_the_cookie_persistent() {
     let (app, _, _) = watched().await;
     let client = app.client();
     let reply = steps(&client, json!([["login", "ana"], ["save"], ["lifetime", 3600, 7200, true]])).await;
@@ -251,7 +251,7 @@ async fn remember_me_after_a_save_is_told_with_the_token() {
 }
 
 #[tokio::test]
-async fn who_logs_out_with_a_dead_token_sees_no_error() {
+async fn logout_with_an_ended_session_is_not_an_error() {
     let (app, _, _) = watched().await;
     let client = app.client();
     client.one(json!(["login", "ana"])).await;
@@ -289,14 +289,14 @@ async fn a_response_that_sets_no_cookie_keeps_its_cache_control() {
     }
 }
 
-/// The names in `Vary`, in however many lines.
+/// The names in all `Vary` headers.
 fn vary(reply: &Reply) -> Vec<&str> {
     let lines = reply.headers.get_all("vary").iter().map(|value| value.to_str().unwrap());
     lines.flat_map(|line| line.split(',').map(str::trim)).collect()
 }
 
 #[tokio::test]
-async fn a_response_that_depends_on_the_session_says_so() {
+async fn a_response_that_depends_on_the_session_has_vary() {
     let (app, _, _) = watched().await;
     let client = app.client();
     for change in [json!(["user"]), json!(["login", "ana"]), json!(["get", "k"]), json!(["logout"])] {
@@ -315,7 +315,7 @@ async fn a_response_that_does_not_depend_on_the_session_does_not_vary() {
 }
 
 #[tokio::test]
-async fn what_the_handler_varies_by_is_kept_and_not_repeated() {
+async fn the_vary_header_of_the_handler_is_kept_without_duplicates() {
     let app = App::start(SessionLayer::new(MemoryStore::new()).bearer(Bearer::new())).await;
     for (handlers, all) in [
         (vec![], vec!["cookie", "authorization"]),
@@ -336,7 +336,7 @@ async fn what_the_handler_varies_by_is_kept_and_not_repeated() {
 // ---- failing handlers
 
 #[tokio::test]
-async fn a_server_error_keeps_what_the_handler_did() {
+async fn a_server_error_keeps_the_changes() {
     let (app, _, _) = watched().await;
     let client = app.client();
     let failing = async |change: Value| {
@@ -358,7 +358,7 @@ async fn a_server_error_keeps_what_the_handler_did() {
 }
 
 #[tokio::test]
-async fn an_explicit_save_outlives_a_server_error() {
+async fn an_explicit_save_is_kept_after_a_server_error() {
     let (app, _, store) = watched().await;
     let client = app.client();
     let reply =
@@ -395,7 +395,7 @@ async fn a_failing_service_keeps_the_end_of_a_session() {
 }
 
 #[tokio::test]
-async fn a_failing_service_makes_no_token_that_nobody_gets() {
+async fn a_failing_service_creates_no_token() {
     let (_app, layer, store) = watched().await;
     let token = ana(&layer).await;
     store.calls();
@@ -417,7 +417,7 @@ async fn a_failing_service_makes_no_token_that_nobody_gets() {
 }
 
 #[tokio::test]
-async fn a_failing_service_logs_nobody_in_and_nobody_out() {
+async fn a_failing_service_neither_logs_in_nor_out() {
     let (_app, layer, store) = watched().await;
     let token = ana(&layer).await;
     call(&layer, Some(&token), async |session: Session| {
@@ -450,7 +450,7 @@ async fn a_cancelled_request_changes_nothing_and_is_counted() {
 }
 
 #[tokio::test]
-async fn a_request_cancelled_while_it_is_saved_is_counted() {
+async fn a_request_cancelled_during_the_save_is_counted() {
     let (_app, layer, store) = watched().await;
     let token = anonymous(&layer).await;
     let _hold = store.hold_next("replace");
@@ -465,7 +465,7 @@ async fn a_request_cancelled_while_it_is_saved_is_counted() {
 }
 
 #[tokio::test]
-async fn a_cancelled_request_keeps_what_it_saved_itself() {
+async fn a_cancelled_request_keeps_explicit_saves() {
     let (_app, layer, _) = watched().await;
     let token = anonymous(&layer).await;
     let mut answer = Box::pin(call(&layer, Some(&token), async |session: Session| {
@@ -491,7 +491,7 @@ async fn a_cancelled_request_that_only_read_is_not_counted() {
 
 // ---- after the head
 
-/// The session of a request that was answered.
+/// The session of a request after its response.
 async fn answered(layer: &SessionLayer, token: Option<&str>) -> Session {
     let kept = std::sync::Mutex::new(None);
     call(layer, token, async |session: Session| {
@@ -526,7 +526,7 @@ async fn a_late_logout_can_be_saved() {
 }
 
 #[tokio::test]
-async fn a_late_logout_ends_the_session_even_when_another_cannot_begin() {
+async fn a_late_logout_ends_the_session_although_no_other_can_be_created() {
     let (_app, layer, store) = watched().await;
     let token = ana(&layer).await;
     let session = answered(&layer, Some(&token)).await;
@@ -538,7 +538,7 @@ async fn a_late_logout_ends_the_session_even_when_another_cannot_begin() {
 }
 
 #[tokio::test]
-async fn no_session_begins_after_the_head() {
+async fn no_session_is_created_after_the_head() {
     let (_app, layer, store) = watched().await;
     let session = answered(&layer, None).await;
     session.insert("k", &7).unwrap();
@@ -559,7 +559,7 @@ async fn no_token_changes_after_the_head() {
 }
 
 #[tokio::test]
-async fn a_late_change_that_nobody_saves_is_counted() {
+async fn an_unsaved_late_change_is_counted() {
     let (_app, layer, store) = watched().await;
     let token = ana(&layer).await;
     let session = answered(&layer, Some(&token)).await;
@@ -575,9 +575,9 @@ async fn a_late_change_that_nobody_saves_is_counted() {
 }
 
 #[tokio::test]
-async fn a_body_that_streams_can_save_what_it_changes() {
+async fn a_streaming_body_can_save_its_changes() {
     async fn stream(session: Session) -> Body {
-        // Polled by the server once the head is on its way.
+        // The server polls it after sending the head.
         Body::from_stream(tokio_stream::once(()).then(move |()| {
             let session = session.clone();
             async move {
@@ -597,10 +597,10 @@ async fn a_body_that_streams_can_save_what_it_changes() {
     assert_eq!(client.one(json!(["get", "k"])).await, 7);
 }
 
-// ---- ending and beginning in one request
+// ---- ending and creating in one request
 
 #[tokio::test]
-async fn what_is_inserted_after_the_end_begins_another_session() {
+async fn an_insert_after_destroy_creates_another_session() {
     let (app, _, store) = watched().await;
     let client = app.client();
     client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
@@ -619,7 +619,7 @@ async fn what_is_inserted_after_the_end_begins_another_session() {
 }
 
 #[tokio::test]
-async fn a_session_that_begins_and_ends_in_one_request_is_never_told() {
+async fn a_session_created_and_ended_in_one_request_sets_no_cookie() {
     let (app, _, store) = watched().await;
     let client = app.client();
     let reply = steps(&client, json!([["insert", "k", 1], ["save"], ["destroy"]])).await;
@@ -643,7 +643,7 @@ async fn logging_in_and_out_in_one_request_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn two_new_tokens_in_one_request_make_one_cookie() {
+async fn two_new_tokens_in_one_request_set_one_cookie() {
     let (app, _, store) = watched().await;
     let client = app.client();
     let reply = steps(
@@ -679,7 +679,7 @@ async fn login_again_keeps_the_values_of_the_same_user() {
 }
 
 #[tokio::test]
-async fn login_hands_nothing_of_one_user_to_another() {
+async fn login_as_another_user_discards_the_values() {
     let (app, _, store) = watched().await;
     for script in [
         json!([["login", "bob"], ["get", "secret"], ["get", "fresh"]]),
@@ -703,7 +703,7 @@ async fn login_hands_nothing_of_one_user_to_another() {
 }
 
 #[tokio::test]
-async fn what_is_set_after_a_login_belongs_to_the_new_user() {
+async fn values_set_after_a_login_belong_to_the_new_user() {
     let (app, _, _) = watched().await;
     let client = app.client();
     client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
@@ -724,9 +724,9 @@ async fn a_flash_message_is_shown_once() {
     assert_eq!(client.one(json!(["user"])).await, "ana");
 }
 
-// ---- a save that failed, and a handler that goes on
+// ---- a failed save, and a handler that continues
 
-/// Calls `handler`; its save of `operation` fails the first time. Returns the response.
+/// Calls `handler`. The first `operation` of its save fails. Returns the response.
 async fn after_failed_save(
     layer: &SessionLayer,
     store: &Spy,
@@ -777,7 +777,7 @@ fn logout(session: &Session) {
 fn nothing(_: &Session) {}
 
 #[tokio::test]
-async fn a_failed_save_is_repeated_when_the_handler_returns() {
+async fn a_failed_save_is_retried_when_the_handler_returns() {
     for applied in [false, true] {
         let (_app, layer, store) = watched().await;
         let response =
@@ -790,7 +790,7 @@ async fn a_failed_save_is_repeated_when_the_handler_returns() {
         assert_eq!(told(&response), None);
         assert_eq!(content(&layer, &token).await.1, Some(5), "applied: {applied}");
 
-        // A login creates the user's session, ends the other, and has the new one begin.
+        // A login creates the session of the user, ends the old one, and activates the new one.
         for (operation, sessions) in [("create", 2), ("replace", 3), ("update", 4)] {
             let token = anonymous_with(&layer, 5).await;
             let failing = (operation, applied);
@@ -857,7 +857,7 @@ async fn rotation_after_a_failed_update_changes_the_token() {
 }
 
 #[tokio::test]
-async fn login_of_another_after_a_failed_login_hands_nothing_on() {
+async fn login_as_another_user_after_a_failed_login_discards_the_values() {
     for applied in [false, true] {
         let (_app, layer, store) = watched().await;
         let response =
@@ -874,7 +874,7 @@ async fn login_of_another_after_a_failed_login_hands_nothing_on() {
     }
 }
 
-/// What the last change leaves of `k` in a session that holds `k = 1`, after the save of `k = 5` failed.
+/// The final `k` in a session that had `k = 1`, after the save of `k = 5` failed.
 async fn after_failed_update(after: fn(&Session)) -> [Option<u32>; 2] {
     let mut left = [None; 2];
     for (left, applied) in left.iter_mut().zip([false, true]) {
@@ -887,7 +887,7 @@ async fn after_failed_update(after: fn(&Session)) -> [Option<u32>; 2] {
     left
 }
 
-/// What the last change leaves of `k` in a new session, after the save of `k = 5` failed.
+/// The final `k` in a new session, after the save of `k = 5` failed.
 async fn after_failed_create(after: fn(&Session)) -> [Option<u32>; 2] {
     let mut left = [None; 2];
     for (left, applied) in left.iter_mut().zip([false, true]) {
@@ -939,7 +939,7 @@ async fn values_cleared_after_a_failed_first_save_are_cleared() {
 }
 
 #[tokio::test]
-async fn login_after_a_failed_save_has_the_slot_of_the_user() {
+async fn login_after_a_failed_save_uses_the_slot_of_the_user() {
     let slot = |token: &str| Token::parse(token).unwrap().id().slot_tag().to_owned();
     for (operation, before) in [("create", insert as fn(&Session)), ("update", rotate), ("update", insert)] {
         let (_app, layer, store) = watched().await;
@@ -955,7 +955,7 @@ async fn login_after_a_failed_save_has_the_slot_of_the_user() {
 }
 
 #[tokio::test]
-async fn a_failing_service_does_not_repeat_a_rotation_that_nobody_is_told() {
+async fn a_failing_service_does_not_repeat_an_undelivered_rotation() {
     let (_app, layer, store) = watched().await;
     let token = ana(&layer).await;
     store.fail_next("update");
@@ -970,7 +970,7 @@ async fn a_failing_service_does_not_repeat_a_rotation_that_nobody_is_told() {
 }
 
 #[tokio::test]
-async fn a_failing_service_does_not_repeat_a_login_that_nobody_is_told() {
+async fn a_failing_service_does_not_repeat_an_undelivered_login() {
     let (_app, layer, store) = watched().await;
     store.fail_next("create");
     call(&layer, None, async |session: Session| {
@@ -983,7 +983,7 @@ async fn a_failing_service_does_not_repeat_a_login_that_nobody_is_told() {
     assert_eq!(store.len(), 0);
 }
 
-/// Calls a handler that does `before` and saves it by a clone, and does `meanwhile` while the store is at it.
+/// Calls a handler that does `before` and saves it through a clone, with `meanwhile` during the save.
 async fn during_save(
     layer: &SessionLayer,
     store: &Spy,
@@ -1049,7 +1049,7 @@ async fn a_value_set_during_a_save_is_saved_too() {
 }
 
 #[tokio::test]
-async fn what_was_saved_is_told_even_when_the_rest_is_not() {
+async fn the_cookie_of_a_saved_change_is_set_although_a_later_change_fails() {
     let (app, _, store) = watched().await;
     let client = app.client();
     store.fail("update");
@@ -1069,7 +1069,7 @@ struct Timed {
     client: Client,
 }
 
-/// A client with a new session of Ana's that holds `k = 1`, and a clock that stands still.
+/// A client with a new session of Ana and `k = 1`, and a clock that stands still.
 async fn timed(lifetime: Lifetime) -> Timed {
     let clock = ManualClock::new();
     let store = Spy::with_clock(clock.clone());
@@ -1085,7 +1085,7 @@ impl Timed {
         self.client.one(json!(["user"])).await == "ana"
     }
 
-    /// Lets time pass with a request at every `step`.
+    /// Advances the clock, with a request at every `step`.
     async fn busy(&self, step: Duration, total: Duration) {
         for _ in 0..total.as_secs() / step.as_secs() {
             self.clock.advance(step);
@@ -1095,7 +1095,7 @@ impl Timed {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_uses_ends() {
+async fn an_unused_session_expires() {
     let timed = timed(Lifetime::default()).await;
     timed.clock.advance(30 * MINUTE - SECOND);
     let used = timed.client.twin();
@@ -1108,7 +1108,7 @@ async fn a_session_that_nobody_uses_ends() {
 }
 
 #[tokio::test]
-async fn what_is_written_after_the_end_begins_anew() {
+async fn a_write_after_expiry_creates_a_new_session() {
     let timed = timed(Lifetime::default()).await;
     let old = timed.client.cookie(NAME);
     timed.clock.advance(30 * MINUTE);
@@ -1158,7 +1158,7 @@ async fn a_session_that_is_read_is_extended_after_a_tenth_of_its_idle_timeout() 
 }
 
 #[tokio::test]
-async fn a_slow_handler_does_not_lose_a_session_that_was_about_to_end() {
+async fn a_slow_handler_does_not_lose_a_session_that_was_about_to_expire() {
     let Timed { app, clock, client, .. } = timed(Lifetime::default()).await;
     clock.advance(30 * MINUTE - SECOND);
     let steps = json!([["load"], ["gate", "upload"], ["insert", "uploaded", true]]);
@@ -1173,7 +1173,7 @@ async fn a_slow_handler_does_not_lose_a_session_that_was_about_to_end() {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_reads_is_not_extended() {
+async fn an_unread_session_is_not_extended() {
     let Timed { app: _app, clock, store, client } = timed(Lifetime::default()).await;
     clock.advance(20 * MINUTE);
     client.get("/public").await;
@@ -1192,7 +1192,7 @@ async fn the_touch_interval_can_be_zero() {
 }
 
 #[tokio::test]
-async fn the_touch_interval_can_be_never() {
+async fn touching_can_be_disabled() {
     let timed = timed(Lifetime::default().touch_every(30 * MINUTE)).await;
     timed.clock.advance(30 * MINUTE - SECOND);
     assert!(timed.alive().await);
@@ -1202,7 +1202,7 @@ async fn the_touch_interval_can_be_never() {
 }
 
 #[tokio::test]
-async fn a_session_at_its_absolute_timeout_is_not_touched_in_vain() {
+async fn a_session_at_its_absolute_timeout_is_not_touched() {
     let timed = timed(Lifetime::new(HOUR, HOUR).unwrap()).await;
     timed.clock.advance(59 * MINUTE);
     assert!(timed.alive().await);
@@ -1221,7 +1221,7 @@ async fn assurance_level_one_lasts_30_days() {
 }
 
 #[tokio::test]
-async fn assurance_level_two_lasts_an_hour_idle_and_a_day_in_all() {
+async fn assurance_level_two_lasts_an_hour_idle_and_a_day_in_total() {
     let busy = timed(Lifetime::aal2()).await;
     busy.busy(50 * MINUTE, 23 * HOUR + 20 * MINUTE).await;
     busy.clock.advance(40 * MINUTE);
@@ -1234,7 +1234,7 @@ async fn assurance_level_two_lasts_an_hour_idle_and_a_day_in_all() {
 }
 
 #[tokio::test]
-async fn assurance_level_three_lasts_15_minutes_idle_and_12_hours_in_all() {
+async fn assurance_level_three_lasts_15_minutes_idle_and_12_hours_in_total() {
     let busy = timed(Lifetime::aal3()).await;
     busy.busy(10 * MINUTE, 11 * HOUR + 50 * MINUTE).await;
     busy.clock.advance(10 * MINUTE);
@@ -1267,7 +1267,7 @@ async fn a_remembered_session_stays_remembered() {
 }
 
 #[tokio::test]
-async fn a_session_keeps_its_lifetime_when_the_layer_is_configured_anew() {
+async fn a_session_keeps_its_lifetime_when_the_layer_changes() {
     let timed = timed(Lifetime::new(HOUR, DAY).unwrap()).await;
     let layer = SessionLayer::new(timed.store.clone()).clock(timed.clock.clone());
     let shorter = App::start(layer.lifetime(Lifetime::new(MINUTE, MINUTE).unwrap())).await;
@@ -1279,8 +1279,8 @@ async fn a_session_keeps_its_lifetime_when_the_layer_is_configured_anew() {
 }
 
 #[tokio::test]
-async fn a_session_without_a_time_to_live_in_the_store_ends_all_the_same() {
-    // The store's clock stands still, so that only the layer's ends anything.
+async fn a_session_without_a_ttl_in_the_store_still_expires() {
+    // The store's clock stands still, so only that of the layer ends sessions.
     let (clock, store) = (ManualClock::new(), Spy::with_clock(ManualClock::new()));
     let app = App::start(SessionLayer::new(store.clone()).clock(clock.clone())).await;
     let client = app.client();
@@ -1305,7 +1305,7 @@ async fn no_store_keeps_a_session_beyond_its_absolute_timeout() {
 }
 
 #[tokio::test]
-async fn login_starts_the_absolute_timeout_anew_and_rotation_does_not() {
+async fn login_restarts_the_absolute_timeout_and_rotation_does_not() {
     let timed = timed(Lifetime::new(2 * HOUR, 3 * HOUR).unwrap()).await;
     timed.clock.advance(2 * HOUR - SECOND);
     timed.client.one(json!(["login", "ana"])).await;
@@ -1319,7 +1319,7 @@ async fn login_starts_the_absolute_timeout_anew_and_rotation_does_not() {
 }
 
 #[tokio::test]
-async fn a_session_whose_time_ends_during_a_request_is_over() {
+async fn a_session_that_expires_during_a_request_has_ended() {
     let clock = ManualClock::new();
     let layer = SessionLayer::new(MemoryStore::new().clock(clock.clone())).clock(clock.clone());
     for time in [30 * MINUTE, DAY] {
@@ -1336,7 +1336,7 @@ async fn a_session_whose_time_ends_during_a_request_is_over() {
 }
 
 #[tokio::test]
-async fn login_as_the_time_ends_gives_a_live_session() {
+async fn login_at_the_expiry_creates_a_live_session() {
     let clock = ManualClock::new();
     let layer = SessionLayer::new(MemoryStore::new().clock(clock.clone())).clock(clock.clone());
     for time in [30 * MINUTE, DAY] {
@@ -1353,7 +1353,7 @@ async fn login_as_the_time_ends_gives_a_live_session() {
 }
 
 #[tokio::test]
-async fn a_handler_sees_when_its_session_began_was_used_and_ends() {
+async fn a_handler_can_read_the_times_of_its_session() {
     let timed = timed(Lifetime::default()).await;
     let now = || timed.clock.now().as_millis();
     let began = now();
@@ -1367,7 +1367,7 @@ async fn a_handler_sees_when_its_session_began_was_used_and_ends() {
     assert_eq!(timed.app.client().perform(times).await, [Value::Null, Value::Null, Value::Null]);
 }
 
-/// A slow read of Ana's session, which is due to be extended, during which her session gets another lifetime.
+/// A slow read of Ana's session, which is due for extension, while another request changes its lifetime.
 async fn slow_read_during(change: Value, lifetime: Lifetime) -> Timed {
     let timed = timed(lifetime).await;
     timed.clock.advance(lifetime.touch_interval());
@@ -1381,7 +1381,7 @@ async fn slow_read_during(change: Value, lifetime: Lifetime) -> Timed {
 }
 
 #[tokio::test]
-async fn a_slow_read_does_not_shorten_the_life_of_a_remembered_session() {
+async fn a_slow_read_does_not_shorten_a_remembered_session() {
     let remember = json!(["lifetime", 14 * DAY.as_secs(), 90 * DAY.as_secs(), true]);
     let timed = slow_read_during(remember, Lifetime::default()).await;
     timed.clock.advance(13 * DAY);
@@ -1389,7 +1389,7 @@ async fn a_slow_read_does_not_shorten_the_life_of_a_remembered_session() {
 }
 
 #[tokio::test]
-async fn a_slow_read_does_not_lengthen_the_life_of_a_session_that_was_made_shorter() {
+async fn a_slow_read_does_not_extend_a_shortened_session() {
     let shorten = json!(["lifetime", 60, 3600, false]);
     let timed = slow_read_during(shorten, Lifetime::new(30 * MINUTE, DAY).unwrap()).await;
     timed.clock.advance(2 * MINUTE);
@@ -1397,8 +1397,8 @@ async fn a_slow_read_does_not_lengthen_the_life_of_a_session_that_was_made_short
 }
 
 #[tokio::test]
-async fn a_changed_value_is_changed_however_like_the_old_one_it_looks() {
-    // Larger than what JSON libraries compare exactly.
+async fn similar_values_are_different_changes() {
+    // Larger than JSON libraries compare exactly.
     let layer = SessionLayer::new(MemoryStore::new());
     let response = call(&layer, None, async |session: Session| {
         session.insert("n", &[u128::MAX]).unwrap();
@@ -1410,7 +1410,7 @@ async fn a_changed_value_is_changed_however_like_the_old_one_it_looks() {
 }
 
 #[tokio::test]
-async fn a_map_written_in_another_order_is_the_same_map() {
+async fn a_map_in_another_order_is_unchanged() {
     let store = Spy::new();
     let app = App::start(SessionLayer::new(store.clone())).await;
     let client = app.client();
@@ -1422,7 +1422,7 @@ async fn a_map_written_in_another_order_is_the_same_map() {
 }
 
 #[tokio::test]
-async fn after_a_cancelled_request_no_new_token_is_made() {
+async fn a_cancelled_request_creates_no_token() {
     let layer = SessionLayer::new(MemoryStore::new());
     let token = given(
         &call(&layer, None, async |session: Session| {

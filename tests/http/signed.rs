@@ -1,4 +1,4 @@
-//! Session cookies with a signature.
+//! Signed session cookies.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command, time::Duration};
 
@@ -35,7 +35,7 @@ async fn who_by_cookie(app: &App, value: &str) -> String {
     who(app, &[("cookie", &format!("{NAME}={value}"))]).await
 }
 
-/// An app that signs with the key `a`, its store, and the cookie of a session of Ana's.
+/// An app that signs with key `a`, its store, and the cookie of a session of Ana.
 async fn app_with_session() -> (App, Spy, String) {
     let store = Spy::new();
     let app = App::with_me(SessionLayer::new(store.clone()).cookie(signed(secret("a")))).await;
@@ -47,7 +47,7 @@ async fn app_with_session() -> (App, Spy, String) {
 }
 
 #[tokio::test]
-async fn what_is_given_is_taken() {
+async fn a_signed_cookie_is_accepted() {
     let (app, store, value) = app_with_session().await;
     assert_eq!(value.len(), LENGTH);
     assert!(Token::parse(&value[..56]).is_ok());
@@ -65,7 +65,7 @@ async fn what_is_given_is_taken() {
 }
 
 #[tokio::test]
-async fn what_nobody_signed_costs_no_store_call() {
+async fn an_unsigned_cookie_costs_no_store_call() {
     let (app, store, value) = app_with_session().await;
     let (token, signature) = value.split_once('.').unwrap();
     let other = async |cookie: SessionCookie| {
@@ -104,7 +104,7 @@ async fn what_nobody_signed_costs_no_store_call() {
 }
 
 #[tokio::test]
-async fn where_a_session_is_required_it_is_missing() {
+async fn an_unsigned_cookie_is_401_where_a_session_is_required() {
     let layer = SessionLayer::new(Spy::new()).cookie(signed(secret("a"))).on_missing(OnMissing::Reject);
     let app = App::with_me(layer).await;
     let client = app.client();
@@ -119,7 +119,7 @@ async fn a_planted_cookie_does_not_hide_the_real_one() {
     let forged: Vec<_> = (b'a'..=b'z')
         .map(|letter| format!("{NAME}={}.{}", char::from(letter).to_string().repeat(56), "x".repeat(32)))
         .collect();
-    // Many more than are tried where cookies are not signed.
+    // Many more than are tried for unsigned cookies.
     assert_eq!(who(&app, &[("cookie", &format!("{}; {NAME}={value}", forged.join("; ")))]).await, "ana");
     assert_eq!(store.calls(), ["load"]);
 }
@@ -135,13 +135,13 @@ async fn bearer_tokens_have_no_signature() {
     let token = value.split_once('.').unwrap().0;
     let bearer = format!("Bearer {token}");
     assert_eq!(who(&app, &[("authorization", &bearer)]).await, "ana");
-    // The same token in both ways is no disagreement.
+    // The same token in both ways is no conflict.
     assert_eq!(who(&app, &[("authorization", &bearer), ("cookie", &format!("{NAME}={value}"))]).await, "ana");
     assert_eq!(who(&app, &[("authorization", &format!("Bearer {value}"))]).await, "nobody");
 }
 
 #[tokio::test]
-async fn a_key_is_replaced_and_nobody_is_logged_out() {
+async fn a_key_is_replaced_without_logouts() {
     let day = Duration::from_secs(24 * 60 * 60);
     let clock = ManualClock::new();
     let store = Spy::with_clock(clock.clone());
@@ -158,7 +158,7 @@ async fn a_key_is_replaced_and_nobody_is_logged_out() {
     let client = client.at(&between.url());
     assert_eq!(client.get("/me").await.text(), "ana");
     assert_eq!(client.cookie(NAME).unwrap(), value, "a cookie that is good is not given again");
-    // When there is one to be given, the newest key signs it.
+    // The next cookie is signed with the newest key.
     clock.advance(day / 2);
     client.one(json!(["rotate"])).await;
     assert_ne!(client.cookie(NAME).unwrap(), value);
@@ -167,7 +167,7 @@ async fn a_key_is_replaced_and_nobody_is_logged_out() {
     assert_eq!(client.at(&after.url()).get("/me").await.text(), "ana");
     assert_eq!(who_by_cookie(&after, &value).await, "nobody");
 
-    // Where others have the old key only, they must know the new one before it signs.
+    // Instances with only the old key must know the new one before it signs.
     assert_eq!(client.at(&before.url()).get("/me").await.text(), "nobody");
     let prepared = App::with_me(layer(secret("a").older("b".repeat(32)).unwrap())).await;
     assert_eq!(client.at(&prepared.url()).get("/me").await.text(), "ana");
@@ -198,7 +198,7 @@ fn a_secret_has_at_least_32_bytes_and_is_never_shown() {
     let _: InvalidSessionSecret = SessionSecret::new("x").unwrap_err();
 }
 
-/// No test: what the children of the next one do.
+/// Not a test: the child processes of the next test run it.
 #[test]
 fn child() {
     if std::env::var_os("SIGNED_CHILD").is_some() {
@@ -208,7 +208,7 @@ fn child() {
 }
 
 #[test]
-fn the_environment_has_the_keys_or_a_mistake() {
+fn the_environment_has_valid_keys_or_an_error() {
     let of = |secret: Option<&OsStr>| {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "signed::child", "--nocapture"]).env("SIGNED_CHILD", "1").env_remove("SESSION_SECRET");
@@ -233,7 +233,7 @@ fn the_environment_has_the_keys_or_a_mistake() {
 }
 
 #[test]
-fn one_wrong_character_is_one_too_many() {
+fn any_changed_character_is_refused() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (app, store, value) = runtime.block_on(app_with_session());
     let seed = RngSeed::Fixed(11);
@@ -274,7 +274,7 @@ async fn the_examples_sign_with_the_secret_of_the_environment() {
         let server = on(secret).await;
         assert_eq!(client.at(&server.url).get("/admin").await.status, status, "{secret}");
     }
-    // With an empty one, as with none, nothing is signed.
+    // An empty variable disables signing, like a missing one.
     let unsigned = on("").await;
     let client = unsigned.client();
     login(&client).await;

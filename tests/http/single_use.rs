@@ -22,7 +22,7 @@ fn sessions() -> Sessions {
     SessionLayer::new(MemoryStore::new()).sessions()
 }
 
-/// What is inside the layer sees of a request for `uri`, and what it was told to do with the token.
+/// The URI that the inner service sees, and what it did with the token.
 async fn seen(sessions: &Sessions, uri: &str) -> (Uri, SingleUse, Response<()>) {
     let (tell, told) = std::sync::mpsc::channel();
     let inner = service_fn(move |request: Request<()>| {
@@ -37,7 +37,7 @@ async fn seen(sessions: &Sessions, uri: &str) -> (Uri, SingleUse, Response<()>) 
 }
 
 #[tokio::test]
-async fn nobody_inside_sees_the_parameter() {
+async fn the_inner_service_does_not_see_the_parameter() {
     let (sessions, token) = (sessions(), "t".repeat(56));
     for (uri, left) in [
         ("/p?session_id=T", "/p"),
@@ -59,7 +59,7 @@ async fn nobody_inside_sees_the_parameter() {
 }
 
 #[tokio::test]
-async fn other_queries_are_left_as_they_are() {
+async fn other_parameters_are_not_changed() {
     for uri in [
         "/",
         "/p",
@@ -80,7 +80,7 @@ async fn other_queries_are_left_as_they_are() {
 }
 
 #[tokio::test]
-async fn what_brought_a_token_is_told_to_keep_it_quiet() {
+async fn the_response_forbids_referrers_and_caching() {
     for uri in ["/?session_id=nonsense", "/?session_id"] {
         let (.., response) = seen(&sessions(), uri).await;
         assert_eq!(response.headers()["referrer-policy"], "no-referrer");
@@ -89,7 +89,7 @@ async fn what_brought_a_token_is_told_to_keep_it_quiet() {
 }
 
 #[tokio::test]
-async fn a_token_is_good_once_and_only_when_it_is_asked_for() {
+async fn a_token_works_once_and_only_if_consumed() {
     let sessions = sessions();
     let token = sessions.create("ana").await.unwrap();
     let uri = format!("/?session_id={}", token.expose());
@@ -106,7 +106,7 @@ async fn a_token_is_good_once_and_only_when_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn percent_encoding_changes_nothing() {
+async fn percent_encoding_makes_no_difference() {
     let sessions = sessions();
     let token = sessions.create("ana").await.unwrap();
     let encoded: String = token.expose().bytes().map(|byte| format!("%{byte:02x}")).collect();
@@ -116,7 +116,7 @@ async fn percent_encoding_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_is_malformed_and_uses_nothing_up() {
+async fn an_invalid_token_is_malformed_and_consumes_nothing() {
     let sessions = sessions();
     let token = sessions.create("ana").await.unwrap();
     let good = token.expose();
@@ -140,13 +140,13 @@ async fn what_is_no_token_is_malformed_and_uses_nothing_up() {
     assert!(matches!(unknown.consume().await, Ok(Consumed::Unknown)));
 }
 
-/// The answer to a handler that hands the error on.
+/// The response of a handler that returns the error.
 async fn enter(link: SingleUse) -> Result<&'static str, SingleUseError> {
     link.consume().await.map(|_| "known or not")
 }
 
 #[tokio::test]
-async fn errors_are_answers() {
+async fn errors_are_responses() {
     let redis = RedisServer::stopped();
     let config = RedisConfig::from_url(&redis.url()).unwrap();
     let layer = SingleUseLayer::query(stores::sessions(config), "session_id");
@@ -163,7 +163,7 @@ async fn errors_are_answers() {
 }
 
 #[tokio::test]
-async fn around_a_router_it_hides_the_parameter_from_the_original_uri_too() {
+async fn around_a_router_the_original_uri_has_no_parameter() {
     let show = async |OriginalUri(original): OriginalUri, request: AxumRequest| format!("{original} {}", request.uri());
     let router = Router::new().nest("/inner", Router::new().route("/seen", get(show)));
     let service = SingleUseLayer::query(sessions(), "session_id").layer(router);
@@ -187,7 +187,7 @@ async fn a_session_is_never_read_from_a_query() {
 }
 
 #[tokio::test]
-async fn neither_logs_nor_debug_show_the_token() {
+async fn logs_and_debug_do_not_show_the_token() {
     let log = Log::capture();
     let redis = RedisServer::stopped();
     let away = stores::sessions(RedisConfig::from_url(&redis.url()).unwrap());

@@ -1,4 +1,4 @@
-//! The same layer around everything that a tower layer can be around.
+//! The layer around every kind of service.
 
 /// Generated from `examples/grpc/keep.proto`.
 #[allow(clippy::all, missing_docs)]
@@ -54,7 +54,7 @@ const NAME: &str = "__Host-session";
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Counts visits; for any request body there is.
+/// Counts visits, for any request body.
 async fn count<B>(request: Request<B>) -> Result<Response<String>, BoxError> {
     let session = request.extensions().get::<Session>().ok_or("no session layer")?.clone();
     drop(request);
@@ -64,7 +64,7 @@ async fn count<B>(request: Request<B>) -> Result<Response<String>, BoxError> {
     Ok(Response::new(visits.to_string()))
 }
 
-/// The request with the cookie that `response` sets.
+/// The request with the cookie in `response`.
 fn next_request<Q, B>(body: Q, response: &Response<B>) -> Request<Q> {
     let set_cookie = response.headers()[header::SET_COOKIE].to_str().unwrap();
     let (pair, _) = set_cookie.split_once(';').unwrap();
@@ -95,7 +95,7 @@ async fn one_service_serves_many_requests() {
 }
 
 #[tokio::test]
-async fn a_request_body_may_be_bound_to_its_thread() {
+async fn a_request_body_may_be_non_send() {
     let service = SessionLayer::new(MemoryStore::new()).eager().layer(service_fn(count::<Rc<Cell<u8>>>));
     let first = service.clone().oneshot(Request::new(Rc::new(Cell::new(1)))).await.unwrap();
     let request = next_request(Rc::new(Cell::new(2)), &first);
@@ -114,7 +114,7 @@ async fn a_request_body_may_borrow() {
 }
 
 #[tokio::test]
-async fn a_service_and_its_response_may_be_bound_to_their_thread() {
+async fn a_service_and_its_response_may_be_non_send() {
     let calls = Rc::new(Cell::new(0));
     let service = SessionLayer::new(MemoryStore::new()).eager().layer(service_fn(async |_: Request<()>| {
         calls.set(calls.get() + 1);
@@ -125,7 +125,7 @@ async fn a_service_and_its_response_may_be_bound_to_their_thread() {
 }
 
 #[tokio::test]
-async fn a_response_body_may_be_anything_that_can_be_rejected_with() {
+async fn a_response_body_needs_only_a_rejection() {
     struct Opaque(u8);
     let reject = |_: &Rejection| Response::new(Opaque(0));
     let layer = SessionLayer::new(MemoryStore::new()).reject_with(reject).require();
@@ -146,7 +146,7 @@ fn a_service_and_its_future_can_be_sent_between_threads() {
 
 // ---- readiness
 
-/// A service of which every call needs to be prepared by `poll_ready`, on the very instance that is called.
+/// A service whose calls need `poll_ready` on the same instance.
 #[derive(Default)]
 struct Careful {
     ready: bool,
@@ -175,7 +175,7 @@ impl Service<Request<()>> for Careful {
 }
 
 #[tokio::test]
-async fn the_call_goes_to_the_instance_that_is_ready() {
+async fn the_ready_instance_is_called() {
     let layer = SessionLayer::new(MemoryStore::new());
     let token = layer.sessions().create("ana").await.unwrap();
     for layer in [layer.clone(), layer.clone().eager(), layer.clone().require()] {
@@ -243,7 +243,7 @@ async fn it_works_around_and_within_a_buffer() {
 }
 
 #[tokio::test]
-async fn a_rejected_request_gives_its_place_back() {
+async fn a_rejected_request_releases_its_permit() {
     let service = ServiceBuilder::new()
         .layer(SessionLayer::new(MemoryStore::new()).require())
         .layer(ConcurrencyLimitLayer::new(1))
@@ -256,7 +256,7 @@ async fn a_rejected_request_gives_its_place_back() {
 
 // ---- hyper alone
 
-/// Serves HTTP/1 and HTTP/2 on a port of its own, until the test ends.
+/// Serves HTTP/1 and HTTP/2 on its own port until the test ends.
 async fn serve(layer: SessionLayer) -> String {
     let service = ServiceBuilder::new().layer(layer).service(service_fn(hyper_route));
     let service = TowerToHyperService::new(service);
@@ -301,7 +301,7 @@ async fn hyper_alone_has_sessions_in_http_1_and_http_2() {
 }
 
 #[tokio::test]
-async fn several_cookie_lines_of_http_2_are_read() {
+async fn several_cookie_headers_of_http_2_are_read() {
     let store = Spy::new();
     let layer = SessionLayer::new(store.clone());
     let token = layer.sessions().create("ana").await.unwrap();
@@ -372,7 +372,7 @@ async fn axum_routes_have_sessions_and_nothing_else_does() {
 }
 
 #[tokio::test]
-async fn a_nested_axum_router_can_have_sessions_of_its_own() {
+async fn a_nested_axum_router_can_have_its_own_sessions() {
     let layer = SessionLayer::new(MemoryStore::new());
     let app = App::serve(|router| router.nest("/shop", routes().layer(layer))).await;
     let client = app.client();
@@ -388,7 +388,7 @@ async fn axum_serves_sessions_in_http_2() {
 }
 
 #[tokio::test]
-async fn a_layer_of_any_rejection_goes_around_axum() {
+async fn a_layer_with_a_custom_rejection_wraps_axum() {
     #[derive(Clone)]
     struct Page;
     impl ResponseForRejection<axum::body::Body> for Page {
@@ -487,7 +487,7 @@ async fn a_tonic_caller_without_a_session_is_unauthenticated() {
 }
 
 #[tokio::test]
-async fn a_tonic_caller_is_told_of_an_outage() {
+async fn an_outage_is_unavailable_for_a_tonic_caller() {
     let store = Spy::new();
     let mut lazy = tonic_client(grpc_layer(&store)).await;
     let mut eager = tonic_client(grpc_layer(&store).eager()).await;
@@ -506,7 +506,7 @@ async fn a_tonic_caller_is_told_of_an_outage() {
 }
 
 #[tokio::test]
-async fn a_broken_token_logs_nobody_out() {
+async fn a_malformed_token_logs_nobody_out() {
     let store = Spy::new();
     let mut client = tonic_client(grpc_layer(&store)).await;
     let token = client.login(LoginRequest { user: "ana".into() }).await.unwrap().into_inner().token;

@@ -38,7 +38,7 @@ fn promtool(args: &[&str]) {
 }
 
 #[test]
-fn the_alert_rules_are_rules() {
+fn the_alert_rules_are_valid() {
     promtool(&["check", "rules", "alerts.yaml"]);
 }
 
@@ -53,7 +53,7 @@ fn each_alert_fires_when_it_should_and_not_otherwise() {
 }
 
 #[test]
-fn every_alert_says_how_bad_it_is_and_what_to_do() {
+fn every_alert_has_a_severity_and_an_action() {
     let rules = fs::read_to_string(folder().join("alerts.yaml")).unwrap();
     let rules: Vec<_> = rules.split("- alert: ").skip(1).collect();
     assert_eq!(rules.len(), 9);
@@ -108,7 +108,7 @@ impl Prometheus {
             && self.client.get("/-/ready").await.status == StatusCode::OK
     }
 
-    /// What it answers to a query, which must be one.
+    /// The single result of a query.
     async fn query(&self, query: &str) -> Vec<Value> {
         let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let reply = self.client.get(&format!("/api/v1/query?query={encoded}")).await.json();
@@ -161,7 +161,7 @@ async fn form(client: &Client, path: &str, body: &'static str) -> StatusCode {
     client.request(Method::POST, path, &headers, Bytes::from_static(body.as_bytes())).await.status
 }
 
-/// What clients of the quickstart do, good and bad.
+/// Requests of clients of the quickstart, valid and invalid.
 async fn use_quickstart(server: &Server) {
     let ana = server.client();
     form(&ana, "/login", "user=ana").await;
@@ -176,7 +176,7 @@ async fn use_quickstart(server: &Server) {
     form(&ana, "/logout", "").await;
 }
 
-/// Two requests that change one session at once.
+/// Two concurrent requests that change one session.
 async fn meet(app: &App) {
     let client = app.client();
     client.one(json!(["login", "ana"])).await;
@@ -190,10 +190,10 @@ async fn meet(app: &App) {
 }
 
 #[tokio::test]
-async fn every_query_finds_what_the_quickstart_exposes() {
+async fn every_query_matches_metrics_of_the_quickstart() {
     let mut redis = RedisServer::start().await;
     let quickstart = Server::on("quickstart", &redis).await;
-    // And, for what the quickstart has not, a service with a breaker and a fallback.
+    // A second service has what the quickstart lacks: a circuit breaker and a fallback.
     let metrics = Metrics::collect();
     let handle = metrics.handle();
     let guard = Guard::new(RedisStore::new(RedisConfig::from_url(&redis.url()).unwrap()));
@@ -216,7 +216,7 @@ async fn every_query_finds_what_the_quickstart_exposes() {
     let back = async || form(&quickstart.client(), "/login", "user=ben").await == StatusCode::SEE_OTHER;
     eventually("serving resumes", back).await;
 
-    // What is served there, and only that: the other service has its part in Guard and Fallback, and what takes two requests at once.
+    // The metrics of the quickstart only. The other service has those of Guard and Fallback, and of concurrent requests.
     let only_guarded = ["session_breaker_state", "session_fallback_", "session_conflicts_total", "session_values_"];
     let mut queries = dashboard();
     let rules = prometheus.client.get("/api/v1/rules").await.json();
@@ -249,7 +249,7 @@ async fn every_query_finds_what_the_quickstart_exposes() {
         }
     }
 
-    // Rules are evaluated, and nothing is wrong with them.
+    // Rules are evaluated without errors.
     let evaluated = async || {
         let rules = prometheus.client.get("/api/v1/rules").await.json();
         let health: BTreeMap<_, _> = rules["data"]["groups"][0]["rules"]

@@ -1,5 +1,5 @@
-//! The files in `examples/deploy`, as far as they can be tried without containers: the certificates are made, Redis is started by them,
-//! and an example runs with the environment that they give it.
+//! The files in `examples/deploy`, as far as possible without containers: they create the certificates, they start Redis, and an
+//! example runs with their environment.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,7 @@ fn yaml(file: &str) -> Vec<Yaml> {
     YamlLoader::load_from_str(&fs::read_to_string(deploy(file)).unwrap()).unwrap()
 }
 
-/// The server of the files, with other paths and another port. Killed when dropped.
+/// The server with these files, other paths and another port. Killed when dropped.
 struct Redis {
     child: Child,
     port: Port,
@@ -37,7 +37,7 @@ impl Redis {
         Self::start_with(None).await
     }
 
-    /// With the snapshot of another, by the way of the README.
+    /// With the snapshot of another server, as the README describes.
     async fn start_with(snapshot: Option<&Path>) -> Self {
         let (dir, port) = (Dir::new(), Port::free());
         let (tls, data) = (dir.join("tls"), dir.join("data"));
@@ -65,7 +65,7 @@ impl Redis {
         redis
     }
 
-    /// What `redis-cli` says.
+    /// The output of `redis-cli`.
     fn cli(&self, user: Option<&str>, command: &[&str]) -> String {
         let mut cli = Command::new("redis-cli");
         cli.args(["--tls", "--cacert", self.tls.join("ca.crt").to_str().unwrap(), "-h", "localhost", "-p"]);
@@ -109,7 +109,7 @@ async fn restore(data: &Path, socket: &Path) {
     eventually("it is gone", async || !answers()).await;
 }
 
-/// What `compose.yaml` gives an instance, with our port and paths.
+/// The environment of an instance in `compose.yaml`, with the port and paths of the test.
 fn environment(redis: &Redis) -> Vec<(String, String)> {
     let compose = &yaml("compose.yaml")[0];
     let environment = compose["services"]["one"]["environment"].as_hash().unwrap();
@@ -129,7 +129,7 @@ fn environment(redis: &Redis) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn an_example_runs_on_the_redis_of_the_files() {
+async fn an_example_runs_on_redis_from_the_deploy_files() {
     let redis = Redis::start().await;
     let variables = environment(&redis);
     let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -144,7 +144,7 @@ async fn an_example_runs_on_the_redis_of_the_files() {
     assert_eq!((export.status, export.text().lines().count()), (StatusCode::OK, 1));
     assert!(!one.log().contains("s3cret"), "{}", one.log());
 
-    // What its README tells operators to do, can be done.
+    // The README's instructions for operators work.
     let operator = |command: &[&str]| redis.cli(Some("operator"), command);
     let key = operator(&["--scan", "--pattern", "sess:{*}:*"]);
     assert!(key.starts_with("sess:{") && !key.contains('\n'), "{key}");
@@ -162,7 +162,7 @@ async fn an_example_runs_on_the_redis_of_the_files() {
     assert!(operator(&["BGSAVE"]).contains("ackground"));
     assert!(operator(&["LASTSAVE"]).parse::<u64>().is_ok());
 
-    // A backup of it is good.
+    // Its backup is valid.
     let snapshot = redis.dir.join("data/dump.rdb");
     eventually("the snapshot is written", async || {
         operator(&["INFO", "persistence"]).contains("rdb_bgsave_in_progress:0") && snapshot.exists()
@@ -174,7 +174,7 @@ async fn an_example_runs_on_the_redis_of_the_files() {
     let there = Server::start("admin", &variables).await;
     assert_eq!(client.at(&there.url).get("/admin").await.json()["user"], "admin");
 
-    // And nobody does what is not theirs.
+    // No user has the rights of another.
     for command in ["SET sess:x 1", "DEL sess:x", "CONFIG GET maxmemory", "FLUSHALL"] {
         let command: Vec<_> = command.split(' ').collect();
         assert!(operator(&command).contains("NOPERM"), "{command:?}");
@@ -186,7 +186,7 @@ async fn an_example_runs_on_the_redis_of_the_files() {
     assert!(redis.cli(None, &["PING"]).contains("NOAUTH"));
 }
 
-/// The variables that the examples know.
+/// The variables of the examples.
 fn known() -> BTreeSet<&'static str> {
     let all = "ADDR REDIS_URL REDIS_HOST REDIS_PORT REDIS_DB REDIS_USERNAME REDIS_PASSWORD REDIS_TLS REDIS_CLUSTER_NODES REDIS_SENTINELS \
         REDIS_SENTINEL_MASTER REDIS_SENTINEL_USERNAME REDIS_SENTINEL_PASSWORD REDIS_CA_CERT REDIS_CLIENT_CERT REDIS_CLIENT_KEY USE_REDIS REDIS_ENABLED SESSION_SECRET";
@@ -194,7 +194,7 @@ fn known() -> BTreeSet<&'static str> {
 }
 
 #[tokio::test]
-async fn the_manifests_say_what_the_examples_understand() {
+async fn the_manifests_use_variables_of_the_examples() {
     let documents = [yaml("kubernetes/redis.yaml"), yaml("kubernetes/admin.yaml")].concat();
     let named = |kind: &str, name: &str| {
         let is = |document: &&Yaml| {
@@ -209,7 +209,7 @@ async fn the_manifests_say_what_the_examples_understand() {
         let name = variable["name"].as_str().unwrap();
         assert!(known().contains(name), "{name}");
     }
-    // Each selector finds its pods, and each port has a name there.
+    // Each selector matches its pods, and each port has its name there.
     for (kind, name) in [("Deployment", "admin"), ("StatefulSet", "redis")] {
         let set = named(kind, name);
         let pod = &set["spec"]["template"];
@@ -218,7 +218,7 @@ async fn the_manifests_say_what_the_examples_understand() {
         assert_eq!(service["spec"]["selector"], pod["metadata"]["labels"]);
         let port = &pod["spec"]["containers"][0]["ports"][0];
         assert_eq!(service["spec"]["ports"][0]["targetPort"], port["name"]);
-        // What is mounted is there.
+        // Mounted volumes exist.
         let volumes = |list: &Yaml| -> BTreeSet<String> {
             list.as_vec().into_iter().flatten().map(|volume| volume["name"].as_str().unwrap().to_owned()).collect()
         };
@@ -227,13 +227,13 @@ async fn the_manifests_say_what_the_examples_understand() {
         there.extend(claims.map(|claim| claim["metadata"]["name"].as_str().unwrap().to_owned()));
         assert_eq!(volumes(&pod["spec"]["containers"][0]["volumeMounts"]), there, "{name}");
     }
-    // What the probes ask is answered.
+    // The paths of the probes exist.
     let server = Server::start("admin", &[]).await;
     for probe in ["livenessProbe", "readinessProbe"] {
         let path = container[probe]["httpGet"]["path"].as_str().unwrap();
         assert_eq!(server.client().get(path).await.status, StatusCode::OK, "{path}");
     }
-    // The variables of compose are known too.
+    // The variables of compose exist too.
     let compose = &yaml("compose.yaml")[0];
     for name in compose["services"]["one"]["environment"].as_hash().unwrap().keys() {
         assert!(known().contains(name.as_str().unwrap()), "{name:?}");

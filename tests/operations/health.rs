@@ -1,4 +1,4 @@
-//! How the store does, and who is told what: over HTTP in axum and in hyper, and by a tower service alone.
+//! Health of the store: over HTTP in axum and hyper, and by a tower service alone.
 
 use std::{
     convert::Infallible,
@@ -40,7 +40,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const OK: StatusCode = StatusCode::OK;
 const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 
-/// What must be the same whenever nothing has changed.
+/// The parts of a report that are constant while the status is.
 fn standing(health: &HealthReport) -> (HealthStatus, Timestamp) {
     (health.status, health.since)
 }
@@ -58,7 +58,7 @@ mod since {
     use super::*;
 
     #[tokio::test]
-    async fn moves_when_the_status_does_and_only_then() {
+    async fn since_changes_only_with_the_status() {
         let (clock, spy) = (ManualClock::new(), Spy::new());
         let sessions = SessionLayer::new(spy.clone()).clock(clock.clone()).sessions();
         for _ in 0..2 {
@@ -79,7 +79,7 @@ mod since {
     }
 
     #[tokio::test]
-    async fn is_known_to_all_clones_of_the_layer() {
+    async fn since_is_shared_by_clones_of_the_layer() {
         let clock = ManualClock::new();
         let layer = SessionLayer::new(MemoryStore::new()).clock(clock.clone());
         let first = layer.sessions().health().await;
@@ -90,7 +90,7 @@ mod since {
     }
 
     #[test]
-    fn is_a_date_that_everybody_can_read() {
+    fn since_is_an_rfc_3339_date() {
         for (millis, text) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (1, "1970-01-01T00:00:00.001Z"),
@@ -109,7 +109,7 @@ mod since {
         ] {
             assert_eq!(Timestamp::from_millis(millis).to_string(), text);
         }
-        // Nonsense, but no panic and no endless loop.
+        // Not meaningful, but no panic and no endless loop.
         assert!(Timestamp::from_millis(u64::MAX).to_string().ends_with('Z'));
     }
 }
@@ -119,7 +119,7 @@ mod at_once {
 
     type Check<'a> = Pin<Box<dyn Future<Output = HealthReport> + 'a>>;
 
-    /// Lets each go as far as it gets, which is not to its end.
+    /// Polls each one once, without completing it.
     async fn start(checks: &mut [Check<'_>]) {
         poll_fn(|cx| {
             for check in &mut *checks {
@@ -135,7 +135,7 @@ mod at_once {
     }
 
     #[tokio::test]
-    async fn many_who_ask_are_one_check() {
+    async fn concurrent_calls_share_one_check() {
         let spy = Spy::new();
         let sessions = SessionLayer::new(spy.clone()).sessions();
         let hold = spy.hold_next("health");
@@ -146,20 +146,20 @@ mod at_once {
             assert_eq!(check.await.status, HealthStatus::Up);
         }
         assert_eq!(spy.calls(), ["health"]);
-        // Nothing is kept: who comes later asks anew.
+        // Results are not cached: a later call checks again.
         spy.go_down();
         assert_eq!(sessions.health().await.status, HealthStatus::Down);
         assert_eq!(spy.calls(), ["health"]);
     }
 
     #[tokio::test]
-    async fn who_goes_away_holds_up_nobody() {
+    async fn a_cancelled_call_delays_no_other() {
         let spy = Spy::new();
         let sessions = SessionLayer::new(spy.clone()).sessions();
         let _never_released = spy.hold_next("health");
         let mut waiting = checks(&sessions, 3);
         start(&mut waiting).await;
-        drop(waiting.remove(0)); // the one that asked the store
+        drop(waiting.remove(0)); // the call that queries the store
         drop(waiting.remove(0));
         assert_eq!(waiting.remove(0).await.status, HealthStatus::Up);
         assert_eq!(sessions.health().await.status, HealthStatus::Up);
@@ -189,7 +189,7 @@ mod alone {
     use super::*;
 
     #[tokio::test]
-    async fn live_never_asks_the_store() {
+    async fn live_never_queries_the_store() {
         let spy = Spy::new();
         let service = SessionLayer::new(spy.clone()).sessions().health_service();
         spy.go_down();
@@ -203,7 +203,7 @@ mod alone {
     }
 
     #[tokio::test]
-    async fn ready_says_whether_the_store_is_and_nothing_else() {
+    async fn ready_depends_only_on_the_store() {
         let spy = Spy::new();
         let service = SessionLayer::new(spy.clone()).sessions().health_service();
         for path in ["/ready", "/ready/", "/health/ready", "/a/live/ready?verbose"] {
@@ -273,7 +273,7 @@ mod alone {
     }
 
     #[tokio::test]
-    async fn other_methods_are_refused_without_a_look() {
+    async fn other_methods_are_refused_without_a_check() {
         let spy = Spy::new();
         let service = SessionLayer::new(spy.clone()).sessions().health_service();
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS, Method::TRACE] {
@@ -288,7 +288,7 @@ mod alone {
     }
 
     #[tokio::test]
-    async fn when_to_come_back_can_be_said() {
+    async fn retry_after_is_configurable() {
         let spy = Spy::new();
         spy.go_down();
         let service = SessionLayer::new(spy).sessions().health_service().retry_after(Duration::from_millis(1500));
@@ -298,7 +298,7 @@ mod alone {
     }
 
     #[tokio::test]
-    async fn it_stands_in_a_stack_of_layers_whatever_the_body() {
+    async fn it_works_in_a_stack_of_layers_with_any_body() {
         let layer = SessionLayer::new(MemoryStore::new());
         let health = layer.sessions().health_service();
         let stack = || ServiceBuilder::new().concurrency_limit(1);
@@ -312,7 +312,7 @@ mod alone {
     }
 }
 
-/// Two servers that answer probes: axum and plain hyper.
+/// Two servers with probes: axum and plain hyper.
 struct Servers {
     _axum: App,
     _hyper: Hyper,
@@ -328,7 +328,7 @@ impl Drop for Hyper {
 }
 
 impl Servers {
-    /// At `/health`, with all that there is in another service of another body.
+    /// At `/health`, nested in another service with another body.
     async fn of(health: HealthService) -> Self {
         let service = health.clone();
         let axum = App::serve(|router| router.nest_service("/health", service)).await;
@@ -346,7 +346,7 @@ impl Servers {
         Self { _axum: axum, _hyper: hyper, clients }
     }
 
-    /// What both answer to this path, which is the same.
+    /// The response of both servers, which is the same.
     async fn get(&self, path: &str) -> Reply {
         let (axum, hyper) = (self.clients[0].get(path).await, self.clients[1].get(path).await);
         assert_eq!(axum.status, hyper.status, "{axum:?} {hyper:?}");
@@ -389,7 +389,7 @@ mod over_http {
     use super::*;
 
     #[tokio::test]
-    async fn axum_and_hyper_answer_alike() {
+    async fn axum_and_hyper_give_the_same_response() {
         let spy = Spy::new();
         let servers = Servers::of(SessionLayer::new(spy.clone()).sessions().health_service()).await;
         assert_eq!(servers.statuses().await, [OK; 3]);
@@ -419,7 +419,7 @@ mod over_http {
     }
 
     #[tokio::test]
-    async fn in_axum_it_is_a_route_or_a_whole_tree_inside_the_session_layer_too() {
+    async fn in_axum_it_is_a_route_or_a_nested_service() {
         let layer = SessionLayer::new(MemoryStore::new());
         let health = layer.sessions().health_service();
         let app = App::serve(|router: Router| {
@@ -443,7 +443,7 @@ mod over_http {
 mod redis_store {
     use super::*;
 
-    /// A service over a real Redis, and what it says of its health.
+    /// A service with a real Redis, and its health reports.
     struct Scene {
         clock: ManualClock,
         sessions: Sessions,
@@ -461,7 +461,7 @@ mod redis_store {
             Self { clock, sessions, servers, strict }
         }
 
-        /// It gets there, and says so everywhere; the cause has this text. Later it is still so, since the same moment.
+        /// The health reaches this status everywhere, with this cause. Later it is unchanged, since the same time.
         async fn becomes(&self, status: HealthStatus, cause: &str) {
             self.clock.advance(MINUTE);
             let began = self.clock.now();
@@ -495,13 +495,13 @@ mod redis_store {
             self.becomes(HealthStatus::Up, "").await;
         }
 
-        /// It is told when a write is refused, not before.
+        /// It notices a refused write, and not before.
         async fn is_degraded(&self, cause: &str) {
             assert!(self.sessions.create("ana").await.is_err());
             self.becomes(HealthStatus::Degraded, cause).await;
         }
 
-        /// Everything that anybody is told.
+        /// All visible causes.
         async fn everything(&self) -> String {
             let mut said = format!("{:?} {:?}", self.sessions.health().await, self.strict);
             for path in ["/health", "/health/ready", "/health/live"] {
@@ -527,7 +527,7 @@ mod redis_store {
     }
 
     #[tokio::test]
-    async fn not_there_at_first() {
+    async fn down_at_first() {
         let mut server = RedisServer::stopped();
         let scene = Scene::at(&server.url()).await;
         scene.becomes(DOWN, "refused").await;
@@ -561,7 +561,7 @@ mod redis_store {
     }
 
     #[tokio::test]
-    async fn password_demanded_all_at_once() {
+    async fn password_required_suddenly() {
         let mut server = RedisServer::start().await;
         let scene = Scene::at(&server.url()).await;
         scene.is_up().await;
@@ -571,9 +571,9 @@ mod redis_store {
         assert!(!scene.everything().await.contains("secret"));
     }
 
-    /// Redis repeats what it did not understand, and an old one does not understand how we log in.
+    /// An error of Redis repeats the unknown command, and an old server does not know our login command.
     #[tokio::test]
-    async fn a_command_that_redis_does_not_know_is_named_without_its_password() {
+    async fn an_unknown_command_is_named_without_its_arguments() {
         let log = Log::capture();
         let server = RedisServer::start_with(&["--rename-command", "HELLO", ""]).await;
         let refused = server.try_command("HELLO 3 AUTH default first-secret").await.unwrap_err();
@@ -595,7 +595,7 @@ mod redis_store {
         server.command("CONFIG SET maxmemory 1").await;
         assert_eq!(scene.sessions.health().await.status, HealthStatus::Up, "nobody has noticed yet");
         scene.is_degraded("OOM").await;
-        // What still works does not hide what does not.
+        // A working part does not hide a failing one.
         assert_eq!(scene.sessions.list("ana").await.unwrap().len(), 0);
         assert_eq!(scene.sessions.health().await.status, HealthStatus::Degraded);
         server.command("CONFIG SET maxmemory 0").await;
@@ -603,9 +603,9 @@ mod redis_store {
         scene.is_up().await;
     }
 
-    /// An instance that is sent no requests while it is degraded would never write again, and never be sent any.
+    /// An instance that gets no requests while degraded would never write again, and so never get any.
     #[tokio::test]
-    async fn writes_are_seen_to_be_served_again_by_who_writes_nothing() {
+    async fn a_reader_notices_that_writes_work_again() {
         let server = RedisServer::start().await;
         let scene = Scene::at(&server.url()).await;
         server.command("CONFIG SET maxmemory 1").await;
@@ -617,7 +617,7 @@ mod redis_store {
     }
 
     #[tokio::test]
-    async fn a_check_writes_only_after_a_refusal() {
+    async fn a_check_writes_only_after_a_refused_write() {
         let server = RedisServer::start().await;
         let scene = Scene::at(&server.url()).await;
         scene.is_up().await;
@@ -630,7 +630,7 @@ mod redis_store {
     }
 
     #[tokio::test]
-    async fn a_check_needs_no_right_that_sessions_do_not() {
+    async fn a_check_needs_no_additional_rights() {
         let server = RedisServer::start().await;
         let rights =
             "~sess:{* -@all +get +pttl +set +time +eval +evalsha +pexpire +zadd +zcount +zremrangebyscore +zscore";
@@ -645,7 +645,7 @@ mod redis_store {
     }
 
     #[tokio::test]
-    async fn a_replica_of_nobody_that_is_there() {
+    async fn a_replica_without_its_master() {
         let server = RedisServer::start().await;
         let scene = Scene::at(&server.url()).await;
         scene.is_up().await;
@@ -667,7 +667,7 @@ mod redis_store {
     }
 
     #[tokio::test]
-    async fn a_user_who_may_not_write_or_not_even_read() {
+    async fn a_user_without_rights_to_write_or_read() {
         let server = RedisServer::start().await;
         server.command("ACL SETUSER app on >first-secret ~* &* +@all").await;
         let scene = Scene::at(&format!("redis://app:first-secret@127.0.0.1:{}/", server.port())).await;

@@ -1,4 +1,4 @@
-//! What those see who watch a service: metrics, spans and security events.
+//! Metrics, spans and security events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,7 +56,7 @@ fn requests(transport: &str, outcome: &str) -> String {
 // ---- metrics ----
 
 #[tokio::test(start_paused = true)]
-async fn what_is_given_up_before_there_is_an_answer_is_an_error_as_well() {
+async fn an_operation_cancelled_before_its_reply_is_an_error() {
     let (metrics, trace) = (Metrics::collect(), Trace::collect());
     let spy = Spy::new();
     let layer = SessionLayer::new(spy.clone()).bearer(Bearer::new()).deadline(SECOND);
@@ -74,7 +74,7 @@ async fn what_is_given_up_before_there_is_an_answer_is_an_error_as_well() {
     assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
     assert_eq!(given_up(), 0.0);
 
-    // The request has waited for long enough; its client has.
+    // The client gives up.
     spy.hang();
     assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(given_up(), 1.0);
@@ -89,7 +89,7 @@ async fn what_is_given_up_before_there_is_an_answer_is_an_error_as_well() {
     assert_eq!(failures, [(None, None), (Some("cancelled"), Some("ERROR")), (Some("cancelled"), Some("ERROR"))]);
 }
 
-/// Every outcome that needs no fault, in memory.
+/// Every outcome without a fault, in memory.
 async fn each_kind_of_request() -> Scrape {
     let metrics = Metrics::collect();
     let clock = ManualClock::new();
@@ -194,7 +194,7 @@ async fn each_kind_of_request() -> Scrape {
     metrics.scrape()
 }
 
-/// Requests that meet, in Redis.
+/// Concurrent requests, in Redis.
 async fn requests_that_meet() -> Scrape {
     let metrics = Metrics::collect();
     let server = RedisServer::start().await;
@@ -219,12 +219,12 @@ async fn requests_that_meet() -> Scrape {
     assert_eq!(metrics.get(r#"session_conflicts_total{resolution="overwritten"}"#), 1.0);
     assert_eq!(layer.stats().overwrites, 1, "the same is counted in one place");
 
-    // One login more than there may be.
+    // One login over the limit.
     let refused = app.client().post("/do", &json!([["login", "ana"]])).await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(metrics.get(r#"session_save_duration_seconds_count{kind="create",result="full"}"#), 1.0);
 
-    // A session that is carried on in another, and a request that goes away.
+    // A login transfer, and a cancelled request.
     let guest = app.client();
     guest.one(json!(["insert", "cart", "tea"])).await;
     guest.one(json!(["login", "ben"])).await;
@@ -244,7 +244,7 @@ async fn requests_that_meet() -> Scrape {
     metrics.scrape()
 }
 
-/// A server that is out of memory, keeps what is no session, refuses, and is gone.
+/// A server that is out of memory, has a corrupt record, refuses the login, and is down.
 async fn faults() -> Scrape {
     let metrics = Metrics::collect();
     let mut server = RedisServer::start().await;
@@ -259,7 +259,7 @@ async fn faults() -> Scrape {
     assert_eq!((health("up").await, health("down").await), (1.0, 0.0));
     assert_eq!(metrics.get("session_degraded"), 0.0);
 
-    // It reads, and does not write: that is trouble until it writes again.
+    // It reads and does not write: degraded until a write succeeds.
     server.command("CONFIG SET maxmemory 1").await;
     let write = json!([["insert", "k", 1]]);
     assert_eq!(ana.post("/do", &write).await.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -272,7 +272,7 @@ async fn faults() -> Scrape {
     assert_eq!(ana.post("/do", &write).await.status, StatusCode::OK);
     assert_eq!(metrics.get("session_degraded"), 0.0);
 
-    // A record that is none.
+    // A corrupt record.
     let id = Token::parse(ana.cookie(COOKIE).unwrap()).unwrap().id().to_string();
     let key = format!("sess:{{{}}}:{}", &id[..12], &id[12..]);
     let record = server.get(&key).await;
@@ -282,14 +282,14 @@ async fn faults() -> Scrape {
     assert_eq!(metrics.get("session_degraded"), 0.0, "the store is well");
     server.command(&format!("SET {key} {record} PX 600000")).await;
 
-    // A password that is wrong.
+    // A wrong password.
     let locked = RedisServer::start_with(&["--requirepass", "open-sesame"]).await;
     let outside = App::start(SessionLayer::new(redis(&locked))).await;
     let refused = outside.client().post("/do", &json!([["login", "ana"]])).await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(metrics.get(r#"session_store_errors_total{class="configuration"}"#) >= 1.0);
 
-    // It is gone, for more than a second.
+    // Down for more than a second.
     let before = metrics.get(r#"session_store_errors_total{class="outage"}"#);
     server.stop();
     assert_eq!(ana.post("/do", &json!([["user"]])).await.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -309,7 +309,7 @@ async fn faults() -> Scrape {
     metrics.scrape()
 }
 
-/// A breaker, and a fallback, while the store is away.
+/// A circuit breaker and a fallback during an outage.
 async fn fallbacks() -> Scrape {
     let metrics = Metrics::collect();
     let mut server = RedisServer::start().await;
@@ -349,26 +349,26 @@ async fn fallbacks() -> Scrape {
 }
 
 #[tokio::test]
-async fn each_kind_of_request_is_counted_as_what_it_is() {
+async fn each_kind_of_request_has_its_label() {
     each_kind_of_request().await;
 }
 
 #[tokio::test]
-async fn requests_that_meet_are_counted() {
+async fn conflicts_are_counted() {
     requests_that_meet().await;
 }
 
 #[tokio::test]
-async fn faults_show_while_they_last() {
+async fn faults_are_visible_while_they_last() {
     faults().await;
 }
 
 #[tokio::test]
-async fn a_breaker_and_a_fallback_show_what_they_do() {
+async fn circuit_breaker_and_fallback_have_metrics() {
     fallbacks().await;
 }
 
-/// What the table in the docs of `tower_keep::metrics` says: of each metric the kind, and of each label the values.
+/// The table in the docs of `tower_keep::metrics`: the kind of each metric, and the values of each label.
 fn table() -> BTreeMap<String, (String, BTreeMap<String, BTreeSet<String>>)> {
     let docs = include_str!("../../src/metrics/mod.rs");
     let outcomes = || {
@@ -403,12 +403,12 @@ fn table() -> BTreeMap<String, (String, BTreeMap<String, BTreeSet<String>>)> {
     table
 }
 
-/// What stands between backticks.
+/// The text between backticks.
 fn quoted(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// The name of a series without what a histogram adds, and its labels without `le`.
+/// The name of a series without the suffix of a histogram, and its labels without `le`.
 fn parts(series: &str, kinds: &BTreeMap<String, String>) -> (String, Vec<(String, String)>) {
     let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
     let plain = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
@@ -420,7 +420,7 @@ fn parts(series: &str, kinds: &BTreeMap<String, String>) -> (String, Vec<(String
 }
 
 #[tokio::test]
-async fn the_table_in_the_docs_is_what_is_exposed() {
+async fn the_documented_metrics_are_those_exposed() {
     let table = table();
     assert!(table.len() > 20, "{table:?}");
     let scrapes =
@@ -445,7 +445,7 @@ async fn the_table_in_the_docs_is_what_is_exposed() {
 }
 
 #[tokio::test]
-async fn nothing_that_clients_choose_makes_a_series() {
+async fn no_client_input_creates_a_series() {
     let metrics = Metrics::collect();
     let layer = SessionLayer::new(MemoryStore::new()).bearer(Bearer::new()).client_info(ClientInfo::new());
     let app = App::start(layer.clone()).await;
@@ -523,7 +523,7 @@ async fn every_operation_of_the_store_has_a_span() {
 }
 
 #[tokio::test]
-async fn what_is_used_once_is_told_with_who_used_it() {
+async fn a_single_use_is_logged_with_the_client() {
     let trace = Trace::collect();
     let info = ClientInfo::new().peer(|_| Some([203, 0, 113, 9].into()));
     let sessions = SessionLayer::new(MemoryStore::new()).client_info(info).sessions();
@@ -539,9 +539,9 @@ async fn what_is_used_once_is_told_with_who_used_it() {
     assert_eq!(told, [("created", None), ("ended", Some("203.0.113.9"))]);
 }
 
-/// What is said of Redis must not end up in the span of the application's request.
+/// Attributes of Redis must not end up in the application's request span.
 #[tokio::test]
-async fn nothing_is_written_into_the_spans_of_others() {
+async fn other_spans_are_not_changed() {
     let trace = Trace::collect();
     let server = RedisServer::start().await;
     let values = SessionLayer::new(redis(&server)).sessions().key_value().unwrap();
@@ -610,7 +610,7 @@ async fn values() -> Scrape {
 }
 
 #[tokio::test]
-async fn values_are_watched_as_sessions_are() {
+async fn values_have_metrics_and_spans() {
     values().await;
 }
 
@@ -635,7 +635,7 @@ fn events(trace: &Trace) -> Vec<(Level, String)> {
 }
 
 #[tokio::test]
-async fn what_concerns_security_is_told_with_who_and_where_and_no_secret() {
+async fn security_events_name_user_and_client_and_no_secret() {
     let trace = Trace::collect();
     let server = RedisServer::start().await;
     let clock = ManualClock::new();
@@ -675,7 +675,7 @@ async fn what_concerns_security_is_told_with_who_and_where_and_no_secret() {
     assert_eq!(told, [(Level::INFO, "rotated"), (Level::WARN, "token_reused"), (Level::INFO, "ended")]);
     assert_eq!(trace.security().last().unwrap().get("reason"), Some("token_reused"));
 
-    // What comes and opens nothing.
+    // Invalid credentials.
     let stranger = SessionLayer::new(MemoryStore::new()).sessions().create("x").await.unwrap();
     secrets.push(stranger.expose().to_owned());
     let trace = Trace::collect();
@@ -739,15 +739,15 @@ async fn a_flood_of_tokens_does_not_flood_the_log() {
     knock().await;
     assert_eq!(unknown().len(), 11);
     assert_eq!(unknown()[10].get("left_out"), Some("40"));
-    // Others are heard all the same.
+    // Other kinds are still logged.
     client.set_cookie(COOKIE, "nonsense");
     client.one(json!(["user"])).await;
     assert!(events(&trace).contains(&(Level::INFO, "malformed_credential".into())));
 }
 
-/// A store of whoever wrote one is watched as the crate's own are.
+/// A third-party store has metrics and spans like those of the crate.
 #[tokio::test]
-async fn any_store_is_watched() {
+async fn any_store_has_metrics_and_spans() {
     let (trace, metrics) = (Trace::collect(), Metrics::collect());
     let store: std::sync::Arc<dyn SessionStore> = std::sync::Arc::new(MemoryStore::new());
     let app = App::start(SessionLayer::new(store)).await;

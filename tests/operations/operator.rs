@@ -1,4 +1,4 @@
-//! The page for operators, over HTTP.
+//! The operator page, over HTTP.
 
 use std::{collections::HashSet, future::Future, sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ use tower_keep::{
 
 const SAME_ORIGIN: (&str, &str) = ("sec-fetch-site", "same-origin");
 
-/// An app whose page is at `/operator`.
+/// An app with the page at `/operator`.
 struct Operated {
     app: App,
     sessions: Sessions,
@@ -50,14 +50,14 @@ impl Operated {
         self.client.get(&format!("/operator{query}")).await
     }
 
-    /// The page, which must be there.
+    /// The page, which must exist.
     async fn page(&self, query: &str) -> String {
         let reply = self.get(query).await;
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
         reply.text()
     }
 
-    /// Sends the form with this action, as a browser does that shows the page.
+    /// Submits the form with this action, like a browser that shows the page.
     async fn post(&self, action: &str) -> Reply {
         self.client.request(Method::POST, &format!("/operator{action}"), &[SAME_ORIGIN], Bytes::new()).await
     }
@@ -76,13 +76,13 @@ async fn on_both<F: Future<Output = ()>>(test: impl Fn(Operated) -> F) {
     test(Operated::start(RedisStore::new(config)).await).await;
 }
 
-/// The values of an attribute of some elements, in order: `<a href="`; unescaped.
+/// The unescaped values of an attribute of some elements, in order: `<a href="`.
 fn attributes(html: &str, before: &str) -> Vec<String> {
     let values = html.split(before).skip(1).map(|rest| rest.split('"').next().unwrap());
     values.map(|value| value.replace("&amp;", "&").replace("&#39;", "'")).collect()
 }
 
-/// The sessions that a page lists.
+/// The sessions on a page.
 fn listed(html: &str) -> Vec<SessionId> {
     attributes(html, "<th scope=\"row\"><a href=\"?id=").iter().map(|id| id.parse().unwrap()).collect()
 }
@@ -96,20 +96,20 @@ fn encoded(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn shows_how_the_store_does_and_what_was_counted() {
+async fn shows_health_and_counts() {
     on_both(async |operated| {
         operated.sessions.create("ana").await.unwrap();
         let html = operated.page("").await;
         let store = operated.sessions.store_name();
         assert!(html.contains("<strong>up</strong>") && html.contains(&format!("store <b>{store}</b>")), "{html}");
-        assert!(html.contains("1 session in all") && html.contains("<dt>created</dt><dd>1</dd>"), "{html}");
+        assert!(html.contains("1 session in total") && html.contains("<dt>created</dt><dd>1</dd>"), "{html}");
         assert!(html.contains(" ms</b>") && html.contains("since <time datetime="), "{html}");
     })
     .await;
 }
 
 #[tokio::test]
-async fn ten_thousand_sessions_are_shown_a_page_at_a_time_and_each_is_seen() {
+async fn ten_thousand_sessions_are_shown_in_pages() {
     on_both(async |operated| {
         let mut created = HashSet::new();
         for i in 0..10_000 {
@@ -120,7 +120,7 @@ async fn ten_thousand_sessions_are_shown_a_page_at_a_time_and_each_is_seen() {
             let html = operated.page(&query).await;
             let page = listed(&html);
             assert_eq!(page.iter().collect::<HashSet<_>>().len(), page.len(), "none is twice on a page");
-            // Memory gives whole shards at a time.
+            // Memory returns whole shards.
             assert!(page.len() < 700, "{} on a page", page.len());
             seen.extend(page);
             pages += 1;
@@ -138,7 +138,7 @@ async fn ten_thousand_sessions_are_shown_a_page_at_a_time_and_each_is_seen() {
 }
 
 #[tokio::test]
-async fn pages_are_filled_although_redis_has_much_else() {
+async fn pages_are_filled_although_redis_has_many_other_keys() {
     let redis = RedisServer::start().await;
     let mut connection = redis.connect().await.unwrap();
     let mut fill = redis::cmd("EVAL");
@@ -164,12 +164,12 @@ async fn pages_are_filled_although_redis_has_much_else() {
 }
 
 #[tokio::test]
-async fn a_place_that_means_nothing_is_the_beginning() {
+async fn an_invalid_cursor_is_the_first_page() {
     on_both(async |operated| {
         let id = operated.sessions.create("ana").await.unwrap().id();
         for place in ["", "x", "-1", "99999999999999999999999", "0%0aFLUSHALL", "%00", "1e3", &"9".repeat(10_000)] {
             let html = operated.page(&format!("?from={place}")).await;
-            // Memory takes any number for the place it is.
+            // Memory accepts any number as a cursor.
             assert!(listed(&html) == [id] || place.starts_with("999"), "{place:.30}: {html}");
         }
         assert!(operated.page("").await.contains("<strong>up</strong>"), "the store takes no offence");
@@ -178,7 +178,7 @@ async fn a_place_that_means_nothing_is_the_beginning() {
 }
 
 #[tokio::test]
-async fn users_are_found_and_all_their_sessions_revoked() {
+async fn a_user_is_found_and_all_sessions_are_revoked() {
     on_both(async |operated| {
         let name = "ana & \"bruno\"?=#/é";
         let tokens = [operated.sessions.create(name).await.unwrap(), operated.sessions.create(name).await.unwrap()];
@@ -201,18 +201,18 @@ async fn users_are_found_and_all_their_sessions_revoked() {
         let reply = operated.post(&revoke_all).await;
         assert_eq!(reply.status, StatusCode::SEE_OTHER);
         let html = operated.page(reply.header("location").unwrap()).await;
-        assert!(html.contains("2 sessions were revoked") && html.contains("No live session."), "{html}");
+        assert!(html.contains("2 sessions were revoked") && html.contains("No live sessions."), "{html}");
         for token in &tokens {
             assert!(!operated.is_served(token).await);
         }
         assert!(operated.is_served(&other).await);
-        assert!(operated.page("?user=nobody+of+that+name").await.contains("No live session."));
+        assert!(operated.page("?user=nobody+of+that+name").await.contains("No live sessions."));
     })
     .await;
 }
 
 #[tokio::test]
-async fn one_is_found_by_its_id_and_revoked_at_once() {
+async fn a_session_is_found_by_its_id_and_revoked_immediately() {
     on_both(async |operated| {
         let metadata = Metadata::default().with_ip([203, 0, 113, 7].into()).with_user_agent("Browser/1 <b>");
         let new =
@@ -234,9 +234,9 @@ async fn one_is_found_by_its_id_and_revoked_at_once() {
         let html = operated.page(reply.header("location").unwrap()).await;
         assert!(html.contains("was revoked.") && html.contains("It has ended: <strong>revoked</strong>"), "{html}");
 
-        // Again, by somebody who still has the page.
+        // Again, from a page that is still open.
         let reply = operated.post(&revoke).await;
-        assert!(operated.page(reply.header("location").unwrap()).await.contains("not alive any more"));
+        assert!(operated.page(reply.header("location").unwrap()).await.contains("no longer live"));
         let gone = operated.get(&format!("?id={id}")).await;
         assert_eq!(gone.status, StatusCode::NOT_FOUND);
         assert_eq!(operated.sessions.ended(&id).await.unwrap().unwrap().reason, EndReason::Revoked);
@@ -245,7 +245,7 @@ async fn one_is_found_by_its_id_and_revoked_at_once() {
 }
 
 #[tokio::test]
-async fn revoking_from_a_list_comes_back_to_it() {
+async fn revoking_from_a_list_returns_to_it() {
     on_both(async |operated| {
         let ids =
             [operated.sessions.create("ana").await.unwrap().id(), operated.sessions.create("ana").await.unwrap().id()];
@@ -266,7 +266,7 @@ async fn revoking_from_a_list_comes_back_to_it() {
 }
 
 #[tokio::test]
-async fn nobody_is_told_that_something_was_done_by_a_link() {
+async fn a_link_cannot_fake_a_confirmation() {
     let operated = Operated::start(MemoryStore::new()).await;
     for query in ["?done=revoked", "?done=gone", "?done=user&n=7", "?user=ana&done=user&n=7"] {
         for (site, tells) in [("same-origin", true), ("cross-site", false), ("same-site", false), ("none", false)] {
@@ -280,7 +280,7 @@ async fn nobody_is_told_that_something_was_done_by_a_link() {
 }
 
 #[tokio::test]
-async fn the_log_says_from_where_an_operator_has_ended_a_session() {
+async fn the_log_has_the_client_ip_of_the_operator() {
     let trace = Trace::collect();
     let info = ClientInfo::new().peer(|_| Some([203, 0, 113, 9].into()));
     let layer = SessionLayer::new(MemoryStore::new()).client_info(info);
@@ -301,7 +301,7 @@ async fn the_log_says_from_where_an_operator_has_ended_a_session() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_said_in_words() {
+async fn missing_data_is_explained() {
     on_both(async |operated| {
         let unknown = operated.get(&format!("?id={}", "A".repeat(44))).await;
         assert_eq!(unknown.status, StatusCode::NOT_FOUND);
@@ -354,7 +354,7 @@ async fn only_the_page_itself_can_change_anything() {
         &[SAME_ORIGIN],
         &[SAME_ORIGIN, ("origin", "null")],
         &[("origin", &origin)],
-        &[("origin", &secure)], // TLS ends in front
+        &[("origin", &secure)], // TLS ends at a proxy
         &[("origin", &upper)],
     ];
     for (headers, served) in
@@ -374,7 +374,7 @@ async fn only_the_page_itself_can_change_anything() {
 }
 
 #[tokio::test]
-async fn looking_changes_nothing() {
+async fn viewing_changes_nothing() {
     let operated = Operated::start(MemoryStore::new()).await;
     let token = operated.sessions.create("ana").await.unwrap();
     for method in [Method::GET, Method::HEAD] {
@@ -388,7 +388,7 @@ async fn looking_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_clients_say_is_only_text() {
+async fn client_input_is_escaped() {
     on_both(async |operated| {
         let evil = "\"'><script>alert(1)</script>&lt;\u{202e}\u{0}\u{7f}\u{200b}\r\n</title>";
         let shown = "&quot;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;lt;⟨U+202E⟩⟨U+0000⟩⟨U+007F⟩⟨U+200B⟩⟨U+000D⟩⟨U+000A⟩&lt;/title&gt;";
@@ -401,7 +401,7 @@ async fn what_clients_say_is_only_text() {
             assert!(!html.contains("<script") && !html.contains(evil) && html.matches("</title>").count() == 1, "{query}: {html}");
             assert!(!html.contains(|c: char| c.is_control() && c != '\n'), "{query}: {html:?}");
         }
-        // And the name comes back as it was.
+        // The name is unchanged after the round trip.
         let html = operated.page(&search).await;
         let revoke_all = attributes(&html, "<form method=\"post\" class=\"all\" action=\"").remove(0);
         operated.post(&revoke_all).await;
@@ -411,7 +411,7 @@ async fn what_clients_say_is_only_text() {
 }
 
 #[tokio::test]
-async fn long_texts_are_cut_in_lists() {
+async fn long_strings_are_truncated_in_lists() {
     let operated = Operated::start(MemoryStore::new()).await;
     let agent = "é".repeat(2000);
     let new = NewSession::of("ü".repeat(1000)).metadata(Metadata::default().with_user_agent(&agent));
@@ -424,7 +424,7 @@ async fn long_texts_are_cut_in_lists() {
 }
 
 #[tokio::test]
-async fn answers_are_guarded() {
+async fn responses_have_security_headers() {
     let operated = Operated::start(MemoryStore::new()).await;
     let policy = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
     for reply in [
@@ -452,7 +452,7 @@ async fn answers_are_guarded() {
 }
 
 #[tokio::test]
-async fn without_the_store_its_health_is_shown_all_the_same() {
+async fn without_the_store_its_health_is_shown() {
     let mut redis = RedisServer::start().await;
     let operated = Operated::start(RedisStore::new(RedisConfig::from_url(&redis.url()).unwrap())).await;
     let token = operated.sessions.create("ana").await.unwrap();
@@ -494,7 +494,7 @@ async fn a_fallback_is_shown() {
 }
 
 #[tokio::test]
-async fn it_is_mounted_anywhere_and_behind_the_apps_own_check() {
+async fn it_works_under_any_prefix_and_behind_the_authorization_of_the_app() {
     async fn operators_only(session: Session, request: Request, next: Next) -> Result<Response, Rejection> {
         let user = session.require_user().await?;
         Ok(if &*user == "root" { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() })
@@ -518,7 +518,7 @@ async fn it_is_mounted_anywhere_and_behind_the_apps_own_check() {
         client.set_cookie("session", root.expose());
         let html = client.get(path).await.text();
         assert_eq!(listed(&html).len(), 2);
-        // Every reference is a query alone, which keeps the path whatever it is.
+        // All links are relative queries, so the page works under any path.
         let references = [attributes(&html, "href=\""), attributes(&html, "action=\"")].concat();
         assert!(
             references.len() > 5 && references.iter().all(|reference| reference.starts_with('?')),
@@ -531,7 +531,7 @@ async fn it_is_mounted_anywhere_and_behind_the_apps_own_check() {
 }
 
 #[tokio::test]
-async fn times_are_those_of_the_layers_clock() {
+async fn times_come_from_the_clock_of_the_layer() {
     let clock = ManualClock::new();
     let layer = SessionLayer::new(MemoryStore::new().clock(clock.clone())).clock(clock.clone());
     let sessions = layer.sessions();

@@ -1,4 +1,4 @@
-//! Where tokens and passwords must never be: in what Redis is sent, in what it holds, and in what is logged.
+//! Places where tokens and passwords must never appear: Redis commands, stored values, and logs.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use tower_keep::{
 };
 
 const COOKIE: &str = "__Host-session";
-const PASSWORD: &str = "open%2Fsesame!"; // as it is written in a URL
+const PASSWORD: &str = "open%2Fsesame!"; // percent-encoded, as in a URL
 const PLAIN_PASSWORD: &str = "open/sesame!";
 
 fn layer(config: RedisConfig) -> SessionLayer {
-    let lifetime = Lifetime::default().touch_every(Duration::ZERO); // reads write as well
+    let lifetime = Lifetime::default().touch_every(Duration::ZERO); // reads also write
     SessionLayer::new(RedisStore::new(config)).bearer(Bearer::new()).lifetime(lifetime)
 }
 
@@ -24,7 +24,7 @@ fn config(server: &RedisServer) -> RedisConfig {
     RedisConfig::from_url(&server.url()).unwrap().timeout(Duration::from_secs(10))
 }
 
-/// The tokens that a client was ever given.
+/// All tokens that a client received.
 #[derive(Default)]
 struct Tokens(Vec<String>);
 
@@ -37,7 +37,7 @@ impl Tokens {
         }
     }
 
-    /// The secret part of no token is in `text`, nor its proof; the first 12 characters are no secret.
+    /// `text` has no secret part of a token, and no proof. The first 12 characters are not secret.
     fn assert_not_in(&self, text: &str) {
         for token in &self.0 {
             let (secret, proof) = token[12..].split_at(44);
@@ -47,7 +47,7 @@ impl Tokens {
     }
 }
 
-/// A whole life by cookie: anonymous, logged in, read, written, rotated, logged out, and back with the dead token.
+/// A complete session by cookie: anonymous, login, read, write, rotate, logout, and the invalid token again.
 async fn live_by_cookie(app: &App, tokens: &mut Tokens) {
     let client = app.client();
     let flow = [
@@ -96,7 +96,7 @@ async fn live_by_bearer(app: &App, layer: &SessionLayer, tokens: &mut Tokens) {
 }
 
 #[tokio::test]
-async fn no_command_that_redis_is_sent_holds_a_token() {
+async fn no_redis_command_contains_a_token() {
     let server = RedisServer::start().await;
     let layer = layer(config(&server));
     let app = App::start(layer.clone()).await;
@@ -114,7 +114,7 @@ async fn no_command_that_redis_is_sent_holds_a_token() {
 }
 
 #[tokio::test]
-async fn nothing_that_redis_holds_holds_a_token() {
+async fn no_stored_value_contains_a_token() {
     let server = RedisServer::start().await;
     let app = App::start(layer(config(&server))).await;
     let mut tokens = Tokens::default();
@@ -125,7 +125,7 @@ async fn nothing_that_redis_holds_holds_a_token() {
             tokens.add(client.cookie(COOKIE).unwrap());
         }
     }
-    // Three sessions, what is remembered of the three anonymous ones before, and the index.
+    // Three sessions, the tombstones of the three anonymous ones before, and the index.
     let keys = server.keys().await;
     assert_eq!(keys.len(), 7);
     for key in keys {
@@ -139,7 +139,7 @@ async fn nothing_that_redis_holds_holds_a_token() {
 }
 
 #[tokio::test]
-async fn no_token_is_logged_whatever_happens() {
+async fn no_token_is_logged() {
     let log = Log::capture();
     let mut server = RedisServer::start().await;
     let layer = layer(RedisConfig::from_url(&server.url()).unwrap());
@@ -157,7 +157,7 @@ async fn no_token_is_logged_whatever_happens() {
     };
     let back = async || client.post("/do", &json!([["get", "k"]])).await.status == StatusCode::OK;
 
-    // A session that is corrupt, or of the wrong type.
+    // A session that is corrupt, or has the wrong type.
     let id = Token::parse(client.cookie(COOKIE).unwrap()).unwrap().id().to_string();
     let key = format!("sess:{{{}}}:{}", &id[..12], &id[12..]);
     let record = server.get(&key).await;
@@ -170,14 +170,14 @@ async fn no_token_is_logged_whatever_happens() {
     server.command(&format!("SET {key} {record} PX 600000")).await;
     assert!(back().await);
 
-    // Writes that fail.
+    // Failing writes.
     server.command("CONFIG SET maxmemory 1").await;
     for step in [json!(["insert", "k", 1]), json!(["rotate"]), json!(["login", "ben"])] {
         assert_eq!(client.post("/do", &json!([step])).await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
     server.command("CONFIG SET maxmemory 0").await;
 
-    // A server that hangs, and one that is gone.
+    // A server that hangs, and one that is down.
     server.pause();
     out().await;
     out().await;
@@ -188,7 +188,7 @@ async fn no_token_is_logged_whatever_happens() {
     server.run().await;
     eventually("serving resumes", back).await;
 
-    // A request that nobody waits for any more.
+    // A cancelled request.
     client.one(json!(["login", "cara"])).await;
     tokens.add(client.cookie(COOKIE).unwrap());
     let abandoned = json!([["insert", "k", 9], ["gate", "open"]]);
@@ -206,7 +206,7 @@ async fn no_token_is_logged_whatever_happens() {
 }
 
 #[tokio::test]
-async fn no_password_is_logged_whatever_happens() {
+async fn no_password_is_logged() {
     let log = Log::capture();
     let mut server = RedisServer::start_with(&["--requirepass", PLAIN_PASSWORD]).await;
     let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/", server.port());
@@ -215,7 +215,7 @@ async fn no_password_is_logged_whatever_happens() {
     let status = async || client.post("/do", &json!([["insert", "k", 1]])).await.status;
     assert_eq!(status().await, StatusCode::OK);
 
-    // The password changes, and is what it was again.
+    // The password changes, and changes back.
     server.set_password("hunter2").await;
     server.command("CLIENT KILL TYPE normal").await;
     assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
@@ -223,7 +223,7 @@ async fn no_password_is_logged_whatever_happens() {
     let back = async || status().await == StatusCode::OK;
     eventually("serving resumes", back).await;
 
-    // Nobody answers; then something that is no Redis does.
+    // A closed port, then a server that is not Redis.
     let port = server.port();
     drop(server);
     assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
@@ -233,7 +233,7 @@ async fn no_password_is_logged_whatever_happens() {
     assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
     drop((stream, impostor));
 
-    // Users of their own, and URLs that are wrong.
+    // ACL users, and invalid URLs.
     for user in ["somebody", "default"] {
         let server = RedisServer::start().await;
         let url = format!("redis://{user}:{PASSWORD}@127.0.0.1:{}/77", server.port());
@@ -252,7 +252,7 @@ async fn no_password_is_logged_whatever_happens() {
 }
 
 #[tokio::test]
-async fn what_is_stored_is_never_logged() {
+async fn stored_values_are_never_logged() {
     let log = Log::capture();
     let mut server = RedisServer::start().await;
     let app = App::start(layer(RedisConfig::from_url(&server.url()).unwrap())).await;

@@ -1,4 +1,4 @@
-//! What the example `admin` promises, tried from outside.
+//! The example `admin`, tested from outside.
 
 use std::{fs, process::Stdio};
 
@@ -30,7 +30,7 @@ async fn post(client: &Client, path: &str) -> Reply {
     client.request(Method::POST, path, &[], Bytes::new()).await
 }
 
-/// A client of `server` that is logged in.
+/// A logged-in client of `server`.
 async fn admin(server: &Server, user: &str) -> Client {
     let client = server.client();
     let reply = login(&client, user, user).await;
@@ -38,7 +38,7 @@ async fn admin(server: &Server, user: &str) -> Client {
     client
 }
 
-/// Who it is logged in as, and since when.
+/// The user, and the time of the login.
 async fn who(client: &Client) -> Option<(String, String)> {
     let reply = client.get("/admin").await;
     if reply.status == StatusCode::UNAUTHORIZED {
@@ -90,7 +90,7 @@ async fn keeps_its_contract(server: &Server) {
 }
 
 #[tokio::test]
-async fn it_keeps_its_contract_in_memory_and_in_redis() {
+async fn it_keeps_its_contract_in_memory_and_redis() {
     let server = Server::start(NAME, &[]).await;
     keeps_its_contract(&server).await;
     let redis = RedisServer::start().await;
@@ -98,7 +98,7 @@ async fn it_keeps_its_contract_in_memory_and_in_redis() {
 }
 
 #[tokio::test]
-async fn nonsense_is_refused() {
+async fn invalid_requests_are_refused() {
     let server = Server::start(NAME, &[]).await;
     let client = server.client();
     for body in ["", "{", "[]", r#"{"username":1,"password":1}"#, r#"{"username":"a"}"#] {
@@ -113,7 +113,7 @@ async fn nonsense_is_refused() {
 }
 
 #[tokio::test]
-async fn instances_share_sessions_and_a_restart_loses_none() {
+async fn instances_share_sessions_and_keep_them_after_a_restart() {
     let redis = RedisServer::start().await;
     let (mut one, two) = (Server::on(NAME, &redis).await, Server::on(NAME, &redis).await);
     let here = admin(&one, "admin").await;
@@ -127,7 +127,7 @@ async fn instances_share_sessions_and_a_restart_loses_none() {
 }
 
 #[tokio::test]
-async fn redis_ends_what_nobody_uses() {
+async fn redis_expires_unused_sessions() {
     let redis = RedisServer::start().await;
     let server = Server::on(NAME, &redis).await;
     let client = admin(&server, "admin").await;
@@ -140,7 +140,7 @@ async fn redis_ends_what_nobody_uses() {
     }
 }
 
-/// As the docs of `store::redis` say.
+/// As documented in `store::redis`.
 #[tokio::test]
 async fn operators_find_sessions_with_redis_cli() {
     let redis = RedisServer::start().await;
@@ -155,7 +155,7 @@ async fn operators_find_sessions_with_redis_cli() {
 }
 
 #[tokio::test]
-async fn without_redis_at_the_start_it_tries_three_times_and_goes_on_in_memory() {
+async fn without_redis_at_the_start_it_tries_three_times_and_uses_memory() {
     let mut redis = RedisServer::stopped();
     let server = Server::on(NAME, &redis).await;
     let log = server.log();
@@ -168,7 +168,7 @@ async fn without_redis_at_the_start_it_tries_three_times_and_goes_on_in_memory()
     assert!(is(&client, "admin").await);
 
     redis.run().await;
-    // Whether somebody asks or not.
+    // With or without requests.
     eventually("it is told what it has missed", async || !redis.sessions().await.is_empty()).await;
     eventually("it says so", async || server.log().contains("the session store has recovered")).await;
     let other = Server::on(NAME, &redis).await;
@@ -176,7 +176,7 @@ async fn without_redis_at_the_start_it_tries_three_times_and_goes_on_in_memory()
 }
 
 #[tokio::test]
-async fn it_stops_cleanly_while_it_still_tries() {
+async fn it_stops_cleanly_while_it_connects() {
     let redis = RedisServer::stopped();
     let mut child =
         example(NAME).env("REDIS_URL", redis.url()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -190,7 +190,7 @@ async fn it_stops_cleanly_while_it_still_tries() {
 }
 
 #[tokio::test]
-async fn redis_goes_and_comes_back_while_it_serves() {
+async fn redis_stops_and_returns_while_it_serves() {
     let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let server = Server::on(NAME, &redis).await;
     let before = admin(&server, "before").await;
@@ -260,7 +260,7 @@ async fn a_deploy_from_memory_to_redis_logs_nobody_out() {
     let file = dir.join("sessions.jsonl");
     let export = post(&ana, "/admin/sessions/export").await;
     assert_eq!(export.text().lines().count(), 2);
-    fs::write(&file, [b"\n", &*export.body, b"\n\n"].concat()).unwrap(); // as editors leave it
+    fs::write(&file, [b"\n", &*export.body, b"\n\n"].concat()).unwrap(); // with empty lines, as editors leave them
     assert!(old.terminate().await.success());
 
     let redis = RedisServer::start().await;
@@ -273,7 +273,7 @@ async fn a_deploy_from_memory_to_redis_logs_nobody_out() {
         assert!(redis.pttl(&key).await > 0, "{key}");
     }
 
-    // Another instance, started with the same file after somebody has logged out, does not bring them back.
+    // Another instance that imports the same file after a logout does not resurrect the sessions.
     post(&bob.at(&new.url), "/admin/logout").await;
     let other = Server::start(NAME, &[("REDIS_URL", &url), (IMPORT, file)]).await;
     assert_eq!(who(&bob.at(&other.url)).await, None);
@@ -281,7 +281,7 @@ async fn a_deploy_from_memory_to_redis_logs_nobody_out() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_imported_is_said_and_nothing_is_served() {
+async fn a_failed_import_is_reported_and_nothing_is_served() {
     let dir = Dir::new();
     let file = dir.join("sessions.jsonl");
     fs::write(&file, "{\"id\":\"s3cret\"}\n").unwrap();

@@ -1,4 +1,4 @@
-//! In a real browser: the forms of an example, an iframe on another site, and the page for operators.
+//! In a real browser: the forms of an example, an iframe on another site, and the operator page.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tower_keep::{MemoryStore, Metadata, NewSession, SessionLayer, Sessions, operator};
 
 #[tokio::test]
-async fn somebody_logs_in_and_out_by_the_forms() {
+async fn the_forms_log_in_and_out() {
     let server = Server::start("quickstart", &[]).await;
     let browser = Browser::start(None).await;
     let tab = browser.tab().await;
@@ -45,7 +45,7 @@ async fn somebody_logs_in_and_out_by_the_forms() {
     browser.close().await;
 }
 
-/// A page on another site, with whatever `?…` names in an iframe.
+/// A page on another site, with the URL in its query in an iframe.
 async fn embedding() -> App {
     let page = async |request: Request| {
         let mut parameters = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes());
@@ -57,7 +57,7 @@ async fn embedding() -> App {
 
 /// The state of the embedded page on this site.
 async fn embedded(browser: &Browser, tab: &Tab, site: &str, url: &str) -> Tab {
-    // The iframe of the page before is gone then.
+    // Then the iframe of the previous page is gone.
     tab.goto(&format!("{site}/public")).await;
     let query: String = form_urlencoded::Serializer::new(String::new()).append_pair("url", url).finish();
     tab.goto(&format!("{site}/embed?{query}")).await;
@@ -95,16 +95,16 @@ async fn the_iframe_has_a_session_of_its_own_on_each_site(server: Server) {
         (&json!(true), &json!(true), &json!("https://one.test"))
     );
 
-    // By the cookie alone, and with the link that is used up.
+    // With the cookie alone, and with a used link.
     embedded(&browser, &tab, &one, &page).await.shows("Signed in.").await;
     embedded(&browser, &tab, &one, &link).await.shows("Signed in.").await;
-    // On another site, and by itself, the page is somebody else.
+    // On another site, and outside an iframe, the page has another session.
     embedded(&browser, &tab, &other, &page).await.shows("Not signed in: there is no session.").await;
     embedded(&browser, &tab, &other, &link).await.shows("Not signed in: the session is used.").await;
     tab.goto(&page).await;
     tab.shows("Not signed in: there is no session.").await;
 
-    // A session of its own on the other site, beside the first.
+    // The other site has its own session besides the first.
     let created = server.client().request(Method::POST, "/auth/create-session", &[], Bytes::new()).await.json();
     let link = format!("{inner}{}", created["iframe_url"].as_str().unwrap());
     embedded(&browser, &tab, &other, &link).await.shows("Signed in.").await;
@@ -116,12 +116,12 @@ async fn the_iframe_has_a_session_of_its_own_on_each_site(server: Server) {
 }
 
 #[tokio::test]
-async fn the_iframe_has_a_session_of_its_own_on_each_site_in_memory() {
+async fn the_iframe_has_one_session_per_site_in_memory() {
     the_iframe_has_a_session_of_its_own_on_each_site(Server::start("iframe_auth", &[]).await).await;
 }
 
 #[tokio::test]
-async fn the_iframe_has_a_session_of_its_own_on_each_site_in_redis() {
+async fn the_iframe_has_one_session_per_site_in_redis() {
     let redis = RedisServer::start().await;
     the_iframe_has_a_session_of_its_own_on_each_site(Server::on("iframe_auth", &redis).await).await;
 }
@@ -138,7 +138,7 @@ async fn the_demonstration_of_the_iframe_works() {
     browser.close().await;
 }
 
-/// An app with the page for operators at `/ops`, and `/evil` with a form that posts there from wherever.
+/// An app with the operator page at `/ops`, and `/evil` with a form that posts there from any origin.
 async fn operated(number: usize) -> (App, Sessions) {
     let layer = SessionLayer::new(MemoryStore::new());
     let sessions = layer.sessions();
@@ -157,14 +157,14 @@ async fn operated(number: usize) -> (App, Sessions) {
     (App::serve(|router| router.merge(routes).layer(layer)).await, sessions)
 }
 
-/// The ids on the page; none while it is loading.
+/// The ids on the page, or none while it loads.
 async fn ids(tab: &Tab) -> Vec<String> {
     let shown = "[...document.querySelectorAll('tbody code')].map(code => code.title)";
     let ids = tab.eval(&format!("document.readyState === 'complete' ? {shown} : []")).await;
     ids.as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
 }
 
-/// `origin` decides whether the browser says `Sec-Fetch-Site`: it does so only where it trusts the connection.
+/// `origin` decides whether the browser sends `Sec-Fetch-Site`, which it does only over a trusted connection.
 async fn operators_work_without_scripts(sessions: Sessions, origin: &str) {
     let browser = Browser::start(None).await;
     let tab = browser.tab().await;
@@ -172,9 +172,9 @@ async fn operators_work_without_scripts(sessions: Sessions, origin: &str) {
     tab.goto(&format!("{origin}/evil?x")).await;
     assert_eq!(tab.eval("document.title").await, "evil", "no script runs");
 
-    // Page on, to the last.
+    // To the last page.
     tab.goto(&format!("{origin}/ops")).await;
-    tab.shows("200 sessions in all.").await;
+    tab.shows("200 sessions in total.").await;
     assert_eq!(tab.eval("getComputedStyle(document.body).marginTop").await, "0px", "the style sheet is applied");
     let mut seen = HashSet::new();
     let mut pages = 1;
@@ -197,7 +197,7 @@ async fn operators_work_without_scripts(sessions: Sessions, origin: &str) {
     assert_eq!(seen.len(), 200);
     assert!(pages >= 3, "{pages} pages");
 
-    // A user is searched for, one of his sessions is revoked, then all.
+    // Find a user, revoke one session, then all.
     tab.fill("#user", "user 7").await;
     tab.click("#user + button").await;
     tab.shows("Sessions of user 7").await;
@@ -209,10 +209,10 @@ async fn operators_work_without_scripts(sessions: Sessions, origin: &str) {
     assert!(sessions.get(&before[3].parse().unwrap()).await.unwrap().is_none());
     tab.click("button.danger").await;
     tab.shows("9 sessions were revoked.").await;
-    tab.shows("No live session.").await;
+    tab.shows("No live sessions.").await;
     assert_eq!(sessions.list("user 7").await.unwrap().len(), 0);
 
-    // One by its id.
+    // Find a session by its id.
     let id = sessions.list("user 8").await.unwrap()[0].id();
     tab.fill("#id", &format!("{id}")).await;
     tab.click("#id + button").await;
@@ -225,19 +225,19 @@ async fn operators_work_without_scripts(sessions: Sessions, origin: &str) {
 }
 
 #[tokio::test]
-async fn operators_work_without_scripts_where_the_browser_says_where_a_request_is_from() {
+async fn the_operator_page_works_without_scripts_with_fetch_metadata() {
     let (app, sessions) = operated(200).await;
     operators_work_without_scripts(sessions, &app.url()).await;
 }
 
 #[tokio::test]
-async fn operators_work_without_scripts_where_it_says_only_the_origin() {
+async fn the_operator_page_works_without_scripts_with_origin_only() {
     let (app, sessions) = operated(200).await;
     operators_work_without_scripts(sessions, &format!("http://ops.test:{}", app.addr().port())).await;
 }
 
 #[tokio::test]
-async fn another_site_cannot_press_the_buttons() {
+async fn another_site_cannot_submit_the_forms() {
     let (app, sessions) = operated(20).await;
     let port = app.addr().port();
     let browser = Browser::start(None).await;
@@ -256,7 +256,7 @@ async fn another_site_cannot_press_the_buttons() {
         tab.shows("Nothing was done").await;
         assert_eq!(sessions.list("user 1").await.unwrap().len(), 1, "{from} {to}");
     }
-    // From the same origin, the same form does what it says: so it is the origin that counts.
+    // From the same origin, the same form works. So the origin is what matters.
     tab.goto(&format!("{named}/evil?{named}")).await;
     tab.click("button").await;
     tab.shows("1 session was revoked.").await;
@@ -264,7 +264,7 @@ async fn another_site_cannot_press_the_buttons() {
 }
 
 #[tokio::test]
-async fn the_operators_page_fits_a_phone_and_the_dark() {
+async fn the_operator_page_fits_a_phone_and_dark_mode() {
     let (app, sessions) = operated(30).await;
     let long = "a-name-without-any-place-to-break-it-".repeat(8);
     let long_id = sessions.create(long.as_str()).await.unwrap().id();

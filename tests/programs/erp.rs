@@ -60,7 +60,7 @@ fn expected_stats(store: &str, sessions: u64, connected: bool, fallback: bool, k
     })
 }
 
-/// Sessions: as the contract says, wherever they are kept.
+/// Sessions: the contract, with any store.
 async fn keeps_its_contract(server: &Server) {
     let nobody = server.client();
     assert_unknown(&nobody).await;
@@ -124,7 +124,7 @@ async fn keeps_values(server: &Server) {
 }
 
 #[tokio::test]
-async fn in_memory_with_no_setting() {
+async fn in_memory_without_settings() {
     let server = Server::start("erp", &[]).await;
     assert_eq!(stats(&server.client()).await, expected_stats("memory", 0, false, true, 0));
     keeps_its_contract(&server).await;
@@ -160,7 +160,7 @@ async fn in_redis_every_key_begins_with_the_prefix_and_a_session_lives_for_24_ho
 }
 
 #[tokio::test]
-async fn activity_extends_a_session_unless_that_is_turned_off() {
+async fn activity_extends_a_session_unless_disabled() {
     let redis = RedisServer::start().await;
     let hour = 60 * 60 * 1000;
     for (touch, expected) in [("", DAY), ("true", DAY), ("false", hour)] {
@@ -168,7 +168,7 @@ async fn activity_extends_a_session_unless_that_is_turned_off() {
         let server = Server::start("erp", &[("REDIS_URL", &redis.url()), ("SESSION_TOUCH", touch)]).await;
         let ana = logged_in(&server, "ana").await;
         let [session] = &*redis.sessions().await else { panic!("one session") };
-        // As if she had been away for 23 hours.
+        // As after 23 hours without activity.
         redis.command(&format!("PEXPIRE {session} {hour}")).await;
         assert_known(&ana, "ana").await;
         let left = redis.pttl(session).await;
@@ -193,7 +193,7 @@ async fn two_processes_share_sessions_and_values() {
 }
 
 #[tokio::test]
-async fn without_redis_everything_goes_on_in_memory_and_redis_is_told_when_it_is_back() {
+async fn without_redis_memory_serves_and_changes_are_replayed() {
     let mut redis = RedisServer::start().await;
     let server = Server::on("erp", &redis).await;
     let ana = logged_in(&server, "ana").await;
@@ -222,7 +222,7 @@ async fn without_redis_everything_goes_on_in_memory_and_redis_is_told_when_it_is
 }
 
 #[tokio::test]
-async fn redis_away_when_the_program_starts() {
+async fn redis_is_down_when_the_program_starts() {
     let mut redis = RedisServer::stopped();
     let server = Server::on("erp", &redis).await;
     let ana = logged_in(&server, "ana").await;
@@ -235,7 +235,7 @@ async fn redis_away_when_the_program_starts() {
 }
 
 #[tokio::test]
-async fn a_full_redis_is_not_away() {
+async fn a_full_redis_is_not_down() {
     let redis = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]).await;
     let server = Server::on("erp", &redis).await;
     let ana = logged_in(&server, "ana").await;
@@ -262,7 +262,7 @@ async fn a_full_redis_is_not_away() {
 }
 
 #[tokio::test]
-async fn a_wrong_variable_is_one_line_and_sigterm_ends_it() {
+async fn an_invalid_variable_is_one_line_and_sigterm_ends_it() {
     let output = example("erp").env("REDIS_PORT", "seventy").output().await.unwrap();
     assert!(!output.status.success());
     assert_eq!(String::from_utf8_lossy(&output.stderr), "error: REDIS_PORT: not a port number\n");

@@ -29,7 +29,7 @@ async fn logout(client: &Client) -> Reply {
     client.request(Method::POST, "/logout", &[], Bytes::new()).await
 }
 
-/// `/me`, which must know the user; the visits and the id.
+/// `/me` of a logged-in user: the visits and the id.
 async fn visit(client: &Client, user: &str) -> (u64, String) {
     let reply = client.get("/me").await;
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
@@ -57,7 +57,7 @@ fn assert_is_json(reply: &Reply) {
 }
 
 #[tokio::test]
-async fn each_of_the_five_systems_shows_what_it_measures() {
+async fn each_of_the_five_systems_has_metrics() {
     for (name, login) in [
         ("admin", "/admin/login"),
         ("iframe_auth", "/auth/create-session"),
@@ -77,7 +77,7 @@ async fn each_of_the_five_systems_shows_what_it_measures() {
 mod quickstart {
     use super::*;
 
-    /// Everything that its README promises, whatever it keeps its sessions in.
+    /// The whole contract, with any store.
     async fn keeps_its_contract(server: &Server, store: &str) {
         let client = server.client();
         assert_eq!(health(&client).await, json!({ "status": "up", "store": store }));
@@ -152,7 +152,7 @@ mod quickstart {
     }
 
     #[tokio::test]
-    async fn finds_redis_by_its_parts() {
+    async fn finds_redis_by_host_and_port() {
         let redis = RedisServer::start_with(&["--requirepass", "p@ss:w/rd#"]).await;
         let port = redis.port().to_string();
         let parts =
@@ -207,7 +207,7 @@ mod quickstart {
     }
 
     #[tokio::test]
-    async fn a_login_gives_a_new_token() {
+    async fn a_login_changes_the_token() {
         let server = Server::start("quickstart", &[]).await;
         let client = server.client();
         login(&client, "ana").await;
@@ -247,7 +247,7 @@ mod quickstart {
         assert_eq!(visit(&client.at(&server.url), "ana").await, (2, id));
     }
 
-    /// The store is gone: sessions are refused, the rest is served.
+    /// The store is down: sessions are refused, everything else is served.
     async fn is_down(client: &Client) {
         assert_eq!(health(client).await, json!({ "status": "down", "store": "redis" }));
         assert_eq!(client.get("/health/live").await.status, StatusCode::OK);
@@ -279,7 +279,7 @@ mod quickstart {
 
         redis.run().await;
         eventually("the sessions are back", async || health(&client).await["status"] == "up").await;
-        // What was in Redis is lost, and nothing else.
+        // Sessions in Redis are lost, and nothing else.
         assert_nobody(&client).await;
         assert_eq!(login(&client, "ana").await.status, StatusCode::SEE_OTHER);
         visit(&client, "ana").await;
@@ -303,7 +303,7 @@ mod quickstart {
     }
 
     #[tokio::test]
-    async fn starts_without_redis_and_serves_when_it_is_there() {
+    async fn starts_without_redis_and_serves_when_it_returns() {
         let mut redis = RedisServer::stopped();
         let server = Server::on("quickstart", &redis).await;
         let client = server.client();
@@ -316,21 +316,21 @@ mod quickstart {
     #[tokio::test]
     async fn sigterm_ends_it() {
         let mut server = Server::start("quickstart", &[]).await;
-        // With a connection that is kept open.
+        // With an open connection.
         let client = server.client();
         login(&client, "ana").await;
         assert_eq!(server.terminate().await.code(), Some(0));
     }
 }
 
-/// What `name` does when started with `variables`, which are wrong.
+/// The result of starting `name` with invalid `variables`.
 async fn refuses(name: &str, variables: &[(&str, &str)]) -> Output {
     let mut command = example(name);
     command.envs(variables.iter().copied());
     timeout(PATIENCE, command.output()).await.expect("it ends").unwrap()
 }
 
-/// It ended with a failure, and one line that names `culprit` and shows no `secret`.
+/// It failed with one line that names `culprit` and shows no `secret`.
 #[track_caller]
 fn assert_refused(output: &Output, culprit: &str, secret: &str) {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -343,7 +343,7 @@ fn assert_refused(output: &Output, culprit: &str, secret: &str) {
 }
 
 #[tokio::test]
-async fn a_wrong_variable_is_named_in_one_line() {
+async fn an_invalid_variable_is_named_in_one_line() {
     for name in ["quickstart", "hyper", "grpc"] {
         for (culprit, value) in [
             ("REDIS_URL", "http://x"),
@@ -357,7 +357,7 @@ async fn a_wrong_variable_is_named_in_one_line() {
             ("REDIS_TLS", "hunter2"),
             ("REDIS_USERNAME", "hunter2"),
             ("REDIS_CA_CERT", "/hunter2"),
-            ("REDIS_SENTINELS", "127.0.0.1:26379"), // and no master
+            ("REDIS_SENTINELS", "127.0.0.1:26379"), // without a master
             ("REDIS_SENTINEL_MASTER", "hunter2"),
             ("REDIS_CLUSTER_NODES", "hunter2/"),
             ("SESSION_SECRET", "hunter2"),
@@ -384,7 +384,7 @@ async fn each_serves_its_metrics() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_taken_is_named_in_one_line() {
+async fn an_address_in_use_is_named_in_one_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     for name in ["quickstart", "hyper", "grpc"] {
@@ -396,7 +396,7 @@ mod hyper {
     use super::*;
 
     async fn post_login(client: &Client, body: &'static str) -> Reply {
-        // As curl sends it, without a type.
+        // Like curl, without a content type.
         client.request(Method::POST, "/login", &[], Bytes::from(body)).await
     }
 
@@ -439,7 +439,7 @@ mod hyper {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_no_login_is_a_bad_request() {
+    async fn an_invalid_login_body_is_a_bad_request() {
         let server = Server::start("hyper", &[]).await;
         let client = server.client();
         for body in ["", "{", "user=ana", "[]", "{}", r#"{"user":1}"#, r#"{"user":"ana"}x"#, "\0"] {
@@ -451,7 +451,7 @@ mod hyper {
     }
 
     #[tokio::test]
-    async fn a_body_without_end_is_refused() {
+    async fn an_endless_body_is_refused() {
         let server = Server::start("hyper", &[]).await;
         let body = Bytes::from(format!(r#"{{"user":"{}"}}"#, "x".repeat(100_000)));
         let reply = server.client().request(Method::POST, "/login", &[], body).await;
@@ -498,7 +498,7 @@ mod grpc {
         *,
     };
 
-    /// `grpc client …`: what it printed, or the error.
+    /// `grpc client …`: its output, or the error.
     async fn call(server: &Server, args: &[&str]) -> Result<String, String> {
         let mut command = example("grpc");
         command.env("ADDR", server.addr()).arg("client").args(args);
@@ -555,7 +555,7 @@ mod grpc {
         let mut client = KeepClient::connect(server.url.clone()).await.unwrap();
         let status = client.who_am_i(WhoAmIRequest {}).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unauthenticated);
-        // And sessions of one connection are told apart by their tokens only.
+        // Sessions on one connection differ only by their tokens.
         let token = client.login(LoginRequest { user: "ana".into() }).await.unwrap().into_inner().token;
         let status = client.who_am_i(WhoAmIRequest {}).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unauthenticated);
@@ -604,7 +604,7 @@ mod grpc {
     }
 
     #[tokio::test]
-    async fn starts_without_redis_and_serves_when_it_is_there() {
+    async fn starts_without_redis_and_serves_when_it_returns() {
         let mut redis = RedisServer::stopped();
         let server = Server::on("grpc", &redis).await;
         assert_code(&server, &["login", "ana"], "Unavailable").await;
@@ -613,7 +613,7 @@ mod grpc {
     }
 
     #[tokio::test]
-    async fn a_client_that_is_used_wrongly_says_so_in_one_line() {
+    async fn invalid_client_arguments_are_one_line() {
         let server = Server::start("grpc", &[]).await;
         for args in [&["dance", "ana"][..], &["login"], &[], &["login", "ana", "bob"]] {
             assert!(call(&server, args).await.unwrap_err().starts_with("error: "), "{args:?}");
@@ -628,7 +628,7 @@ mod grpc {
     #[tokio::test]
     async fn sigterm_ends_it() {
         let mut server = Server::start("grpc", &[]).await;
-        // With a connection that is kept open.
+        // With an open connection.
         let mut client = KeepClient::connect(server.url.clone()).await.unwrap();
         client.login(LoginRequest { user: "ana".into() }).await.unwrap();
         assert_eq!(server.terminate().await.code(), Some(0));

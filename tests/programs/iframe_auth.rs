@@ -1,4 +1,4 @@
-//! `examples/iframe_auth.rs` as its users see it.
+//! `examples/iframe_auth.rs` as its users run it.
 
 use std::future::Future;
 
@@ -52,7 +52,7 @@ fn assert_away(reply: &Reply) {
     assert_eq!(reply.set_cookies(), [""; 0]);
 }
 
-/// Milliseconds since the epoch; the text must be that of RFC 3339, as the crate writes it.
+/// Milliseconds since the epoch. The string must follow RFC 3339, as the crate writes it.
 #[track_caller]
 fn moment(value: &Value) -> i64 {
     let text = value.as_str().unwrap();
@@ -65,18 +65,18 @@ fn moment(value: &Value) -> i64 {
 }
 
 #[test]
-fn moments_are_read_as_the_crate_writes_them() {
+fn times_are_parsed_as_the_crate_writes_them() {
     for millis in [0, 951_826_154_321, 1_763_679_600_000, 4_107_542_399_999] {
         assert_eq!(moment(&json!(Timestamp::from_millis(millis).to_string())), millis as i64);
     }
 }
 
-/// Kept for ever.
+/// Without expiry.
 fn is_total(key: &str) -> bool {
     key.starts_with("auth_frame:kv:") && key.contains("total_")
 }
 
-/// `test` in memory, and on a Redis of its own.
+/// `test` in memory, and with its own Redis.
 async fn on_both<F: Future<Output = ()>>(test: impl Fn(Server, &'static str) -> F) {
     test(Server::start(NAME, &[]).await, "memory").await;
     let redis = RedisServer::start().await;
@@ -109,7 +109,7 @@ async fn keeps_its_contract() {
             })
         );
 
-        // Whoever looks at the page uses nothing up, nor who asks for a head.
+        // Opening the page consumes nothing, and neither does HEAD.
         let path = format!("/auth/validate-session?session_id={session_id}");
         let head = client.request(Method::HEAD, &path, &[], Bytes::new()).await;
         assert_eq!(head.status, StatusCode::METHOD_NOT_ALLOWED);
@@ -156,7 +156,7 @@ async fn keeps_its_contract() {
         let lives = until - made;
         assert!((30 * 60_000 - 1000..=30 * 60_000 + 1000).contains(&lives), "{lives} ms");
 
-        // What the page gets for it.
+        // The response to the page.
         let cookie = reply.set_cookies().remove(0);
         for attribute in ["__Host-frame=", "; Secure", "; HttpOnly", "; SameSite=None", "; Partitioned", "; Path=/"] {
             assert!(cookie.contains(attribute), "{cookie}");
@@ -187,7 +187,7 @@ async fn keeps_its_contract() {
 }
 
 #[tokio::test]
-async fn what_is_no_live_session_is_not_valid_and_says_why() {
+async fn an_invalid_session_has_its_reason() {
     on_both(async |server, _| {
         let client = server.client();
         let good = created(&client).await;
@@ -216,7 +216,7 @@ async fn what_is_no_live_session_is_not_valid_and_says_why() {
 }
 
 #[tokio::test]
-async fn each_handshake_begins_a_frame_of_its_own() {
+async fn each_handshake_creates_its_own_frame() {
     on_both(async |server, _| {
         let client = server.client();
         for used in 1..=3 {
@@ -229,7 +229,7 @@ async fn each_handshake_begins_a_frame_of_its_own() {
     .await;
 }
 
-/// How many of 100 at once were told that it is valid.
+/// How many of 100 concurrent requests were valid.
 async fn race(servers: &[&Server], session_id: &str) -> usize {
     let mut tries = JoinSet::new();
     for i in 0..100 {
@@ -247,7 +247,7 @@ async fn race(servers: &[&Server], session_id: &str) -> usize {
 }
 
 #[tokio::test]
-async fn of_a_hundred_at_once_one_gets_it() {
+async fn one_of_a_hundred_concurrent_handshakes_succeeds() {
     on_both(async |server, _| {
         let session_id = created(&server.client()).await;
         assert_eq!(race(&[&server], &session_id).await, 1);
@@ -256,7 +256,7 @@ async fn of_a_hundred_at_once_one_gets_it() {
 }
 
 #[tokio::test]
-async fn of_a_hundred_at_two_processes_one_gets_it() {
+async fn one_of_a_hundred_handshakes_at_two_processes_succeeds() {
     let redis = RedisServer::start().await;
     let (one, other) = (Server::on(NAME, &redis).await, Server::on(NAME, &redis).await);
     let session_id = created(&one.client()).await;
@@ -288,7 +288,7 @@ async fn the_frame_is_known_to_every_process() {
     assert_eq!(client.at(&again.url).get("/client/session").await.status, StatusCode::OK, "and after a restart");
 }
 
-/// The 1001st is refused, until one of the others was used.
+/// The 1001st is refused until another was used.
 async fn has_room_for_a_thousand(servers: &[&Server]) {
     let clients: Vec<_> = servers.iter().map(|server| server.client()).collect();
     let mut first = None;
@@ -314,13 +314,13 @@ async fn has_room_for_a_thousand_in_memory() {
 }
 
 #[tokio::test]
-async fn has_room_for_a_thousand_in_redis_at_two_processes_together() {
+async fn has_room_for_a_thousand_in_redis_over_two_processes() {
     let redis = RedisServer::start().await;
     has_room_for_a_thousand(&[&Server::on(NAME, &redis).await, &Server::on(NAME, &redis).await]).await;
 }
 
 #[tokio::test]
-async fn without_redis_it_says_so_and_goes_on_when_it_is_back() {
+async fn without_redis_it_reports_it_and_recovers() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(NAME, &redis).await;
     let client = server.client();
@@ -341,13 +341,13 @@ async fn without_redis_it_says_so_and_goes_on_when_it_is_back() {
     assert_away(&health);
     assert_eq!(health.json()["status"], "unhealthy");
     assert!(!health.text().contains("127.0.0.1"), "the cause is for the log: {health:?}");
-    // What needs no store is served: the page, and an answer that is known without one.
+    // Routes that need no store are served: the page, and responses that are known without it.
     assert_eq!(client.get(&format!("/client/iframe.html?session_id={session_id}")).await.status, StatusCode::OK);
     assert_invalid(&validate(&client, "x").await, "malformed");
 
     redis.run().await;
     eventually("it is healthy again", async || client.get("/auth/redis-health").await.status == StatusCode::OK).await;
-    // The frames have a connection of their own, which may be back a moment later; the status asks both.
+    // The frames have their own connection, which may recover a moment later. The status uses both.
     eventually("all of it is", async || client.get("/auth/session-status").await.status == StatusCode::OK).await;
     let session_id = created(&client).await;
     assert_eq!(validate(&client, &session_id).await.status, StatusCode::OK);

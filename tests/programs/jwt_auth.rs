@@ -29,7 +29,7 @@ async fn start(variables: &[(&str, &str)]) -> Server {
     Server::start("jwt_auth", &[&SECRETS[..], variables].concat()).await
 }
 
-/// So many processes with one Redis.
+/// This many processes with one Redis.
 async fn start_on(redis: &RedisServer, processes: usize) -> Vec<Server> {
     let mut servers = Vec::new();
     for _ in 0..processes {
@@ -44,7 +44,7 @@ struct Pair {
     refresh: String,
 }
 
-/// A pair, which must be just that.
+/// Parses a pair strictly.
 #[track_caller]
 fn pair(reply: &Reply) -> Pair {
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
@@ -88,7 +88,7 @@ fn assert_unauthorized(reply: &Reply) {
     assert_eq!(reply.header("www-authenticate"), Some(r#"Bearer error="invalid_token""#));
 }
 
-/// On every instance the pair opens a session.
+/// The pair is valid on every instance.
 async fn assert_alive(servers: &[Server], pair: &Pair) {
     for server in servers {
         let reply = verify(&server.client(), &pair.access).await;
@@ -97,7 +97,7 @@ async fn assert_alive(servers: &[Server], pair: &Pair) {
     }
 }
 
-/// On no instance it does.
+/// It is invalid on every instance.
 async fn assert_dead(servers: &[Server], pair: &Pair) {
     for server in servers {
         let client = server.client();
@@ -112,7 +112,7 @@ fn claims(token: &str) -> Value {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap()
 }
 
-/// Another of the instances each time.
+/// The next instance each time.
 fn client(servers: &[Server], step: usize) -> Client {
     servers[step % servers.len()].client()
 }
@@ -129,7 +129,7 @@ async fn keeps_its_contract(servers: &[Server]) {
     assert_eq!((&said["sub"], &said["exp"]), (&json!("admin"), &json!(said["iat"].as_u64().unwrap() + 900)));
     assert_alive(servers, &one).await;
 
-    // Wrong tokens of any kind.
+    // All kinds of invalid tokens.
     let nothing = first.get("/verify").await;
     assert_eq!((nothing.status, nothing.header("www-authenticate")), (StatusCode::UNAUTHORIZED, Some("Bearer")));
     let (message, signature) = one.access.rsplit_once('.').unwrap();
@@ -164,7 +164,7 @@ async fn keeps_its_contract(servers: &[Server]) {
     }
     assert_alive(servers, &one).await;
 
-    // Refresh: a new pair, again and again.
+    // Refresh: a new pair, several times.
     let bystander = login(&first).await;
     let mut family = vec![one.clone()];
     for step in 0..4 {
@@ -173,7 +173,7 @@ async fn keeps_its_contract(servers: &[Server]) {
         assert_alive(servers, &next).await;
         family.push(next);
     }
-    // The old one is dead, and used again it is the end of the whole family.
+    // The old token is invalid, and its reuse ends the session.
     assert_unauthorized(&refresh(&client(servers, 1), &family[1].refresh).await);
     for pair in &family {
         assert_dead(servers, pair).await;
@@ -189,7 +189,7 @@ async fn keeps_its_contract(servers: &[Server]) {
 }
 
 #[tokio::test]
-async fn the_log_says_who_was_robbed_and_from_where() {
+async fn the_log_names_user_and_client_of_a_reused_token() {
     let server = start(&[]).await;
     let client = server.client();
     let stolen = login(&client).await;
@@ -244,13 +244,13 @@ async fn one_of_a_hundred(servers: &[Server]) {
     for refused in refused {
         assert_unauthorized(refused);
     }
-    // The others used it again.
+    // The other refreshes reused it.
     assert_dead(servers, &pair(pairs[0])).await;
     assert_dead(servers, &before).await;
 }
 
 #[tokio::test]
-async fn of_a_hundred_refreshes_at_once_one_gets_a_pair() {
+async fn one_of_a_hundred_concurrent_refreshes_gets_a_pair() {
     one_of_a_hundred(&[start(&[]).await]).await;
     let redis = RedisServer::start().await;
     one_of_a_hundred(&start_on(&redis, 3).await).await;
@@ -265,7 +265,7 @@ async fn sessions_live_through_restarts() {
     assert_alive(&start_on(&redis, 1).await, &pair).await;
 }
 
-/// The longest and the shortest time to live of all keys, in milliseconds.
+/// The longest and the shortest TTL of all keys, in milliseconds.
 async fn ttls(redis: &RedisServer) -> (i64, i64) {
     let mut ttls = Vec::new();
     for key in redis.sessions().await {
@@ -303,7 +303,7 @@ async fn a_session_lives_for_seven_days_or_as_configured() {
 }
 
 #[tokio::test]
-async fn memory_takes_over_when_redis_goes_away_and_nothing_is_carried_back() {
+async fn memory_serves_an_outage_and_nothing_is_replayed() {
     let mut redis = RedisServer::start().await;
     let servers = start_on(&redis, 1).await;
     let before = login(&client(&servers, 0)).await;
@@ -317,7 +317,7 @@ async fn memory_takes_over_when_redis_goes_away_and_nothing_is_carried_back() {
     assert_dead(&servers, &ended).await;
     assert_alive(&servers, &meanwhile).await;
 
-    redis.run().await; // it comes back empty
+    redis.run().await; // empty
     eventually("Redis is used again", async || {
         drop(login(&client(&servers, 0)).await);
         !redis.sessions().await.is_empty()
@@ -336,7 +336,7 @@ async fn it_starts_without_redis() {
     assert_alive(&servers, &pair).await;
 }
 
-/// What it says before it gives up; it must give up.
+/// Its output before it exits with an error.
 async fn complaint(variables: &[(&str, &str)]) -> String {
     let mut command = example("jwt_auth");
     command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -347,7 +347,7 @@ async fn complaint(variables: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn a_wrong_setting_is_one_clear_error() {
+async fn an_invalid_setting_is_one_clear_error() {
     for (name, value) in [
         ("JWT_SECRET", "hunter2"),
         ("JWT_SECRET", "thirty-one bytes, which is less"),
@@ -370,12 +370,12 @@ async fn a_wrong_setting_is_one_clear_error() {
 }
 
 #[tokio::test]
-async fn without_secrets_it_makes_its_own_and_says_so() {
+async fn without_secrets_it_generates_them_with_a_warning() {
     let mut server = Server::start("jwt_auth", &[]).await;
     let pair = login(&server.client()).await;
     assert_alive(std::slice::from_ref(&server), &pair).await;
     assert!(server.terminate().await.success());
-    // They are good for nobody else.
+    // They are valid nowhere else.
     assert_unauthorized(&verify(&Server::start("jwt_auth", &[]).await.client(), &pair.access).await);
 
     let mut child = example("jwt_auth").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -389,7 +389,7 @@ async fn without_secrets_it_makes_its_own_and_says_so() {
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_with_a_token_is_401() {
+async fn any_invalid_token_is_401() {
     let server = start(&[]).await;
     let client = server.client();
     for path in ["/verify", "/logout"] {
@@ -403,9 +403,9 @@ async fn whatever_is_wrong_with_a_token_is_401() {
     }
 }
 
-/// The tokens say until when, to the second.
+/// The expiry in the tokens, to the second.
 #[tokio::test]
-async fn an_access_token_is_good_until_it_expires_and_no_longer() {
+async fn an_access_token_is_valid_until_it_expires() {
     let server = start(&[("ACCESS_TOKEN_EXPIRY", "1s")]).await;
     let client = server.client();
     let pair = try_login(&client, "ana", "ana").await.json();

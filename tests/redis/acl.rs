@@ -1,4 +1,4 @@
-//! Users of Redis who may do what sessions need, and nothing else.
+//! Redis ACL users with exactly the rights that sessions need.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tower_keep::{
     },
 };
 
-/// What the documentation says.
+/// The documented rule.
 const SESSIONS: &str = "get pttl set pexpire unlink time eval evalsha zadd zcount zrange zrem zremrangebyscore zscore";
 const SCANS: &str = "scan getrange";
 const PLACES: &str = "zcard";
@@ -30,7 +30,7 @@ fn rules(commands: &[&str]) -> String {
     format!("resetchannels ~sess:* -@all {}", allowed.join(" "))
 }
 
-/// What was denied to anybody.
+/// The commands that were denied.
 async fn denied(server: &RedisServer) -> Vec<String> {
     let Value::Array(entries) = server.command("ACL LOG").await else { panic!("not a list") };
     let field = |entry: &Value, name: &str| {
@@ -41,14 +41,14 @@ async fn denied(server: &RedisServer) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_is_documented_is_enough_for_everything_and_all_of_it_is_needed() {
+async fn the_documented_acl_rule_is_sufficient_and_minimal() {
     let server = RedisServer::start().await;
     let all = [SESSIONS, SCANS, PLACES, EVENTS, VALUES];
     server.add_user("app", "app-password", &rules(&all)).await;
     let config = RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap();
     assert_keeps_the_contract(config.clone()).await;
 
-    // Places and events of all, and an end that nobody can remember for lack of memory.
+    // Global keys, and an end that cannot be recorded because memory is full.
     let config = patient(config).max_sessions(2).share_events(100);
     let (here, elsewhere) = (sessions(config.clone()), sessions(config));
     let mut events = here.events().await.unwrap();
@@ -85,9 +85,9 @@ async fn assert_keeps_values(values: &KeyValue) {
     assert!(values.del("a").await.unwrap());
 }
 
-/// Without scans of keys, values need two rights more than sessions; and keys of no other name than theirs.
+/// Without scans, values need two more rights than sessions, and only their own keys.
 #[tokio::test]
-async fn values_need_little_more() {
+async fn values_need_few_more_rights() {
     let server = RedisServer::start().await;
     server.add_user("app", "app-password", &rules(&[SESSIONS, VALUES])).await;
     let store = RedisStore::new(patient(RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap()));
@@ -106,9 +106,9 @@ async fn values_need_little_more() {
     assert!(!values.del("a").await.unwrap(), "the rest goes on");
 }
 
-/// Neither what is only for some settings, nor what servers of providers do not offer, is asked of anybody who does not set it.
+/// Rights for optional settings, and commands that hosted servers lack, are needed only with these settings.
 #[tokio::test]
-async fn the_least_is_enough_for_what_a_service_does_with_its_sessions() {
+async fn the_minimal_rule_is_enough_for_a_service() {
     let server = RedisServer::start().await;
     server.add_user("app", "app-password", &rules(&[SESSIONS])).await;
     let config = RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap();
@@ -120,16 +120,16 @@ async fn the_least_is_enough_for_what_a_service_does_with_its_sessions() {
     assert!(sessions.is_valid(&tokens[0]).await.unwrap() && !sessions.is_valid(&tokens[1]).await.unwrap());
     assert!(matches!(sessions.consume(&tokens[0]).await.unwrap(), Consumed::Now(_)));
 
-    // What more is asked for is refused, and says so; the rest goes on.
+    // A denied operation fails with an error, and everything else works.
     assert!(matches!(sessions.count().await.unwrap_err(), StoreError::Configuration(_)));
     assert!(matches!(sessions.scan().next().await.unwrap().unwrap_err(), StoreError::Configuration(_)));
     sessions.create("ana").await.unwrap();
     assert_eq!(sessions.health().await.status, HealthStatus::Up);
 }
 
-/// A ping is answered, if only by a refusal: so the connection lives.
+/// A denied ping is a reply, so the connection is kept.
 #[tokio::test]
-async fn a_connection_that_may_not_ping_is_kept() {
+async fn a_connection_without_the_right_to_ping_is_kept() {
     let server = RedisServer::start().await;
     server.add_user("app", "app-password", &rules(&[SESSIONS])).await;
     assert_serves(RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap()).await;
@@ -143,9 +143,9 @@ async fn a_connection_that_may_not_ping_is_kept() {
     assert_eq!(clients.lines().filter(|client| client.contains("user=app")).count(), 1, "{clients}");
 }
 
-/// Keys of others are out of reach: those of another prefix, and of nobody's.
+/// Keys outside the prefix are out of reach.
 #[tokio::test]
-async fn the_keys_of_others_are_out_of_reach() {
+async fn other_keys_are_out_of_reach() {
     let server = RedisServer::start().await;
     server.add_user("app", "app-password", &rules(&[SESSIONS])).await;
     let config = RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap();
@@ -160,7 +160,7 @@ async fn the_keys_of_others_are_out_of_reach() {
     assert_eq!(server.keys().await, [""; 0]);
 }
 
-/// The rule in the documentation is the one that is tried here.
+/// The documented rule is the tested one.
 #[test]
 fn the_rule_is_documented() {
     let docs = include_str!("../../src/store/redis/mod.rs");
@@ -174,7 +174,7 @@ fn the_rule_is_documented() {
 }
 
 #[tokio::test]
-async fn another_database_replicas_and_a_pool_that_tests_need_one_right_more_each() {
+async fn another_database_replicas_and_a_testing_pool_need_one_more_right_each() {
     let server = RedisServer::start().await;
     let replica = RedisServer::start_replica_of(&server).await;
     let config = || RedisConfig::from_url(&server.url_as("app", "app-password")).unwrap();

@@ -1,4 +1,4 @@
-//! Redis Cluster: three masters and their replicas, which fail, and whose slots move.
+//! Redis Cluster: three masters and their replicas, with failing nodes and moving slots.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,7 +29,7 @@ fn key(tag: &str) -> String {
     format!("{{{tag}}}")
 }
 
-/// A user whose sessions this node has.
+/// A user whose sessions are on this node.
 async fn user_of(cluster: &Cluster, node: usize) -> String {
     for i in 0.. {
         let user = format!("user-{i}");
@@ -48,7 +48,7 @@ async fn create_of(sessions: &Sessions, users: &[String]) -> HashMap<String, Tok
     tokens
 }
 
-/// All replicas have what their masters have.
+/// All replicas are up to date.
 async fn replicated(cluster: &Cluster) {
     for node in &cluster.nodes[..3] {
         node.command("WAIT 1 0").await;
@@ -59,21 +59,21 @@ mod contract {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_kept() {
+    async fn holds() {
         let cluster = Cluster::start().await;
         assert_keeps_the_contract(config(&cluster)).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn it_is_kept_for_many_at_once_with_places() {
+    async fn holds_for_many_threads_with_max_sessions() {
         let cluster = Cluster::start().await;
         assert_keeps_the_contract_for_many(config(&cluster).max_sessions(1_000_000)).await;
     }
 }
 
-/// Everything about a user is in one place, and everything about all users in all.
+/// All keys of a user are in one slot, and global keys are in every slot that they need.
 #[tokio::test]
-async fn users_are_spread_over_the_nodes_and_each_is_whole() {
+async fn users_are_spread_over_the_nodes_and_each_has_one_slot() {
     let cluster = Cluster::start().await;
     let config = patient(config(&cluster)).max_sessions(100).share_events(100);
     let layer = SessionLayer::new(RedisStore::new(config.clone())).limits(Limits::per_user(2, WhenFull::EvictOldest));
@@ -96,7 +96,7 @@ async fn users_are_spread_over_the_nodes_and_each_is_whole() {
     }
     assert_eq!(scanned(&elsewhere).await, all);
     assert_eq!(elsewhere.count().await.unwrap(), 60);
-    // And there is no place for more than a hundred.
+    // The maximum is a hundred.
     for _ in 60..100 {
         here.create(NewSession::anonymous()).await.unwrap();
     }
@@ -120,7 +120,7 @@ mod connecting {
     use super::*;
 
     #[tokio::test]
-    async fn one_node_that_answers_is_enough_to_find_the_others() {
+    async fn one_reachable_node_is_enough() {
         let cluster = Cluster::start_with(&["--requirepass", "open-sesame"]).await;
         let nobody = RedisServer::stopped();
         let login = |config: RedisConfig| config.login("default", "open-sesame");
@@ -142,7 +142,7 @@ mod connecting {
         assert_eq!(health.status, HealthStatus::Down);
         assert!(health.cause.as_ref().unwrap().contains("NOAUTH"), "{health:?}");
 
-        // A user who may do what the documentation says.
+        // A user with the documented rights.
         for node in &cluster.nodes {
             let commands = "+get +pttl +set +pexpire +unlink +time +eval +evalsha +zadd +zcount +zrange +zrem \
                             +zremrangebyscore +zscore +scan +getrange +cluster|slots +asking";
@@ -162,7 +162,7 @@ mod connecting {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_in_no_cluster_is_named() {
+    async fn a_server_outside_a_cluster_is_an_error() {
         let server = RedisServer::start().await;
         let sessions = sessions(patient(RedisConfig::cluster([server.address()]).unwrap()));
         assert!(sessions.create("ana").await.is_err());
@@ -175,7 +175,7 @@ mod connecting {
 mod failing {
     use super::*;
 
-    /// Sessions on every node; those of node 0 are away until its replica takes over, and the others never.
+    /// Sessions on every node. Those of node 0 are unavailable until its replica takes over; the others are always served.
     async fn fails_over(cluster: &mut Cluster, fail: impl AsyncFnOnce(&mut Cluster)) -> Sessions {
         let sessions = sessions(config(cluster));
         let mut users = Vec::new();
@@ -209,14 +209,14 @@ mod failing {
     }
 
     #[tokio::test]
-    async fn a_node_that_is_killed_is_replaced_and_comes_back() {
+    async fn a_killed_node_is_replaced_and_returns() {
         let mut cluster = Cluster::start_with(&["--appendonly", "yes"]).await;
         let sessions = fails_over(&mut cluster, async |cluster: &mut Cluster| cluster.kill(0)).await;
         let count = sessions.count().await.unwrap();
         cluster.restart(0).await;
         cluster.settled().await;
         assert_eq!(sessions.count().await.unwrap(), count);
-        // It takes its place again, in order: whoever is asked says where to go.
+        // It becomes a master again, and redirections lead to it.
         let user = user_of(&cluster, cluster.partner(0)).await;
         cluster.failover(3).await;
         eventually("sessions are served", async || sessions.create(user.as_str()).await.is_ok()).await;
@@ -224,7 +224,7 @@ mod failing {
     }
 
     #[tokio::test]
-    async fn a_node_that_hangs_is_replaced_and_comes_back() {
+    async fn a_hung_node_is_replaced_and_returns() {
         let mut cluster = Cluster::start().await;
         let sessions = fails_over(&mut cluster, async |cluster: &mut Cluster| cluster.pause(0)).await;
         let count = sessions.count().await.unwrap();
@@ -235,7 +235,7 @@ mod failing {
     }
 
     #[tokio::test]
-    async fn all_that_die_and_come_back_are_found_again() {
+    async fn nodes_that_die_and_return_are_found() {
         let mut cluster = Cluster::start_with(&["--appendonly", "yes"]).await;
         let sessions = sessions(config(&cluster));
         eventually("it serves", async || sessions.create("ana").await.is_ok()).await;
@@ -254,7 +254,7 @@ mod failing {
 mod moving {
     use super::*;
 
-    /// Counts in sessions, and knows what it was told.
+    /// Counts in sessions, and remembers the acknowledged values.
     struct Load {
         workers: JoinSet<u64>,
         stop: Arc<AtomicBool>,
@@ -291,9 +291,9 @@ mod moving {
         }
     }
 
-    /// Back and forth between nodes, while its sessions are used: nobody notices.
+    /// Back and forth between nodes, while its sessions are used, without an error.
     #[tokio::test]
-    async fn a_slot_that_moves_under_load_loses_nothing() {
+    async fn a_slot_moved_under_load_loses_nothing() {
         let cluster = Cluster::start().await;
         let layer = SessionLayer::new(RedisStore::new(patient(config(&cluster))));
         let sessions = layer.sessions();
@@ -311,7 +311,7 @@ mod moving {
     }
 
     #[tokio::test]
-    async fn half_way_all_is_read_and_writes_wait() {
+    async fn during_a_slot_move_reads_work_and_writes_wait() {
         let cluster = Cluster::start().await;
         let sessions = sessions(patient(config(&cluster)));
         let user = user_of(&cluster, 0).await;
@@ -333,7 +333,7 @@ mod moving {
         for token in &tokens {
             assert!(sessions.is_valid(token).await.unwrap());
         }
-        // A script that concerns what is there and what never was is told to come again, until the slot is settled.
+        // A script with existing and missing keys gets `TRYAGAIN` until the slot has moved.
         let waiting = [
             tokio::spawn({
                 let (sessions, user) = (sessions.clone(), user.clone());
@@ -352,9 +352,9 @@ mod moving {
         assert_eq!(sessions.count().await.unwrap(), 5);
     }
 
-    /// All sessions of users are seen by every scan while slots change hands.
+    /// Every scan returns all sessions while slots move.
     #[tokio::test]
-    async fn a_scan_sees_what_is_resharded_meanwhile() {
+    async fn a_scan_sees_sessions_that_are_resharded() {
         let cluster = Cluster::start().await;
         let sessions = sessions(patient(config(&cluster)));
         let users: Vec<_> = (0..60).map(|i| format!("user-{i}")).collect();
@@ -363,7 +363,7 @@ mod moving {
         for user in &users[..20] {
             slots.push(cluster.slot(&key(&SessionId::slot_tag_of(user))).await);
         }
-        // A slot moves between pages: ahead of the scan, and behind it.
+        // A slot moves between pages: before and behind the cursor.
         let mut place = None;
         let mut seen = HashSet::new();
         let mut moves = slots.iter().copied().enumerate();

@@ -1,16 +1,16 @@
-//! The fault table: what can happen to a server, to one that is alone, to the master behind Sentinels, and to a node of a cluster. Each
-//! row is written once and tried in all three places.
+//! The fault table: faults of a standalone server, of the master behind Sentinels, and of a cluster node. Each row runs in all three
+//! deployments.
 //!
-//! Every request is answered in time: as if nothing were, or with an outage (503, and in a tolerant part of the service a stranger's
-//! page). Nobody whose session is there is told that it is not. Afterwards all is served again by itself, what was acknowledged is
-//! there, and what had ended stays so. Where the fault itself ends sessions, whoever had one is a stranger, and can log in at once.
+//! Every request gets a response in time: as without the fault, or an outage (503, or the anonymous page on a tolerant route). A live
+//! session is never reported as missing. Afterwards service resumes by itself, acknowledged writes are there, and ended sessions
+//! stay ended. If the fault itself deletes sessions, their clients are anonymous and can log in immediately.
 //!
-//! A fault behind Sentinels and in a cluster may be over when another server takes over, and not when it ends itself. The network that
-//! fails is the one between the service and Redis: that among the servers, which makes another take over, fails with the servers.
+//! Behind Sentinels and in a cluster, a fault may be over with the failover instead of its own end. Network faults are between the
+//! service and Redis. The network among the servers, which triggers failovers, fails only with the servers.
 //!
-//! Elsewhere: what else must hold for a server alone (`faults.rs`); servers that are gone until another takes over, planned failovers,
-//! and slots that move (`sentinel.rs`, `cluster.rs`); a replica that nobody made a master (the same, and it does not apply to a
-//! cluster, whose replicas send clients to their master); certificates (`tls.rs`).
+//! Tested elsewhere: more about standalone servers (`faults.rs`); masters that are down until a failover, planned failovers and
+//! moving slots (`sentinel.rs`, `cluster.rs`); a master that was demoted without a successor (the same files; it does not apply to a
+//! cluster, whose replicas redirect clients to their master); certificates (`tls.rs`).
 
 use std::{
     cell::Cell,
@@ -36,46 +36,46 @@ const DISCONNECT: &str = "CLIENT KILL TYPE normal SKIPME yes";
 
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
-    /// What begins it, and what ends it.
+    /// The start and the end of the fault.
     Commands(&'static [&'static str], &'static [&'static str]),
-    /// Until it is started again, with what it had.
+    /// Down until it is started again, with its data.
     Killed,
-    /// The same, at once.
+    /// The same, restarted immediately.
     Restarted,
     RestartedEmpty,
     /// SIGSTOP and SIGCONT.
     Hung,
     Loading,
-    /// It cannot write its snapshot, and takes no writes.
+    /// It cannot write its snapshot, and refuses writes.
     NoSnapshot,
-    /// Memory is short, and sessions go (`allkeys-lru`).
+    /// Memory is full, and sessions are evicted (`allkeys-lru`).
     Evicting,
-    /// Somebody else has written something of another type in the place of the session.
+    /// The key of the session has a value of the wrong type.
     WrongType,
-    /// Nothing comes through.
+    /// The network is cut.
     CutOff,
     /// A firewall has forgotten the connections.
     HalfOpen,
     ConnectionsRefused,
     ConnectionsReset,
-    /// Each answer takes so many milliseconds.
+    /// Each reply takes this many milliseconds.
     Slow(u64),
-    /// The connection is cut in the middle of an answer, or before it.
+    /// The connection breaks during a reply, or before it.
     CutInReply,
     /// The clock of this process jumps.
     Clock,
 }
 
-/// What it costs.
+/// The effect of the fault.
 #[derive(Clone, Copy, PartialEq)]
 enum Cost {
-    /// No request is lost, if it has time.
+    /// No request fails, if it has enough time.
     Nothing,
-    /// Requests, as long as it lasts.
+    /// Requests fail while it lasts.
     Requests,
-    /// Perhaps requests.
+    /// Requests may fail.
     Little,
-    /// Those that the server had; behind Sentinels and in a cluster another may have them still.
+    /// The sessions of the server are lost; another server may still have them.
     Sessions,
 }
 
@@ -128,7 +128,7 @@ enum Place {
 }
 
 impl Place {
-    /// What servers are started with: they keep what they have acknowledged, and can fail to write a snapshot.
+    /// Settings of the servers: they keep acknowledged writes, and can fail to write a snapshot.
     fn args() -> Vec<&'static str> {
         let durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", "1000000", "1000000"];
         [&durable, &*Loading::args()].concat()
@@ -144,7 +144,7 @@ impl Place {
     async fn sentinels() -> Self {
         let how = Reached::ThroughProxies;
         let all = Sentinels::start_reached(&how, Passwords::default(), &Self::args()).await;
-        // What a failover costs is told by other tests; here it would lose writes in rows that must lose none.
+        // Other tests cover failovers, which here would lose writes in rows that must lose none.
         all.are_patient().await;
         Self::Sentinels(all)
     }
@@ -164,7 +164,7 @@ impl Place {
         .unwrap()
     }
 
-    /// Waits until everybody is there, and has what their masters have.
+    /// Waits until all servers are up and all replicas are up to date.
     async fn is_whole(&mut self) {
         let replicas = match self {
             Self::Alone(_) => 0,
@@ -182,7 +182,7 @@ impl Place {
         }
     }
 
-    /// The one that has the sessions of ana.
+    /// The server with the sessions of ana.
     async fn server(&mut self) -> &mut RedisServer {
         match self {
             Self::Alone(server) => server,
@@ -206,18 +206,18 @@ impl Place {
     }
 }
 
-/// What ana does, and what she has been told.
+/// The requests of ana, and the responses.
 struct Scene {
     service: Service,
-    /// The same, with time.
+    /// The same, with a longer timeout.
     patient: Service,
     clock: WrongClock,
-    /// The last value that was acknowledged, and the last that was tried.
+    /// The last acknowledged value, and the last attempt.
     saved: Cell<u64>,
     tried: Cell<u64>,
-    /// Requests that met an outage.
+    /// The number of outages.
     outages: Cell<u32>,
-    /// How often she was a stranger.
+    /// The number of anonymous responses.
     lost: Cell<u32>,
 }
 
@@ -238,7 +238,7 @@ impl Scene {
         Token::parse(self.service.client.cookie(COOKIE).unwrap()).unwrap()
     }
 
-    /// Reads and writes. Both are answered: as it should be, or with an outage. `true` when both are served.
+    /// Reads and writes. Each response is correct or an outage. Returns `true` if both are correct.
     async fn is_served(&self, client: &Client, cost: Cost) -> bool {
         let is_served = |reply: &Reply| {
             if reply.status != OK {
@@ -261,7 +261,7 @@ impl Scene {
                 }
             }
         } else if cost == Sessions {
-            return false; // whoever writes without knowing that the session is lost begins one of nobody
+            return false; // a client that does not know about the loss creates an anonymous session
         }
         let next = self.tried.get() + 1;
         self.tried.set(next);
@@ -273,7 +273,7 @@ impl Scene {
         read.status == OK && write.status == OK
     }
 
-    /// What becomes of those to whom it is all the same.
+    /// Requests on routes that do not need the session.
     async fn is_tolerated(&self, cost: Cost) {
         self.service.serves_the_public().await;
         let tolerant = self.service.client.at(&self.service.tolerant.url());
@@ -324,7 +324,7 @@ impl Scene {
         eventually(name, async || self.service.health().await == HealthStatus::Up).await;
     }
 
-    /// Lets it happen, with some rounds of requests meanwhile.
+    /// Applies the fault, with some rounds of requests.
     async fn befalls(&self, server: &mut RedisServer, fault: Fault, round: impl AsyncFn()) {
         let rounds = async || {
             for _ in 0..10 {
@@ -333,7 +333,7 @@ impl Scene {
         };
         match fault {
             Commands(begin, end) => {
-                // Over this one connection it can be ended, whoever else is let in.
+                // Over this connection the fault can be ended, even if no other connection is accepted.
                 let mut control = server.connect().await.unwrap();
                 for command in begin {
                     command_on(&mut control, command).await.unwrap();
@@ -366,7 +366,7 @@ impl Scene {
             }
             Fault::Loading => {
                 let loading = Loading::of(server, &format!("{{{}}}", SessionId::slot_tag_of("ana"))).await;
-                round().await; // it answers ten times a second
+                round().await; // it replies ten times a second
                 loading.ends().await;
             }
             Fault::NoSnapshot => {
@@ -437,7 +437,7 @@ impl Scene {
     }
 }
 
-/// Whether the one step is; if it is not, it is an outage.
+/// Whether the step is correct. If not, it must be an outage.
 async fn is_done(client: &Client, step: Value) -> bool {
     let reply = answer(client, json!([step])).await;
     if reply.status != OK {
@@ -452,7 +452,7 @@ fn key(token: &Token) -> String {
     format!("sess:{{{tag}}}:{rest}")
 }
 
-/// Has a server that is stopped lose what it has on its disk.
+/// Deletes the data of a stopped server.
 fn forget(server: &RedisServer) {
     let _ = fs::remove_dir_all(server.dir().join("appendonlydir"));
     for file in ["appendonly.aof", "dump.rdb"] {
@@ -460,7 +460,7 @@ fn forget(server: &RedisServer) {
     }
 }
 
-/// Nobody waits for what is known to be away: a hundred that did would take 25 seconds.
+/// No request waits for a server that is known to be down: a hundred that did would take 25 seconds.
 async fn is_refused_at_once(service: &Service) {
     let start = Instant::now();
     for _ in 0..100 {
@@ -470,7 +470,7 @@ async fn is_refused_at_once(service: &Service) {
     assert_eq!(service.health().await, HealthStatus::Down);
 }
 
-/// All of the servers: some hang, some die, and a service starts meanwhile.
+/// All servers at once: some hang, some die, and a service starts during the fault.
 async fn all_survive(mut place: Place, scene: Scene) {
     place.is_whole().await;
     place.all().iter().for_each(|server| server.pause());
@@ -504,7 +504,7 @@ async fn all_rows(mut place: Place) {
 }
 
 #[tokio::test]
-async fn of_a_server_alone() {
+async fn standalone() {
     all_rows(Place::alone().await).await;
 }
 

@@ -1,5 +1,5 @@
-//! What happens when Redis does not: for each fault, a route that does not need sessions is served all the while, one
-//! that does is answered 503 within the deadline, and service resumes by itself.
+//! Faults of Redis: during each one, a route without sessions is served, a route that needs a session responds 503
+//! within the deadline, and service resumes by itself.
 
 use std::{
     fs,
@@ -38,12 +38,12 @@ mod gone {
     use super::*;
 
     #[tokio::test]
-    async fn refused_at_the_start() {
+    async fn refused_from_the_start() {
         let mut server = RedisServer::stopped();
         let service = Service::with(RedisConfig::from_url(&server.url()).unwrap()).await;
         service.client.set_cookie(COOKIE, &"a".repeat(56));
         service.is_out().await;
-        // Without a cookie there is nothing to look up, and something to write.
+        // Without a cookie there is no lookup, only a write.
         let stranger = service.app.client();
         assert_eq!(answer(&stranger, json!([["get", "k"]])).await.status, OK);
         assert_unavailable(&answer(&stranger, json!([["insert", "k", 1]])).await);
@@ -80,7 +80,7 @@ mod gone {
     }
 
     #[tokio::test]
-    async fn killed_in_the_middle_of_a_request() {
+    async fn killed_during_a_request() {
         let mut server = durable().await;
         let service = Service::at(&server.url()).await;
         for change in [json!(["insert", "k", 2]), json!(["rotate"]), json!(["login", "ben"]), json!(["logout"])] {
@@ -99,7 +99,7 @@ mod gone {
     }
 
     #[tokio::test]
-    async fn an_early_save_says_so_to_the_handler() {
+    async fn an_explicit_save_fails_in_the_handler() {
         let mut server = durable().await;
         let service = Service::at(&server.url()).await;
         let steps = json!([["insert", "k", 2], ["gate", "changed"], ["save"]]);
@@ -131,7 +131,7 @@ mod hung {
     }
 
     #[tokio::test]
-    async fn paused_in_the_middle_of_a_request() {
+    async fn paused_during_a_request() {
         let server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         let steps = json!([["insert", "k", 2], ["gate", "changed"]]);
@@ -142,7 +142,7 @@ mod hung {
         });
         assert_unavailable(&reply);
         server.resume();
-        // Redis had the write before it was paused, or finds it when it wakes: nobody can know.
+        // Redis may have applied the write before the pause, or apply it afterwards.
         eventually("serving resumes", async || service.read().await.status == OK).await;
         eventually("writing resumes", async || service.write(3).await.status == OK).await;
         service.resumes(3).await;
@@ -150,7 +150,7 @@ mod hung {
     }
 
     #[tokio::test]
-    async fn a_reply_that_comes_too_late_is_nobody_elses() {
+    async fn a_late_reply_is_not_taken_for_another() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let service = Service::at(&proxy.url()).await;
@@ -179,7 +179,7 @@ mod hung {
     }
 
     #[tokio::test]
-    async fn fifty_requests_at_once_all_get_their_answer() {
+    async fn fifty_concurrent_requests_get_their_responses() {
         let server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         server.pause();
@@ -198,7 +198,7 @@ mod hung {
     }
 
     #[tokio::test]
-    async fn no_request_waits_once_that_is_known() {
+    async fn no_request_waits_for_a_hung_redis_that_is_known() {
         for fault in [RedisServer::stop, |server: &mut RedisServer| server.pause()] {
             let mut server = RedisServer::start().await;
             let service = Service::at(&server.url()).await;
@@ -213,7 +213,7 @@ mod hung {
     }
 
     #[tokio::test]
-    async fn the_timeout_is_configurable_and_kept() {
+    async fn the_configured_timeout_is_respected() {
         let server = RedisServer::start().await;
         let config = RedisConfig::from_url(&server.url()).unwrap();
         let service = Service::with(config.timeout(Duration::from_millis(50))).await;
@@ -250,7 +250,7 @@ mod hung {
     }
 
     #[tokio::test]
-    async fn busy_with_a_script() {
+    async fn busy_running_a_script() {
         let server = RedisServer::start_with(&["--lua-time-limit", "1"]).await;
         let service = Service::at(&server.url()).await;
         let mut endless = server.connect().await.unwrap();
@@ -272,7 +272,7 @@ mod hung {
         let service = Service::at(&server.url()).await;
         server.command("CLIENT PAUSE 600000 WRITE").await;
         for _ in 0..3 {
-            // A write holds up whatever comes after it on its connection, until that is given up.
+            // A write delays everything after it on its connection until it times out.
             assert_unavailable(&service.write(2).await);
             service.serves_the_public().await;
             eventually("reads go on", async || service.read().await.status == OK).await;
@@ -303,7 +303,7 @@ mod refused {
     }
 
     #[tokio::test]
-    async fn no_place_left_for_the_connection() {
+    async fn too_many_connections() {
         let server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         let mut control = server.connect().await.unwrap();
@@ -330,7 +330,7 @@ mod refused {
     }
 
     #[tokio::test]
-    async fn password_demanded_and_not_any_more() {
+    async fn password_required_and_removed() {
         let mut server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         server.set_password("first").await;
@@ -342,7 +342,7 @@ mod refused {
     }
 
     #[tokio::test]
-    async fn user_deleted_and_made_again() {
+    async fn user_deleted_and_recreated() {
         let server = RedisServer::start().await;
         let create = "ACL SETUSER app on >password ~* &* +@all";
         server.command(create).await;
@@ -354,7 +354,7 @@ mod refused {
     }
 
     #[tokio::test]
-    async fn user_may_not_read_any_more() {
+    async fn user_loses_the_right_to_read() {
         let server = RedisServer::start().await;
         server.command("ACL SETUSER app on >password ~* &* +@all").await;
         let service = Service::at(&format!("redis://app:password@127.0.0.1:{}/", server.port())).await;
@@ -368,7 +368,7 @@ mod refused {
     }
 
     #[tokio::test]
-    async fn user_may_not_write_any_more() {
+    async fn user_loses_the_right_to_write() {
         let server = RedisServer::start().await;
         server.command("ACL SETUSER app on >password ~* &* +@all").await;
         let service = Service::at(&format!("redis://app:password@127.0.0.1:{}/", server.port())).await;
@@ -391,7 +391,7 @@ mod read_only {
         server.command("CONFIG SET maxmemory 1").await;
         service.only_reads().await;
         assert_eq!(service.health().await, HealthStatus::Degraded);
-        // To end a session needs no memory.
+        // Ending a session needs no memory.
         let other = service.layer.sessions();
         assert!(other.create("ben").await.is_err());
         server.command("CONFIG SET maxmemory 0").await;
@@ -401,7 +401,7 @@ mod read_only {
     }
 
     #[tokio::test]
-    async fn out_of_memory_a_logout_still_works() {
+    async fn out_of_memory_logout_works() {
         let server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         let dead = service.client.twin();
@@ -411,7 +411,7 @@ mod read_only {
         assert_eq!(dead.one(json!(["user"])).await, json!(null));
     }
 
-    /// The end of a session in favour of another must be remembered, or both are lost.
+    /// The replacement of a session needs a tombstone, or both sessions would be lost.
     #[tokio::test]
     async fn out_of_memory_nothing_is_replaced() {
         let server = RedisServer::start().await;
@@ -494,7 +494,7 @@ mod read_only {
     }
 }
 
-/// What lies between us and Redis.
+/// The network between the service and Redis.
 mod network {
     use super::*;
 
@@ -517,9 +517,9 @@ mod network {
         }
     }
 
-    /// A firewall has forgotten the connection: nothing comes, and nobody says that it is over.
+    /// A firewall has forgotten the connection: nothing arrives, and no error either.
     #[tokio::test]
-    async fn a_connection_that_is_half_open_is_replaced() {
+    async fn a_half_open_connection_is_replaced() {
         let (_server, proxy, service) = scene().await;
         for value in 1..=2 {
             proxy.strand_connections();
@@ -548,7 +548,7 @@ mod network {
     }
 
     #[tokio::test]
-    async fn far_away_but_in_time() {
+    async fn high_latency_within_the_timeout() {
         let (_server, proxy, service) = scene().await;
         proxy.delay_replies(Duration::from_millis(60));
         for value in 2..=4 {
@@ -558,23 +558,23 @@ mod network {
     }
 
     #[tokio::test]
-    async fn too_far_away() {
+    async fn latency_over_the_timeout() {
         let (_server, proxy, service) = scene().await;
         proxy.delay_replies(Duration::from_secs(2));
         service.is_out().await;
         proxy.delay_replies(Duration::ZERO);
         eventually("serving resumes", async || service.read().await.status == OK).await;
-        // Writes that were given up may have been executed: the last one, if any.
+        // Writes that timed out may have been applied; the last one, if any.
         assert_eq!(service.write(1).await.status, OK);
         service.resumes(1).await;
     }
 }
 
-/// What becomes of sessions when Redis loses or damages data.
+/// Sessions when Redis loses or damages data.
 mod data {
     use super::*;
 
-    /// Whoever has lost their session is a stranger, and logs in again: no error, and no outage.
+    /// A client whose session is lost is anonymous, and logs in again: no error, and no outage.
     async fn is_gone(service: &Service) {
         let seen = service.client.perform(json!([["user"], ["get", "k"]])).await;
         assert_eq!(json!(seen), json!([null, null]));
@@ -594,7 +594,7 @@ mod data {
         service.resumes(2).await;
     }
 
-    /// With `maxmemory-policy allkeys-lru`, sessions go when memory is short.
+    /// With `maxmemory-policy allkeys-lru`, sessions are evicted when memory is full.
     #[tokio::test]
     async fn evicted() {
         let server = RedisServer::start().await;
@@ -608,16 +608,16 @@ mod data {
         .await;
         server.command("CONFIG SET maxmemory 0").await;
         is_gone(&service).await;
-        // And if only the index of the user goes, the session does not.
+        // If only the index of the user is evicted, the session stays.
         let index = server.keys().await.into_iter().find(|key| key.ends_with('}')).expect("an index");
         server.command(&format!("DEL {index}")).await;
         assert_eq!(service.layer.sessions().revoke_user("ana").await.unwrap(), 0, "none is known");
         assert_eq!(service.client.one(json!(["user"])).await, json!(null), "and none is left");
     }
 
-    /// Somebody else has written something of another type there: an operator must look, and nobody is told that they have no session.
+    /// A value of the wrong type needs an operator. It is not reported as a missing session.
     #[tokio::test]
-    async fn a_key_of_another_type_in_the_way() {
+    async fn a_key_of_the_wrong_type() {
         let server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         let key = server.sessions().await.remove(0);
@@ -634,9 +634,9 @@ mod data {
         service.resumes(1).await;
     }
 
-    /// What else a user has in Redis: the index and the epoch.
+    /// The other keys of a user: the index and the epoch.
     #[tokio::test]
-    async fn an_index_of_another_type_in_the_way() {
+    async fn an_index_of_the_wrong_type() {
         let server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         let index = server.keys().await.into_iter().find(|key| key.ends_with('}')).expect("an index");
@@ -649,7 +649,7 @@ mod data {
         ben.perform(json!([["login", "ben"], ["insert", "k", 1]])).await;
         server.command(&format!("RENAME aside {index}")).await;
         service.resumes(1).await;
-        // Neither a logout nor a revocation needs an index.
+        // Logout and revocation do not need the index.
         server.command(&format!("SET {index} x")).await;
         let other = Token::parse(service.client.cookie(COOKIE).unwrap()).unwrap();
         assert_eq!(service.layer.sessions().revoke_user("ana").await.unwrap(), 0, "none is known");
@@ -659,7 +659,7 @@ mod data {
     }
 }
 
-/// The clock of this process jumps; that of Redis does not.
+/// The clock of this process jumps, and that of Redis does not.
 mod clock {
     use super::*;
 
@@ -679,10 +679,10 @@ mod clock {
         client.perform(json!([["login", "ana"], ["insert", "k", 0]])).await;
         for (value, hours) in [1, -1, 0, 1, 0, -1].into_iter().enumerate() {
             clock.is_off_by(hours * HOUR);
-            // Idle for half an hour ends a session. Nobody was.
+            // A session expires after half an hour without use. This one was used.
             assert_eq!(client.perform(json!([["user"], ["insert", "k", value]])).await[0], "ana", "{hours}");
             client.perform(json!([["rotate"], ["insert", "l", value]])).await;
-            // It lives as long as ever, whatever the clock says, and instances whose clock is right see it.
+            // Its lifetime is unchanged, and instances with a correct clock see it.
             let seen = client.at(&right.url()).perform(json!([["user"], ["get", "k"], ["get", "l"]])).await;
             assert_eq!(json!(seen), json!(["ana", value, value]), "{hours}");
             let left = server.pttl(&server.sessions().await[0]).await;
@@ -696,7 +696,7 @@ mod clock {
     }
 }
 
-/// The store sent a command, Redis made it, and the connection broke before the reply came.
+/// The store sent a command, Redis applied it, and the connection broke before the reply.
 mod lost_replies {
     use super::*;
 
@@ -706,13 +706,13 @@ mod lost_replies {
         service: Service,
     }
 
-    /// `k` is 1, and the connection was never lost. Time is no matter here.
+    /// `k` is 1, and the connection was never lost. Time does not matter here.
     async fn scene() -> Scene {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let config = RedisConfig::from_url(&proxy.url()).unwrap().timeout(Duration::from_secs(8));
         let service = Service::with(config).await;
-        // Redis has seen all the scripts.
+        // Redis knows all the scripts.
         service
             .client
             .perform(json!([["insert", "k", 0], ["save"], ["logout"], ["login", "ana"], ["save"], ["rotate"]]))
@@ -726,7 +726,7 @@ mod lost_replies {
             self.server.calls(command).await
         }
 
-        /// There is one session, it is the client's, and nobody noticed anything.
+        /// There is one session, that of the client, and no error was visible.
         async fn is_well(&self, k: u32) {
             assert!(self.proxy.is_done(), "no reply was lost");
             assert_eq!(self.server.sessions().await.len(), 1);
@@ -737,7 +737,7 @@ mod lost_replies {
     }
 
     #[tokio::test]
-    async fn of_a_look_up() {
+    async fn of_a_lookup() {
         let scene = scene().await;
         for command in ["GET", "PTTL"] {
             scene.proxy.lose_reply_to(command);
@@ -747,7 +747,7 @@ mod lost_replies {
     }
 
     #[tokio::test]
-    async fn of_a_look_up_cut_off_in_the_middle() {
+    async fn of_a_truncated_lookup() {
         let scene = scene().await;
         for bytes in [1, 5, 40] {
             scene.proxy.cut_reply_to("GET", bytes);
@@ -769,7 +769,7 @@ mod lost_replies {
     }
 
     #[tokio::test]
-    async fn of_a_session_made_outside_a_request() {
+    async fn of_a_session_created_outside_a_request() {
         let scene = scene().await;
         scene.server.command("FLUSHDB").await;
         scene.proxy.lose_reply_to("EVALSHA");
@@ -789,9 +789,9 @@ mod lost_replies {
         scene.is_well(2).await;
     }
 
-    /// It was made, seen, and over with the session when it was tried again: whoever wrote it is told that the session is gone.
+    /// It was applied, and the session ended before the retry: the writer learns that the session has ended.
     #[tokio::test]
-    async fn of_a_write_to_a_session_that_ends_before_it_is_repeated() {
+    async fn of_a_write_to_a_session_that_ends_before_the_retry() {
         let scene = scene().await;
         let other = SessionLayer::new(RedisStore::new(RedisConfig::from_url(&scene.server.url()).unwrap())).sessions();
         let token = Token::parse(scene.service.client.cookie(COOKIE).unwrap()).unwrap();
@@ -808,7 +808,7 @@ mod lost_replies {
     }
 
     #[tokio::test]
-    async fn of_a_write_whose_script_redis_did_not_have() {
+    async fn of_a_write_with_an_unknown_script() {
         let scene = scene().await;
         for (command, value) in [("EVALSHA", 2), ("EVAL", 3)] {
             scene.server.command("SCRIPT FLUSH").await;
@@ -841,7 +841,7 @@ mod lost_replies {
         assert_eq!(dead.one(json!(["user"])).await, json!(null));
     }
 
-    /// It counts as done by this call, and is remembered here, in case Redis forgets it.
+    /// The call counts as successful, and a local tombstone covers the case that Redis loses its own.
     #[tokio::test]
     async fn of_a_revocation() {
         let server = RedisServer::start().await;
@@ -859,9 +859,9 @@ mod lost_replies {
         assert!(!sessions.is_valid(&token).await.unwrap());
     }
 
-    /// Somebody else had ended it, as far as this process knows.
+    /// As far as this process knows, another request ended it.
     #[tokio::test]
-    async fn what_had_ended_before_is_remembered_too() {
+    async fn earlier_ends_are_remembered() {
         let server = RedisServer::start().await;
         let config = RedisConfig::from_url(&server.url()).unwrap();
         let [here, there] = [0, 1].map(|_| SessionLayer::new(RedisStore::new(config.clone())).sessions());
@@ -892,7 +892,7 @@ mod lost_replies {
     async fn of_a_touch() {
         let scene = scene().await;
         let key = scene.server.sessions().await.remove(0);
-        // Once before, so that Redis has seen the script.
+        // Once before, so that Redis knows the script.
         scene.server.command(&format!("PEXPIRE {key} 60000")).await;
         assert_eq!(scene.service.read().await.json(), json!([1]));
         scene.server.command(&format!("PEXPIRE {key} 60000")).await;
@@ -903,7 +903,7 @@ mod lost_replies {
     }
 
     #[tokio::test]
-    async fn twice_in_a_row_is_an_outage_and_no_cookie_is_touched() {
+    async fn twice_in_a_row_is_an_outage_and_sets_no_cookie() {
         for (command, step) in [
             ("EVALSHA", json!(["insert", "k", 2])),
             ("EVALSHA", json!(["rotate"])),
@@ -923,7 +923,7 @@ mod lost_replies {
     }
 
     #[tokio::test]
-    async fn of_many_requests_at_once() {
+    async fn of_many_concurrent_requests() {
         let scene = scene().await;
         scene.proxy.hold_reply_to("GET");
         let mut requests = JoinSet::new();
@@ -948,7 +948,7 @@ mod given_up {
     use super::*;
 
     #[tokio::test]
-    async fn a_client_that_leaves_in_the_middle_disturbs_nobody() {
+    async fn a_disconnected_client_affects_no_other() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let config = RedisConfig::from_url(&proxy.url()).unwrap().timeout(Duration::from_secs(8));
@@ -956,9 +956,9 @@ mod given_up {
         let (leaver, stayer) = (service.app.client(), service.app.client());
         leaver.perform(json!([["login", "ana"], ["insert", "k", "leaver's"]])).await;
         stayer.perform(json!([["login", "ben"], ["insert", "k", "stayer's"]])).await;
-        stayer.one(json!(["insert", "k", "stayer's own"])).await; // Redis has the script
+        stayer.one(json!(["insert", "k", "stayer's own"])).await; // Redis knows the script
         for round in 1..=5 {
-            // It is gone when its write has reached Redis, and the answer has not come back.
+            // The client disconnects when its write has reached Redis, before the reply.
             proxy.hold_reply_to("EVALSHA");
             let write = leaver.twin();
             tokio::select! {
@@ -981,7 +981,7 @@ mod given_up {
     }
 
     #[tokio::test]
-    async fn clients_that_leave_while_redis_hangs_disturb_nobody() {
+    async fn clients_that_disconnect_while_redis_hangs_affect_no_other() {
         let server = RedisServer::start().await;
         let service = Service::at(&server.url()).await;
         server.pause();
@@ -997,7 +997,7 @@ mod given_up {
     }
 
     #[tokio::test]
-    async fn a_store_that_is_dropped_closes_its_connection_and_ends_its_task() {
+    async fn a_dropped_store_closes_its_connection_and_ends_its_task() {
         let server = RedisServer::start().await;
         let mut control = server.connect().await.unwrap();
         let tasks = Handle::current().metrics().num_alive_tasks();
@@ -1015,7 +1015,7 @@ mod given_up {
     }
 
     #[tokio::test]
-    async fn a_store_that_is_dropped_while_redis_is_gone_stops_trying() {
+    async fn a_store_dropped_in_an_outage_stops_reconnecting() {
         let server = RedisServer::stopped();
         let tasks = Handle::current().metrics().num_alive_tasks();
         let store = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
@@ -1025,7 +1025,7 @@ mod given_up {
     }
 
     #[test]
-    fn a_store_works_on_after_its_runtime_has_ended() {
+    fn a_store_works_after_its_runtime_has_ended() {
         let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
         let servers = runtime();
         let server = servers.block_on(RedisServer::start());
@@ -1039,7 +1039,7 @@ mod given_up {
                 assert_eq!(client.one(json!(["user"])).await, "ana");
             });
         }
-        // Two at once, and then one of them no more.
+        // First two concurrent users, then one.
         let (first, second) = (runtime(), runtime());
         assert_eq!(first.block_on(layer.sessions().health()).status, HealthStatus::Up);
         drop(first);
@@ -1047,14 +1047,14 @@ mod given_up {
     }
 
     #[test]
-    fn a_store_is_made_without_a_runtime() {
+    fn a_store_is_created_without_a_runtime() {
         let server = RedisServer::stopped();
         drop(SessionLayer::new(RedisStore::new(RedisConfig::from_url(&server.url()).unwrap())));
     }
 }
 
 #[tokio::test]
-async fn what_is_no_redis_is_an_outage() {
+async fn a_server_that_is_not_redis_is_an_outage() {
     let impostor = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = impostor.local_addr().unwrap().port();
     let answers = tokio::spawn(async move {

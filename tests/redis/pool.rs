@@ -1,4 +1,4 @@
-//! On a pool of connections that the application has.
+//! A connection pool of the application.
 
 use std::time::Duration;
 
@@ -29,9 +29,9 @@ fn pool(url: &str, connections: u32) -> Bb8Pool {
     Pool::builder().max_size(connections).connection_timeout(PATIENCE).build_unchecked(manager)
 }
 
-/// Made for speed: without waiting to fill packets, and without a ping before every use.
+/// Fast settings: TCP_NODELAY, and no ping before every use.
 #[tokio::test]
-async fn it_keeps_the_contract() {
+async fn bb8_keeps_the_contract() {
     let server = RedisServer::start().await;
     let info: ConnectionInfo = server.url().into_connection_info().unwrap();
     let manager = RedisConnectionManager::new(info.set_tcp_settings(TcpSettings::default().set_nodelay(true))).unwrap();
@@ -40,7 +40,7 @@ async fn it_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_keeps_the_contract_for_many_at_once() {
+async fn bb8_keeps_the_contract_for_many_threads() {
     let server = RedisServer::start().await;
     assert_keeps_the_contract_for_many(RedisConfig::from_pool(pool(&server.url(), 4))).await;
 }
@@ -93,7 +93,7 @@ async fn a_deadpool_survives_a_restart_of_redis() {
 
 /// RESP2, the default of the client, and RESP3.
 #[tokio::test]
-async fn whichever_protocol_it_speaks() {
+async fn both_protocol_versions_work() {
     let server = RedisServer::start().await;
     for protocol in ["resp2", "resp3"] {
         let url = format!("{}?protocol={protocol}", server.url());
@@ -102,7 +102,7 @@ async fn whichever_protocol_it_speaks() {
 }
 
 #[tokio::test]
-async fn a_connection_is_given_back_before_the_answer_is_there() {
+async fn a_connection_is_returned_before_the_reply_arrives() {
     let server = RedisServer::start().await;
     let pool = pool(&server.url(), 1);
     let sessions = sessions(patient(RedisConfig::from_pool(pool.clone())));
@@ -113,7 +113,7 @@ async fn a_connection_is_given_back_before_the_answer_is_there() {
         let (sessions, token) = (sessions.clone(), token.clone());
         waiting.spawn(async move { sessions.is_valid(&token).await });
     }
-    // All of them wait for Redis, and the only connection can be had.
+    // All of them wait for Redis, and the only connection is free.
     eventually("it is idle", async || pool.state().idle_connections == 1).await;
     server.resume();
     for valid in waiting.join_all().await {
@@ -122,9 +122,9 @@ async fn a_connection_is_given_back_before_the_answer_is_there() {
     assert_eq!(pool.state().connections, 1);
 }
 
-/// What the application does with it does not hold up sessions longer than their timeout, and not twice.
+/// If the application uses all connections, sessions wait at most their timeout, and only once.
 #[tokio::test]
-async fn where_the_pool_is_exhausted_sessions_get_a_connection_of_their_own() {
+async fn an_exhausted_pool_is_bypassed_by_a_dedicated_connection() {
     let server = RedisServer::start().await;
     let pool = pool(&server.url(), 1);
     let sessions = sessions(RedisConfig::from_pool(pool.clone()).timeout(Duration::from_millis(200)));
@@ -135,9 +135,9 @@ async fn where_the_pool_is_exhausted_sessions_get_a_connection_of_their_own() {
     drop(taken);
 }
 
-/// A firewall has forgotten the connection: the pool notices nothing, and gives it again and again.
+/// A firewall has forgotten the connection: the pool does not notice, and lends it again.
 #[tokio::test]
-async fn a_connection_that_is_half_open_is_replaced() {
+async fn a_half_open_connection_is_replaced() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     for pings in [false, true] {
@@ -154,9 +154,9 @@ async fn a_connection_that_is_half_open_is_replaced() {
     }
 }
 
-/// To wait for replicas holds up neither the application nor other requests.
+/// Waiting for replicas delays neither the application nor other requests.
 #[tokio::test]
-async fn who_waits_for_replicas_waits_apart() {
+async fn waiting_for_replicas_uses_a_dedicated_connection() {
     let server = RedisServer::start().await;
     let pool = pool(&server.url(), 1);
     let sessions = sessions(patient(RedisConfig::from_pool(pool.clone()).wait_for_replicas(1)));
@@ -165,7 +165,7 @@ async fn who_waits_for_replicas_waits_apart() {
     let revoked = sessions.revoke(&id);
     let meanwhile = async {
         eventually("it is revoked", async || !sessions.is_valid(&tokens[0]).await.unwrap()).await;
-        // The revocation goes on waiting for a replica that does not exist.
+        // The revocation still waits for a replica that does not exist.
         assert!(sessions.is_valid(&tokens[1]).await.unwrap());
         redis::cmd("PING").query_async::<Value>(&mut *pool.get().await.unwrap()).await.unwrap();
     };
@@ -174,7 +174,7 @@ async fn who_waits_for_replicas_waits_apart() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_away_is_used_again() {
+async fn a_server_that_was_down_is_used_again() {
     let mut server = RedisServer::start().await;
     let pool = pool(&server.url(), 2);
     let sessions = sessions(RedisConfig::from_pool(pool).timeout(Duration::from_millis(500)));
@@ -187,13 +187,13 @@ async fn a_server_that_was_away_is_used_again() {
         eventually("it serves", async || sessions.create("ana").await.is_ok()).await;
         eventually("and is well", async || sessions.health().await.status == HealthStatus::Up).await;
     }
-    // One connection is cut, and nobody notices.
+    // One connection is cut unnoticed.
     server.command("CLIENT KILL TYPE normal").await;
     sessions.create("ana").await.unwrap();
 }
 
 #[tokio::test]
-async fn refused_writes_are_told_by_the_health() {
+async fn the_health_reports_refused_writes() {
     let server = RedisServer::start().await;
     let sessions = sessions(patient(RedisConfig::from_pool(pool(&server.url(), 2))));
     sessions.create("ana").await.unwrap();
@@ -206,9 +206,9 @@ async fn refused_writes_are_told_by_the_health() {
     assert_eq!(sessions.health().await.status, HealthStatus::Up);
 }
 
-/// A script that a server has not seen, or not any more.
+/// A script that a server does not know, or no longer knows.
 #[tokio::test]
-async fn scripts_that_were_flushed_are_sent_again() {
+async fn flushed_scripts_are_sent_again() {
     let server = RedisServer::start().await;
     let store = RedisStore::from_pool(pool(&server.url(), 2));
     let sessions = tower_keep::SessionLayer::new(store.clone()).sessions();

@@ -1,4 +1,4 @@
-//! Sessions in a real Redis: what lies there, what it costs, who shares it, and how it is configured.
+//! Sessions in a real Redis: the stored data, the cost, several instances, and the configuration.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const COOKIE: &str = "__Host-session";
 
-/// None of these tests is about time: on a busy machine Redis may take some.
+/// None of these tests is about time: on a busy machine Redis may be slow.
 fn config(server: &RedisServer) -> RedisConfig {
     config_of(&server.url())
 }
@@ -47,7 +47,7 @@ async fn app(server: &RedisServer) -> App {
     App::start(layer(config(server))).await
 }
 
-/// A service, and somebody who uses it.
+/// A service and a client.
 async fn service(server: &RedisServer) -> (App, Client) {
     let app = app(server).await;
     let client = app.client();
@@ -60,7 +60,7 @@ async fn only_key(server: &RedisServer) -> String {
     keys.into_iter().next().unwrap()
 }
 
-/// The time to live of `key` is `expected`, give or take what a busy machine may need.
+/// Whether the TTL of `key` is `expected`, with tolerance for a busy machine.
 async fn assert_ttl(server: &RedisServer, key: &str, expected: Duration) {
     let ttl = server.pttl(key).await;
     let expected = expected.as_millis() as i64;
@@ -71,7 +71,7 @@ mod keys {
     use super::*;
 
     #[tokio::test]
-    async fn a_session_is_one_key_made_of_its_id() {
+    async fn a_session_is_one_key_with_its_id() {
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
         let id = client.perform(json!([["insert", "k", 1], ["save"], ["id"]])).await.remove(2);
@@ -81,7 +81,7 @@ mod keys {
     }
 
     #[tokio::test]
-    async fn the_value_is_json_that_a_person_can_read() {
+    async fn the_value_is_readable_json() {
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
         client.perform(json!([["insert", "cart", ["tea", 2]], ["login", "ana"]])).await;
@@ -92,7 +92,7 @@ mod keys {
     }
 
     #[tokio::test]
-    async fn neither_key_nor_value_holds_the_token() {
+    async fn keys_and_values_do_not_contain_the_token() {
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
         client.one(json!(["login", "ana"])).await;
@@ -101,7 +101,7 @@ mod keys {
         let key = only_key(&server).await;
         let value = server.get(&key).await;
         assert!(!key.contains(secret) && !value.contains(secret));
-        // Nor, for somebody who can read Redis, a credential under another name.
+        // A reader of Redis finds no credential under another name either.
         let id: String = key.strip_prefix("sess:").unwrap().chars().filter(|c| !"{}:".contains(*c)).collect();
         let thief = client.twin();
         thief.set_cookie(COOKIE, &id);
@@ -135,7 +135,7 @@ mod keys {
     }
 
     #[tokio::test]
-    async fn no_operation_leaves_a_key_without_a_time_to_live() {
+    async fn every_key_has_a_ttl() {
         let server = RedisServer::start().await;
         let app = app(&server).await;
         let flows = [
@@ -157,7 +157,7 @@ mod keys {
     }
 
     #[tokio::test]
-    async fn the_time_to_live_is_the_idle_timeout_or_what_is_left_in_all() {
+    async fn the_ttl_is_the_idle_timeout_or_the_rest_of_the_absolute_timeout() {
         let server = RedisServer::start().await;
         let clock = ManualClock::new();
         let lifetime = Lifetime::new(30 * MINUTE, 2 * HOUR).unwrap();
@@ -167,7 +167,7 @@ mod keys {
         let key = only_key(&server).await;
         assert_ttl(&server, &key, 30 * MINUTE).await;
 
-        // Only the service's time passes: in Redis the session keeps its half hour.
+        // Only the clock of the service advances: in Redis the session keeps its half hour.
         clock.advance(20 * MINUTE);
         client.one(json!(["insert", "k", 1])).await;
         assert_ttl(&server, &key, 30 * MINUTE).await;
@@ -176,7 +176,7 @@ mod keys {
         client.one(json!(["insert", "k", 2])).await;
         assert_ttl(&server, &key, 10 * MINUTE).await;
 
-        // A rotation does not start the absolute timeout anew; a login does.
+        // A rotation does not restart the absolute timeout, and a login does.
         client.one(json!(["rotate"])).await;
         assert_ttl(&server, &only_key(&server).await, 10 * MINUTE).await;
         client.one(json!(["login", "ana"])).await;
@@ -196,7 +196,7 @@ mod keys {
 mod cost {
     use super::*;
 
-    /// The commands that came from the store; not the ones it says when it connects and keeps the connection.
+    /// The commands of the store, without those of connecting and keeping the connection.
     async fn commands(monitor: &mut Monitor<'_>) -> Vec<String> {
         let lines = monitor.so_far().await;
         let from_clients = lines.iter().filter(|line| !line.contains(" lua] "));
@@ -205,11 +205,11 @@ mod cost {
     }
 
     #[tokio::test]
-    async fn each_request_costs_the_commands_that_it_needs_and_no_more() {
+    async fn each_request_sends_the_minimum_of_commands() {
         let server = RedisServer::start().await;
         let app = app(&server).await;
         let client = app.client();
-        // Redis has all the scripts.
+        // Redis knows all the scripts.
         client.perform(json!([["insert", "k", 0]])).await;
         client.perform(json!([["login", "ana"], ["save"], ["insert", "k", 1]])).await;
         client.perform(json!([["logout"], ["insert", "k", 0]])).await;
@@ -223,7 +223,7 @@ mod cost {
             (json!([["get", "k"]]), &load),
             (json!([["get", "k"], ["user"], ["id"], ["get", "other"]]), &load),
             (json!([["insert", "k", 3]]), &load_write),
-            (json!([["insert", "k", 3]]), &load), // is so already
+            (json!([["insert", "k", 3]]), &load), // unchanged
             (json!([["remove", "other"]]), &load),
             (json!([["insert", "a", 1], ["insert", "b", 2], ["remove", "k"]]), &load_write),
             (json!([["rotate"], ["insert", "k", 4]]), &load_write),
@@ -237,7 +237,7 @@ mod cost {
             client.perform(steps.clone()).await;
             assert_eq!(commands(&mut monitor).await, expected, "{steps}");
         }
-        // Without a credential there is nothing to look up.
+        // Without a credential there is no lookup.
         client.perform(json!([["insert", "k", 1], ["login", "ana"]])).await;
         assert_eq!(commands(&mut monitor).await, ["EVALSHA"]);
         app.client().perform(json!([["insert", "k", 1], ["insert", "l", 1]])).await;
@@ -247,7 +247,7 @@ mod cost {
     }
 
     #[tokio::test]
-    async fn a_session_that_nobody_looks_at_costs_nothing_not_even_a_connection() {
+    async fn an_unused_session_costs_no_command_and_no_connection() {
         let server = RedisServer::start().await;
         let app = app(&server).await;
         let client = app.client();
@@ -260,18 +260,18 @@ mod cost {
         let theirs: Vec<_> = lines.iter().filter(|line| !is_handshake_of_the_test(line)).collect();
         assert!(theirs.is_empty(), "{theirs:?}");
         let clients = text(&server.command("CLIENT LIST").await);
-        // The monitor, and the one that asks.
+        // The monitor, and the connection of the test.
         assert_eq!(clients.lines().count(), 2, "{clients}");
     }
 
-    /// Every command of the test comes on a connection of its own.
+    /// Every command of the test has its own connection.
     fn is_handshake_of_the_test(line: &str) -> bool {
         ["\"HELLO\"", "\"CLIENT\"", "\"PING\""].iter().any(|name| line.contains(name))
     }
 
-    /// Between the two questions that a look-up asks of a session that is not there.
+    /// Between the two queries of a lookup of a missing session.
     #[tokio::test]
-    async fn a_session_that_begins_while_it_is_looked_up_has_not_expired() {
+    async fn a_session_created_during_its_lookup_has_not_expired() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let slow = layer(patient(config_of(&proxy.url()))).sessions();
@@ -293,7 +293,7 @@ mod cost {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_a_token_costs_nothing() {
+    async fn a_malformed_token_costs_no_command() {
         let server = RedisServer::start().await;
         let app = app(&server).await;
         let client = app.client();
@@ -309,21 +309,21 @@ mod cost {
     }
 
     #[tokio::test]
-    async fn a_read_extends_the_session_only_when_that_is_due() {
+    async fn a_read_extends_the_session_only_when_due() {
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
         client.one(json!(["insert", "k", 1])).await;
         let key = only_key(&server).await;
-        // Once before, so that Redis has seen the script.
+        // Once before, so that Redis knows the script.
         server.command(&format!("PEXPIRE {key} 1000000")).await;
         client.one(json!(["get", "k"])).await;
         let mut monitor = server.monitor().await;
-        // A tenth of the half hour is three minutes. Two have passed:
+        // A tenth of half an hour is three minutes. After two:
         server.command(&format!("PEXPIRE {key} {}", (28 * MINUTE).as_millis())).await;
         commands(&mut monitor).await;
         client.one(json!(["get", "k"])).await;
         assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL"]);
-        // Four:
+        // After four:
         server.command(&format!("PEXPIRE {key} {}", (26 * MINUTE).as_millis())).await;
         commands(&mut monitor).await;
         client.one(json!(["get", "k"])).await;
@@ -332,7 +332,7 @@ mod cost {
         commands(&mut monitor).await;
         client.one(json!(["get", "k"])).await;
         assert_eq!(commands(&mut monitor).await, ["GET", "GET", "PTTL"]);
-        // Whatever the request does then.
+        // Whatever else the request does.
         server.command(&format!("PEXPIRE {key} {}", (20 * MINUTE).as_millis())).await;
         client.one(json!(["insert", "k", 2])).await;
         assert_eq!(server.calls("pexpire").await, 7, "four by the test, three by look-ups");
@@ -340,7 +340,7 @@ mod cost {
     }
 
     #[tokio::test]
-    async fn many_writers_of_one_session_all_win() {
+    async fn many_writers_of_one_session_are_all_kept() {
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
         client.one(json!(["insert", "k", 0])).await;
@@ -375,7 +375,7 @@ mod cost {
     }
 
     #[tokio::test]
-    async fn scripts_that_redis_has_forgotten_are_sent_again() {
+    async fn unknown_scripts_are_sent_again() {
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
         client.one(json!(["insert", "k", 0])).await;
@@ -393,7 +393,7 @@ mod cost {
 mod instances {
     use super::*;
 
-    /// Two instances of a service, and somebody who uses both.
+    /// Two instances of a service, and a client that uses both.
     async fn two(server: &RedisServer) -> (App, App, Client) {
         let (first, second) = (app(server).await, app(server).await);
         let client = first.client();
@@ -412,7 +412,7 @@ mod instances {
     }
 
     #[tokio::test]
-    async fn a_logout_on_one_counts_at_the_next_request_on_the_other() {
+    async fn a_logout_takes_effect_on_the_other_instance_at_the_next_request() {
         let server = RedisServer::start().await;
         let (_first, second, client) = two(&server).await;
         let there = client.at(&second.url());
@@ -423,7 +423,7 @@ mod instances {
     }
 
     #[tokio::test]
-    async fn a_rotation_on_one_kills_the_old_token_on_the_other() {
+    async fn a_rotation_invalidates_the_old_token_on_the_other_instance() {
         let server = RedisServer::start().await;
         let (_first, second, client) = two(&server).await;
         let thief = client.at(&second.url());
@@ -434,7 +434,7 @@ mod instances {
     }
 
     #[tokio::test]
-    async fn writes_of_different_keys_on_both_at_once_both_win() {
+    async fn concurrent_writes_of_different_keys_on_both_instances_are_kept() {
         let server = RedisServer::start().await;
         let (first, second, client) = two(&server).await;
         let there = client.at(&second.url());
@@ -450,7 +450,7 @@ mod instances {
     }
 
     #[tokio::test]
-    async fn a_write_that_meets_a_logout_on_the_other_brings_nothing_back() {
+    async fn a_write_concurrent_with_a_logout_resurrects_nothing() {
         let server = RedisServer::start().await;
         for late in [json!(["insert", "k", 2]), json!(["rotate"]), json!(["clear"]), json!(["logout"])] {
             let (first, second, client) = two(&server).await;
@@ -462,7 +462,7 @@ mod instances {
                 first.open("slow");
             });
             assert_eq!(reply.status, StatusCode::OK, "{late}");
-            // A logout answers with the removal of the cookie whoever came first.
+            // A logout removes the cookie in either order.
             let given: Vec<_> =
                 reply.set_cookies().into_iter().filter(|cookie| !cookie.contains("Max-Age=0")).collect();
             assert_eq!(given, [""; 0], "{late}");
@@ -474,7 +474,7 @@ mod instances {
     }
 
     #[tokio::test]
-    async fn a_write_that_meets_a_rotation_on_the_other_is_kept_and_brings_the_old_token_not_back() {
+    async fn a_write_concurrent_with_a_rotation_is_kept_and_restores_no_token() {
         let server = RedisServer::start().await;
         let (first, second, client) = two(&server).await;
         let there = client.at(&second.url());
@@ -491,7 +491,7 @@ mod instances {
     }
 
     #[tokio::test]
-    async fn two_rotations_at_once_leave_one_session() {
+    async fn two_concurrent_rotations_leave_one_session() {
         let server = RedisServer::start().await;
         let (first, second, client) = two(&server).await;
         let there = client.at(&second.url());
@@ -525,8 +525,8 @@ mod instances {
 mod connecting {
     use super::*;
 
-    /// The timers of our connections to this port, as Linux shows them: which one runs (2: keepalive), and how many hundredths of a second
-    /// are left.
+    /// The timers of our connections to this port according to Linux: the kind (2: keepalive), and the remaining time in hundredths of
+    /// a second.
     #[cfg(target_os = "linux")]
     fn timers_of_connections_to(port: u16) -> Vec<(u8, u64)> {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -546,11 +546,11 @@ mod connecting {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn the_kernel_sees_to_it_that_nobody_forgets_the_connection() {
+    async fn connections_use_tcp_keepalive() {
         let server = RedisServer::start().await;
         let sessions = layer(config(&server)).sessions();
         sessions.create("ana").await.unwrap();
-        // While something is on its way another timer runs.
+        // While data is in flight, another timer runs.
         eventually(
             "an idle connection is asked after, in a quarter of a minute",
             async || matches!(timers_of_connections_to(server.port())[..], [(2, left)] if left <= 1500),
@@ -558,7 +558,7 @@ mod connecting {
         .await;
     }
 
-    /// Whether `config` leads to a Redis that keeps sessions.
+    /// Whether `config` leads to a working Redis.
     async fn keeps_sessions(config: RedisConfig) -> bool {
         let app = App::start(layer(patient(config))).await;
         let client = app.client();
@@ -592,14 +592,14 @@ mod connecting {
         let server = RedisServer::start_with(&["--requirepass", password]).await;
         let url = format!("redis://:p%40ss%3Aw%2Frd%3F%23%2541%C3%A9%2B@127.0.0.1:{}/", server.port());
         assert!(keeps_sessions(config_of(&url)).await);
-        // A variable of its own needs no encoding.
+        // A separate variable needs no percent-encoding.
         let port = server.port().to_string();
         let config = from_vars(&[("REDIS_PORT", &port), ("REDIS_PASSWORD", password)]).unwrap().unwrap();
         assert!(keeps_sessions(config).await);
     }
 
     #[tokio::test]
-    async fn as_a_user_who_may_do_only_what_sessions_need() {
+    async fn as_a_user_with_minimal_rights() {
         let server = RedisServer::start().await;
         let rights = "~sess:* resetchannels -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha \
                       +zadd +zcount +zrange +zrem +zremrangebyscore +zscore";
@@ -627,7 +627,7 @@ mod connecting {
     }
 
     #[tokio::test]
-    async fn as_the_user_that_was_named_or_not_at_all() {
+    async fn as_the_named_user_or_not_at_all() {
         let server = RedisServer::start().await;
         server.command("ACL SETUSER app on nopass ~* &* +@all").await;
         for url in ["redis://app:@127.0.0.1:", "redis://app@127.0.0.1:"] {
@@ -678,7 +678,7 @@ mod connecting {
     }
 
     #[tokio::test]
-    async fn by_a_url_which_counts_for_more_than_parts() {
+    async fn by_a_url_which_takes_precedence_over_parts() {
         let server = RedisServer::start().await;
         let url = server.url();
         let vars = [
@@ -702,7 +702,7 @@ mod variables {
     use super::*;
 
     #[test]
-    fn without_any_there_is_no_redis() {
+    fn without_variables_redis_is_not_used() {
         assert!(from_vars(&[]).unwrap().is_none());
         let names = ["REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_USERNAME", "REDIS_PASSWORD"];
         let empty: Vec<_> =
@@ -711,7 +711,7 @@ mod variables {
     }
 
     #[test]
-    fn each_part_alone_asks_for_redis_and_the_others_have_defaults() {
+    fn each_part_alone_enables_redis_with_defaults_for_the_others() {
         let cases = [
             (("REDIS_HOST", "redis.example"), "\"redis.example:6379\"", "database: 0"),
             (("REDIS_PORT", "7000"), "\"127.0.0.1:7000\"", "database: 0"),
@@ -729,7 +729,7 @@ mod variables {
     }
 
     #[test]
-    fn a_switch_turns_redis_off_whatever_else_is_set() {
+    fn a_switch_disables_redis_whatever_else_is_set() {
         for switch in ["USE_REDIS", "REDIS_ENABLED"] {
             for off in ["false", "0", "no", "off", "FALSE"] {
                 let vars = [(switch, off), ("REDIS_URL", "redis://redis.example"), ("REDIS_SENTINELS", "a:1")];
@@ -741,7 +741,7 @@ mod variables {
     }
 
     #[test]
-    fn a_wrong_one_is_named_and_its_value_is_not_shown() {
+    fn an_invalid_variable_is_named_without_its_value() {
         let password = ("REDIS_PASSWORD", "hunter2");
         let cases: [(&str, &str); 35] = [
             ("REDIS_URL", "http://:hunter2@redis.example"),
@@ -792,7 +792,7 @@ mod variables {
     }
 
     #[test]
-    fn what_asks_for_the_default_is_no_error() {
+    fn explicit_defaults_are_valid() {
         for (name, value) in [("REDIS_TLS", "false"), ("REDIS_TLS", "0"), ("REDIS_DB", "0"), ("USE_REDIS", "yes")] {
             let config = from_vars(&[(name, value), ("REDIS_HOST", "redis.example")]).unwrap();
             assert!(config.is_some(), "{name}={value}");
@@ -800,7 +800,7 @@ mod variables {
     }
 
     #[test]
-    fn no_debug_output_shows_who_logs_in() {
+    fn debug_shows_no_login() {
         let url = "redis://somebody:hunter2@redis.example:7000/2";
         let parts = [("REDIS_HOST", "redis.example"), ("REDIS_USERNAME", "somebody"), ("REDIS_PASSWORD", "hunter2")];
         let socket = "redis+unix:///redis.example?user=somebody&pass=hunter2";
@@ -856,7 +856,7 @@ mod foreign_hands {
     }
 
     #[tokio::test]
-    async fn what_is_no_session_under_a_session_s_key_is_an_outage_and_stays_as_it_is() {
+    async fn a_foreign_value_under_a_session_key_is_an_outage_and_unchanged() {
         let log = Log::capture();
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
@@ -887,14 +887,14 @@ mod foreign_hands {
             assert!(logged.contains("WARN") && logged.contains(&id), "{content}: {logged}");
             assert!(!logged.contains("top-secret"), "{logged}");
         }
-        // With the record back, so is the session.
+        // With the record restored, the session is live again.
         server.command(&format!("DEL {key}")).await;
         server.command(&format!("SET {key} {record} PX 60000")).await;
         assert_eq!(client.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
     }
 
     #[tokio::test]
-    async fn a_write_that_finds_no_session_where_there_was_one_is_refused() {
+    async fn a_write_to_a_deleted_session_is_refused() {
         let server = RedisServer::start().await;
         for late in [json!(["insert", "k", 2]), json!(["rotate"]), json!(["login", "ben"])] {
             server.command("FLUSHALL").await;
@@ -922,7 +922,7 @@ mod foreign_hands {
     }
 
     #[tokio::test]
-    async fn a_session_that_somebody_persisted_still_ends_when_it_is_idle() {
+    async fn a_session_without_ttl_still_expires_when_idle() {
         let server = RedisServer::start().await;
         let clock = ManualClock::new();
         let app = App::start(layer(config(&server)).clock(clock.clone())).await;
@@ -938,7 +938,7 @@ mod foreign_hands {
     }
 
     #[tokio::test]
-    async fn a_session_that_somebody_persisted_gets_its_time_to_live_back_with_use() {
+    async fn a_session_without_ttl_gets_one_when_used() {
         let server = RedisServer::start().await;
         let clock = ManualClock::new();
         let app = App::start(layer(config(&server)).clock(clock.clone())).await;
@@ -956,7 +956,7 @@ mod foreign_hands {
     }
 
     #[tokio::test]
-    async fn no_time_to_live_in_redis_moves_the_absolute_timeout() {
+    async fn a_changed_ttl_does_not_move_the_absolute_timeout() {
         let server = RedisServer::start().await;
         for meddle in ["PERSIST {}", "PEXPIRE {} 864000000"] {
             let clock = ManualClock::new();
@@ -964,7 +964,7 @@ mod foreign_hands {
             let client = app.client();
             client.one(json!(["login", "ana"])).await;
             let key = only_key(&server).await;
-            // Used every 20 minutes, for 23 hours and 40 minutes.
+            // Used every 20 minutes for 23 hours and 40 minutes.
             for i in 1..72 {
                 server.command(&meddle.replace("{}", &key)).await;
                 clock.advance(20 * MINUTE);
@@ -978,7 +978,7 @@ mod foreign_hands {
     }
 
     #[tokio::test]
-    async fn a_session_that_an_operator_deletes_is_gone_at_the_next_request() {
+    async fn a_session_deleted_by_an_operator_is_gone_at_the_next_request() {
         let server = RedisServer::start().await;
         let (_app, client) = service(&server).await;
         client.one(json!(["login", "ana"])).await;
@@ -988,7 +988,7 @@ mod foreign_hands {
 }
 
 #[tokio::test]
-async fn a_bearer_session_lies_in_redis_as_any_other() {
+async fn a_bearer_session_is_stored_like_any_other() {
     let server = RedisServer::start().await;
     let app = App::start(layer(config(&server)).without_cookie().bearer(Bearer::new())).await;
     let client = app.client();

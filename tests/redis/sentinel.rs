@@ -1,4 +1,4 @@
-//! Redis Sentinel: masters that are replaced, and Sentinels that are away.
+//! Redis Sentinel: failovers, and Sentinels that are down.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn is_well(sessions: &Sessions) -> bool {
     sessions.health().await.status == HealthStatus::Up
 }
 
-/// A session that all servers have, and one that this process has ended, whoever knows.
+/// A session on all servers, and one that this process has ended.
 struct Known {
     kept: Token,
     ended: Token,
@@ -48,12 +48,12 @@ mod contract {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_kept() {
+    async fn holds() {
         assert_keeps_the_contract(config(&Sentinels::start().await)).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn it_is_kept_for_many_at_once() {
+    async fn holds_for_many_threads() {
         assert_keeps_the_contract_for_many(config(&Sentinels::start().await)).await;
     }
 }
@@ -62,7 +62,7 @@ mod connecting {
     use super::*;
 
     #[tokio::test]
-    async fn with_passwords_of_both_and_whoever_of_the_sentinels_answers() {
+    async fn with_both_passwords_and_any_sentinel() {
         let passwords = Passwords { servers: Some("open-sesame"), sentinels: Some("who-goes-there") };
         let mut scene = Sentinels::start_with(passwords, &[]).await;
         let both = || config(&scene).login("default", "open-sesame").sentinel_login("default", "who-goes-there");
@@ -81,7 +81,7 @@ mod connecting {
             assert!(!["open-sesame", "who-goes-there", "no-idea"].iter().any(|secret| said.contains(secret)), "{said}");
         }
 
-        // A user who may do what the documentation says, here and there.
+        // A user with the documented rights, on servers and Sentinels.
         for server in &scene.servers {
             let commands = "+get +pttl +set +pexpire +unlink +time +eval +evalsha +zadd +zcount +zrange +zrem \
                             +zremrangebyscore +zscore +role";
@@ -103,7 +103,7 @@ mod connecting {
             eventually("every Sentinel is listened to", subscribers).await;
         }
 
-        // By the environment, and by a file. Neither is shown.
+        // From the environment and from a file. Neither is shown.
         let addresses = scene.addresses();
         let vars = |name: &str| match name {
             "REDIS_SENTINELS" => Some(addresses.join(",")),
@@ -135,7 +135,7 @@ mod connecting {
     }
 
     #[tokio::test]
-    async fn what_the_sentinels_do_not_know_is_named() {
+    async fn an_unknown_master_is_an_error() {
         let scene = Sentinels::start().await;
         let sessions_of = |config| sessions(patient(config));
         let other = sessions_of(RedisConfig::sentinel(scene.addresses(), "other").unwrap());
@@ -145,7 +145,7 @@ mod connecting {
             health.cause.as_ref().is_some_and(|said| said.contains("no Sentinel knows a master of this name")),
             "{health:?}"
         );
-        // A server that is no Sentinel, and nobody at all.
+        // A server that is not a Sentinel, and a closed port.
         let no_sentinel = sessions_of(RedisConfig::sentinel([scene.servers[0].address()], "keep").unwrap());
         assert!(!is_served(&no_sentinel).await);
         let health = no_sentinel.health().await;
@@ -153,7 +153,7 @@ mod connecting {
         let nobody = sessions_of(RedisConfig::sentinel([RedisServer::stopped().address()], "keep").unwrap());
         assert!(!is_served(&nobody).await);
         assert_eq!(nobody.health().await.status, HealthStatus::Down);
-        // By the environment.
+        // From the environment.
         let addresses = scene.addresses().join(",");
         let vars = |name: &str| match name {
             "REDIS_SENTINELS" => Some(addresses.clone()),
@@ -168,7 +168,7 @@ mod failing_over {
     use super::*;
 
     #[tokio::test]
-    async fn as_planned_again_and_again() {
+    async fn planned_again_and_again() {
         let scene = Sentinels::start().await;
         let sessions = sessions(config(&scene));
         for _ in 0..2 {
@@ -181,11 +181,11 @@ mod failing_over {
     }
 
     #[tokio::test]
-    async fn when_the_master_is_killed_and_a_sentinel_too() {
+    async fn master_and_a_sentinel_killed() {
         let mut scene = Sentinels::start().await;
         let sessions = sessions(config(&scene));
         let known = Known::new(&scene, &sessions).await;
-        // Nobody but this process knows of the end: the replicas hear nothing any more.
+        // Only this process knows of the end: replication is cut.
         for replica in &scene.servers[1..] {
             replica.pause();
         }
@@ -198,7 +198,7 @@ mod failing_over {
         assert!(!is_served(&sessions).await);
         scene.switched(0).await;
         known.is_as_it_was(&sessions).await;
-        // Others see it as well, now that somebody has asked for it here.
+        // Others see it too, after this lookup.
         assert!(!crate::support::stores::sessions(patient(config(&scene))).is_valid(&known.ended).await.unwrap());
         scene.servers[0].run().await;
         scene.rejoined(0).await;
@@ -206,7 +206,7 @@ mod failing_over {
     }
 
     #[tokio::test]
-    async fn when_the_master_hangs_and_comes_back() {
+    async fn master_hung_and_returned() {
         let scene = Sentinels::start().await;
         let sessions = sessions(config(&scene));
         let known = Known::new(&scene, &sessions).await;
@@ -221,16 +221,16 @@ mod failing_over {
         assert_eq!(scene.master().await, new);
     }
 
-    /// A master that serves reads only is none: whoever says so is asked for no more, and asked again as long as there is no other.
+    /// A demoted master serves reads but is not a master: the store leaves it, and retries as long as there is no other.
     #[tokio::test]
-    async fn when_the_master_says_that_it_is_none() {
+    async fn master_demoted() {
         let scene = Sentinels::start().await;
         let sessions = sessions(config(&scene));
         eventually("it is served", async || is_served(&sessions).await).await;
         scene.servers[0].command(&format!("REPLICAOF 127.0.0.1 {}", scene.servers[1].port())).await;
         eventually("it is noticed", async || {
             let health = sessions.health().await;
-            health.cause.is_some_and(|cause| cause.contains("there is no master at the moment"))
+            health.cause.is_some_and(|cause| cause.contains("no master is known"))
         })
         .await;
         assert!(!is_served(&sessions).await);
@@ -240,7 +240,7 @@ mod failing_over {
     }
 
     #[tokio::test]
-    async fn nobody_needs_the_sentinels_until_then() {
+    async fn the_sentinels_are_needed_only_for_a_failover() {
         let mut scene = Sentinels::start().await;
         let sessions = sessions(config(&scene));
         eventually("it is served", async || is_served(&sessions).await).await;
@@ -249,7 +249,7 @@ mod failing_over {
             assert!(is_served(&sessions).await && is_well(&sessions).await);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // The connection is lost, and nobody says who the master is.
+        // The connection is lost, and no Sentinel replies.
         scene.servers[0].command("CLIENT KILL TYPE normal").await;
         eventually("it is an outage", async || !is_served(&sessions).await).await;
         assert_eq!(sessions.health().await.status, HealthStatus::Down);
@@ -262,9 +262,9 @@ mod failing_over {
         eventually("all is well", async || is_well(&sessions).await).await;
     }
 
-    /// What replicas must confirm is refused where there are too few, and the health says so, even if nobody tries again.
+    /// A write with too few replicas fails, and the health check reports it without another write.
     #[tokio::test]
-    async fn replicas_confirm_what_must_not_come_undone() {
+    async fn replicas_confirm_the_writes() {
         let scene = Sentinels::start().await;
         let sessions = sessions(config(&scene).timeout(Duration::from_secs(2)).wait_for_replicas(2));
         let known = Known::new(&scene, &sessions).await;

@@ -1,4 +1,4 @@
-//! What the other tests stand on does what it says: servers as they are really run, and the ways in which they fail.
+//! The test harness works: servers in all deployments, and their faults.
 
 use std::{
     fs, io,
@@ -26,7 +26,7 @@ use tokio::{
     time::timeout,
 };
 
-/// What is asked of the server at `url`.
+/// A command to the server at `url`.
 async fn ask(url: &str, command: &str) -> redis::RedisResult<String> {
     let mut connection = Client::open(url)?.get_multiplexed_async_connection().await?;
     Ok(text(&command_on(&mut connection, command).await?))
@@ -36,7 +36,7 @@ mod one_server {
     use super::*;
 
     #[test]
-    fn a_port_is_claimed_until_it_is_given_back() {
+    fn a_port_is_reserved_until_it_is_released() {
         let ports: Vec<_> = (0..50).map(|_| Port::free()).collect();
         let mut numbers: Vec<_> = ports.iter().map(Port::number).collect();
         numbers.sort_unstable();
@@ -65,7 +65,7 @@ mod one_server {
     }
 
     #[test]
-    fn a_server_that_does_not_start_says_why() {
+    fn a_server_that_does_not_start_reports_the_reason() {
         let panic = panic_of(async || drop(RedisServer::start_with(&["--no-such-option", "1"]).await));
         assert!(panic.contains("no-such-option"), "{panic}");
     }
@@ -83,7 +83,7 @@ mod one_server {
     }
 
     #[tokio::test]
-    async fn by_a_user_who_may_not_do_everything() {
+    async fn by_a_user_with_few_rights() {
         let server = RedisServer::start().await;
         server.add_user("a@b:c/d%", "p@ss:w/rd?#% e", "~k +get").await;
         let url = server.url_as("a@b:c/d%", "p@ss:w/rd?#% e");
@@ -95,7 +95,7 @@ mod one_server {
     }
 
     #[tokio::test]
-    async fn a_replica_follows_and_remembers_whom() {
+    async fn a_replica_follows_its_master_after_a_restart() {
         let master = RedisServer::start_with(&["--requirepass", "open-sesame"]).await;
         master.command("SET k v").await;
         let mut replica = RedisServer::start_replica_of(&master).await;
@@ -112,7 +112,7 @@ mod tls {
     use super::*;
 
     #[tokio::test]
-    async fn a_server_shows_the_certificate_and_asks_for_one_if_it_is_to() {
+    async fn a_server_presents_and_requests_certificates() {
         let certificates = Certificates::new();
         let Certificates { server, wrong_name, expired, strange_server, .. } = &certificates;
         for (shown, mutual) in [(server, false), (server, true), (wrong_name, false), (expired, false)] {
@@ -125,16 +125,16 @@ mod tls {
     }
 
     #[tokio::test]
-    async fn it_passes_a_proxy() {
+    async fn it_works_through_a_proxy() {
         let certificates = Certificates::new();
         let redis = RedisServer::start_tls(&certificates, false).await;
         let proxy = Proxy::start(redis.tls_port()).await;
         assert_eq!(greeted(proxy.port()).await.0, der(&certificates.server));
     }
 
-    /// Redis itself is a client that knows TLS: as a replica.
+    /// Redis itself is a TLS client: as a replica.
     #[tokio::test]
-    async fn a_client_with_a_certificate_is_let_in() {
+    async fn a_client_with_a_certificate_is_accepted() {
         let certificates = Certificates::new();
         let master = RedisServer::start_tls(&certificates, true).await;
         master.command("SET k v").await;
@@ -144,7 +144,7 @@ mod tls {
     }
 
     #[tokio::test]
-    async fn certificates_that_are_no_good_are_refused() {
+    async fn invalid_certificates_are_refused() {
         let certificates = Certificates::new();
         let Certificates { server, expired, strange_server, client, strange_client, .. } = &certificates;
         for (shown, client, complaint) in [
@@ -177,7 +177,7 @@ mod tls {
         replica
     }
 
-    /// The certificate that a server shows, and whether it wants one: in TLS 1.2 this much is said in the clear.
+    /// The certificate of a server, and whether it requires one: in TLS 1.2 both are visible in plain text.
     async fn greeted(port: u16) -> (Vec<u8>, bool) {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         stream.write_all(&client_hello()).await.unwrap();
@@ -187,7 +187,7 @@ mod tls {
             while let Some((kind, message)) = next_message(&mut said) {
                 match kind {
                     11 => {
-                        // A chain, whose length is told in three bytes; and so is that of its first.
+                        // A chain with a length of three bytes, and so has its first certificate.
                         let length = u32::from_be_bytes([0, message[3], message[4], message[5]]) as usize;
                         certificate = message[6..6 + length].to_vec();
                     }
@@ -269,7 +269,7 @@ mod sentinels {
     }
 
     #[tokio::test]
-    async fn replace_a_master_that_is_well_and_ask_for_passwords() {
+    async fn replace_a_healthy_master_and_require_passwords() {
         let passwords = Passwords { servers: Some("open-sesame"), sentinels: Some("who-goes-there") };
         let scene = Sentinels::start_with(passwords, &[]).await;
         assert!(ask(&scene.urls()[0], "PING").await.is_err());
@@ -295,7 +295,7 @@ mod cluster {
         cluster.restart(node).await;
         cluster.settled().await;
         assert_eq!((cluster.nodes[node].role().await, cluster.master_of(node).await), ("slave".into(), new));
-        // And back, with nobody dead.
+        // And back, with all servers running.
         assert_eq!(cluster.failover(new).await, node);
         cluster.settled().await;
         assert_eq!(cluster.nodes[node].get("k").await, "v");
@@ -326,7 +326,7 @@ mod cluster {
         migration.give_up().await;
         assert_eq!(cluster.node_of_slot(slot).await, from);
 
-        // In the middle one half is here, and the other there.
+        // Half way, some keys are on one node and some on the other.
         let migration = cluster.migration(slot, to).await;
         migration.move_key("{k}0").await;
         assert_eq!(cluster.nodes[from].try_command("GET {k}0").await.unwrap_err().code(), Some("ASK"));
@@ -354,7 +354,7 @@ mod proxy {
         stream: TcpStream,
     }
 
-    /// With a connection that is through.
+    /// With an established connection.
     async fn scene() -> Scene {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
@@ -373,7 +373,7 @@ mod proxy {
         heard(stream).await
     }
 
-    /// Nothing, if the other side has closed.
+    /// Empty if the other side has closed.
     async fn heard(stream: &mut TcpStream) -> io::Result<String> {
         let mut reply = [0; 100];
         let read = stream.read(&mut reply).await?;
@@ -385,7 +385,7 @@ mod proxy {
     }
 
     #[tokio::test]
-    async fn a_black_hole_keeps_connections_and_what_is_on_its_way() {
+    async fn a_black_hole_keeps_connections_and_data_in_transit() {
         let Scene { server, proxy, mut stream } = scene().await;
         let before = server.calls("ping").await;
         proxy.black_hole();
@@ -399,13 +399,13 @@ mod proxy {
         assert_eq!(heard(&mut new).await.unwrap(), "+PONG\r\n");
     }
 
-    /// The test looks at the server by a connection that begins with a PING.
+    /// The test's own connection starts with a PING.
     fn server_own_pings() -> u64 {
         1
     }
 
     #[tokio::test]
-    async fn connections_that_are_forgotten_stay_silent_and_new_ones_work() {
+    async fn forgotten_connections_stay_silent_and_new_ones_work() {
         let Scene { server: _server, proxy, mut stream } = scene().await;
         proxy.strand_connections();
         stream.write_all(b"PING\r\n").await.unwrap();
@@ -451,7 +451,7 @@ mod proxy {
     }
 
     #[tokio::test]
-    async fn what_a_black_hole_holds_is_lost_by_a_reset() {
+    async fn a_reset_loses_the_data_in_a_black_hole() {
         let Scene { server, proxy, mut stream } = scene().await;
         proxy.black_hole();
         stream.write_all(b"SET k v\r\n").await.unwrap();
@@ -463,7 +463,7 @@ mod proxy {
     }
 
     #[tokio::test]
-    async fn new_connections_are_refused_and_old_ones_go_on() {
+    async fn new_connections_are_refused_and_old_ones_continue() {
         let Scene { server: _server, proxy, mut stream } = scene().await;
         proxy.refuse().await;
         let refused = TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! TLS to Redis: whom we trust, who we are, and what is said of what is wrong.
+//! TLS to Redis: trusted authorities, client certificates, and error messages.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -21,7 +21,7 @@ fn pem(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-/// Whoever is at this port, and trusts the authority of the certificates.
+/// A store at this port that trusts the authority of the certificates.
 fn trusting(certificates: &Certificates, port: u16) -> RedisConfig {
     let config = RedisConfig::from_url(&format!("rediss://127.0.0.1:{port}/")).unwrap();
     config.timeout(PATIENCE).connect_timeout(PATIENCE).ca_cert(pem(&certificates.authority)).unwrap()
@@ -42,7 +42,7 @@ async fn assert_serves(config: RedisConfig) {
     assert_eq!(sessions.health().await.status, HealthStatus::Up);
 }
 
-/// Nothing is served, and the health says why, in these words.
+/// Nothing is served, and the health has this cause.
 async fn assert_refused(config: RedisConfig, why: &str) {
     let sessions = sessions(config);
     assert!(sessions.create("ana").await.is_err());
@@ -53,18 +53,18 @@ async fn assert_refused(config: RedisConfig, why: &str) {
 }
 
 #[tokio::test]
-async fn a_server_whose_authority_is_trusted_is_used() {
+async fn a_server_with_a_trusted_authority_is_accepted() {
     let certificates = Certificates::new();
     let server = RedisServer::start_tls(&certificates, false).await;
     assert_serves(trusting(&certificates, server.tls_port())).await;
     let by_name = RedisConfig::from_url(&format!("rediss://localhost:{}/", server.tls_port())).unwrap();
     assert_serves(by_name.timeout(PATIENCE).ca_cert(pem(&certificates.authority)).unwrap()).await;
-    // Whom nobody asks may show who they are.
+    // A client certificate may be configured although the server does not require one.
     assert_serves(showing(trusting(&certificates, server.tls_port()), &certificates.client)).await;
 }
 
 #[tokio::test]
-async fn a_server_that_asks_is_shown_who_we_are() {
+async fn the_client_certificate_is_sent_on_request() {
     let certificates = Certificates::new();
     let server = RedisServer::start_tls(&certificates, true).await;
     let config = trusting(&certificates, server.tls_port());
@@ -74,7 +74,7 @@ async fn a_server_that_asks_is_shown_who_we_are() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_no_good_is_named() {
+async fn an_invalid_certificate_is_reported() {
     let certificates = Certificates::new();
     let Certificates { wrong_name, expired, strange_server, .. } = &certificates;
     for (shown, why) in [(strange_server, "UnknownIssuer"), (expired, "expired"), (wrong_name, "elsewhere.example")] {
@@ -88,7 +88,7 @@ async fn a_certificate_that_is_no_good_is_named() {
 }
 
 #[tokio::test]
-async fn a_port_of_the_other_kind_is_named() {
+async fn a_port_without_tls_is_reported() {
     let certificates = Certificates::new();
     let server = RedisServer::start_tls(&certificates, false).await;
     let soon = Duration::from_millis(500);
@@ -99,7 +99,7 @@ async fn a_port_of_the_other_kind_is_named() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_expires_and_is_renewed_needs_no_restart_of_ours() {
+async fn an_expired_and_renewed_certificate_needs_no_restart() {
     let certificates = Certificates::new();
     let Certificates { server: good, expired, client, .. } = &certificates;
     let mut server = RedisServer::start_tls(&certificates, true).await;
@@ -126,16 +126,16 @@ async fn a_certificate_that_expires_and_is_renewed_needs_no_restart_of_ours() {
     sessions.create("ana").await.unwrap();
 }
 
-/// Servers that work together, with TLS among themselves as well.
+/// Several servers, with TLS among themselves too.
 mod together {
     use super::*;
 
-    /// Any change of its settings does it.
+    /// Any change of its settings reloads the certificates.
     async fn read_certificates_again(server: &RedisServer) {
         server.command("CONFIG SET tls-session-caching no").await;
     }
 
-    /// Whoever reads their files from now on has a certificate that has expired.
+    /// From now on servers that reload get an expired certificate.
     fn expire(certificates: &Certificates) {
         let Certificates { server, expired, .. } = certificates;
         fs::write(&server.certificate, pem(&expired.certificate)).unwrap();
@@ -146,7 +146,7 @@ mod together {
         config.timeout(PATIENCE).connect_timeout(PATIENCE)
     }
 
-    /// Who trusts whom.
+    /// The trust settings.
     async fn assert_trust_counts(certificates: &Certificates, config: &RedisConfig) {
         let with = |authority| patient(config.clone()).ca_cert(pem(authority)).unwrap();
         assert_serves(with(&certificates.authority)).await;
@@ -171,7 +171,7 @@ mod together {
         eventually("the next master serves", async || sessions.create("ana").await.is_ok()).await;
         assert!(sessions.is_valid(&token).await.unwrap());
 
-        // First those who name the master, who has one that is good; then the master.
+        // First the Sentinels, while the master has a valid certificate; then the master.
         let good = pem(&certificates.server.certificate);
         let key = pem(&certificates.server.key);
         expire(&certificates);
@@ -197,7 +197,7 @@ mod together {
         let config = RedisConfig::cluster(all.nodes.iter().map(RedisServer::address)).unwrap();
         assert_trust_counts(&certificates, &config).await;
 
-        // Over one address all are found, and the one that takes over.
+        // All nodes are found from one address, and so is the one that takes over.
         let config = RedisConfig::cluster([all.nodes[4].address()]).unwrap();
         let trusting = || patient(config.clone()).ca_cert(pem(&certificates.authority)).unwrap();
         let sessions = sessions(trusting());
@@ -228,7 +228,7 @@ mod settings {
     use super::*;
 
     #[test]
-    fn what_is_no_certificate_is_refused_at_once() {
+    fn an_invalid_certificate_file_is_refused_immediately() {
         let certificates = Certificates::new();
         let Certificates { authority, client, strange_client, .. } = &certificates;
         let config = || RedisConfig::from_url("rediss://localhost/").unwrap();
@@ -246,7 +246,7 @@ mod settings {
     }
 
     #[tokio::test]
-    async fn of_the_environment_name_files() {
+    async fn environment_variables_name_files() {
         let certificates = Certificates::new();
         let server = RedisServer::start_tls(&certificates, true).await;
         let path = |path: &Path| path.to_str().unwrap().to_owned();
@@ -284,7 +284,7 @@ mod settings {
     }
 
     #[tokio::test]
-    async fn are_not_told_to_anybody() {
+    async fn settings_are_never_shown() {
         let log = Log::capture();
         let certificates = Certificates::new();
         let server = RedisServer::start_tls(&certificates, true).await;

@@ -1,18 +1,18 @@
-//! Requests that end halfway: cancelled at every point where they wait, failing in the handler, failing in the store before or after
-//! it did what it was asked. Whatever happens, the client's session is there exactly once, and the client can go on.
+//! Requests that are interrupted: cancelled at every await point, failing in the handler, failing in the store before or after it
+//! applied the operation. In every case, the client keeps exactly one session and can continue.
 //!
-//! What is asserted after every cut, of the sessions that `Sessions` shows (one that waits for another to end is not alive):
+//! Asserted after every interruption, about the sessions that `Sessions` lists (a pending login is not live):
 //!
-//! | the request | the client's sessions that are alive |
+//! | the request | live sessions of the client |
 //! |---|---|
-//! | logs in, as another id | one: the old one if the old token opens it, else the new one |
+//! | logs in as another user | one: the old one if the old token is still valid, else the new one |
 //! | logs in again, rotates, renews, writes | one: the same id |
-//! | logs out, consumes | the old one if the old token opens it, else none; none if it was answered |
-//! | logs out and writes | the old one if the old token opens it, else at most the new one; the new one if it was answered |
+//! | logs out, consumes | the old one if the old token is still valid, else none; none after a successful response |
+//! | logs out and writes | the old one if the old token is still valid, else at most the new one; the new one after a successful response |
 //!
-//! If a token was given, it opens that session, and the old one does only within the grace window of a renewal. If none was, and the
-//! answer was no failure, the old one does. Where nobody answers, what opens it may be a token that went down with the response:
-//! then the client logs in again, and nothing that it sends with the old one ends anything.
+//! If the response had a token, it is valid, and the old one only within the grace window of a renewal. If a successful response had no
+//! token, the old one is valid. Without a response, the valid token may be lost with it: then the client logs in again, and no request
+//! with the old token ends anything.
 
 use std::{
     future::Future,
@@ -40,32 +40,32 @@ use tower_keep::{
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Of a wait that ends by itself: only there so that a broken test ends.
+/// Only so that a broken test ends.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What happens to the operations of a store, counted from the beginning of the request; those that are `done` are done
-/// before it happens.
+/// The fault of the store operations, counted from the start of the request. With `done`, the operation is applied before the
+/// fault.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     None,
-    /// One is not answered.
+    /// One operation fails.
     Fails {
         at: usize,
         done: bool,
     },
-    /// Neither is any after it.
+    /// This operation and all later ones fail.
     FailsFrom {
         at: usize,
         done: bool,
     },
-    /// One never ends.
+    /// One operation hangs.
     Hangs {
         at: usize,
         done: bool,
     },
 }
 
-/// A store that fails as it is told. Each operation can be made to wait once before it is done and once after.
+/// A store with faults. Each operation can wait once before it is applied and once after.
 struct Stepped {
     inner: Arc<dyn SessionStore>,
     plan: Arc<Plan>,
@@ -74,7 +74,7 @@ struct Stepped {
 struct Plan {
     steps: bool,
     fault: Mutex<Fault>,
-    /// How many operations the request has begun.
+    /// The number of operations that the request has started.
     begun: AtomicUsize,
     hangs: Notify,
     given_up: Notify,
@@ -86,7 +86,7 @@ impl Plan {
         Arc::new(Self { steps, fault: Mutex::new(fault), begun, hangs, given_up })
     }
 
-    /// Counts from here.
+    /// Restarts the count.
     fn begin(&self, fault: Fault) {
         self.begun.store(0, Ordering::SeqCst);
         *self.fault.lock().unwrap() = fault;
@@ -103,7 +103,7 @@ impl Plan {
     }
 }
 
-/// Tells that the operation which hangs was given up.
+/// Signals that the hanging operation was cancelled.
 struct Hanging<'a>(&'a Plan);
 
 impl Drop for Hanging<'_> {
@@ -152,30 +152,30 @@ impl StoreWrapper for Stepped {
     }
 }
 
-/// What the request does, to a session of whom.
+/// What the request does, and whose session it has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Flow {
-    /// A visitor logs in.
+    /// An anonymous client logs in.
     Login,
-    /// A visitor logs in as somebody who has another session, and with a limit of one may have no more.
+    /// An anonymous client logs in as a user who has another session, with a limit of one.
     LoginAtLimit,
-    /// A visitor logs in, saves, and changes more.
+    /// An anonymous client logs in, saves, and makes more changes.
     LoginAndWriteTwice,
     /// A user logs in again.
     LoginAgain,
     /// A user logs in as another.
     LoginOther,
     Rotate,
-    /// The token is old enough to be changed.
+    /// The token is due for rotation.
     Renew,
     Write,
-    /// Saves by itself, and changes more.
+    /// Saves explicitly, and makes more changes.
     WriteTwice,
     RotateAndWriteTwice,
     Logout,
     LogoutAndWrite,
     Consume,
-    /// Only looks: who is there, and what there is.
+    /// Only reads.
     Look,
 }
 
@@ -198,23 +198,22 @@ const FLOWS: [Flow; 13] = [
 ];
 
 impl Flow {
-    /// Carries the session on under another id.
+    /// Replaces the session by one with another id.
     fn moves(self) -> bool {
         matches!(self, Login | LoginAtLimit | LoginAndWriteTwice | LoginOther)
     }
 
-    /// Ends the session.
     fn ends(self) -> bool {
         matches!(self, Logout | LogoutAndWrite | Consume)
     }
 
-    /// Does nothing to the store before the handler has returned, and nothing that is worth keeping without a response.
+    /// Calls the store only after the handler, and keeps nothing without a response.
     fn needs_a_response(self) -> bool {
         matches!(self, Login | LoginAtLimit | LoginAgain | LoginOther | Rotate | Renew)
     }
 }
 
-/// How the handler answers.
+/// The outcome of the handler.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ending {
     Fine,
@@ -284,7 +283,7 @@ async fn handle(request: Request<()>, flow: Flow, ending: Ending) -> Result<Resp
     Ok(response)
 }
 
-/// What a `Look` saw.
+/// The result of a `Look`.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Seen {
     user: Option<String>,
@@ -302,13 +301,13 @@ fn now<F: Future>(future: F) -> F::Output {
 
 struct World {
     clock: ManualClock,
-    /// Sees the sessions as they are.
+    /// Reads the real state of the sessions.
     sessions: Sessions,
     layer: SessionLayer,
-    /// Over the same sessions, without faults.
+    /// A service over the same sessions, without faults.
     sound: SessionLayer,
     limits: Limits,
-    /// What the client has had.
+    /// All tokens that the client received.
     token: Token,
     /// Another session of the same user.
     other: Option<SessionId>,
@@ -323,7 +322,7 @@ fn request(layer: &SessionLayer, token: &Token, flow: Flow, ending: Ending) -> P
     Box::pin(service.call(Request::builder().header(header::COOKIE, cookie).body(()).unwrap()))
 }
 
-/// The cookie that a response sets: empty if it takes it away.
+/// The cookie in a response: empty if the response removes it.
 fn told(answer: Option<&Answer>) -> Option<String> {
     let response = answer?.as_ref().ok()?;
     let value = response.headers().get(header::SET_COOKIE)?.to_str().unwrap();
@@ -334,7 +333,7 @@ fn given(answer: Option<&Answer>) -> Option<Token> {
     told(answer).filter(|token| !token.is_empty()).map(|token| Token::parse(token).unwrap())
 }
 
-/// Whether the client was answered that it was done.
+/// Whether the response was successful.
 fn fine(answer: Option<&Answer>) -> bool {
     let response = answer.and_then(|answer| answer.as_ref().ok());
     response.is_some_and(|response| matches!(response.status().as_u16(), 200 | 500))
@@ -367,7 +366,7 @@ impl World {
         Self { clock, sessions, layer, sound, limits, token, other, plan }
     }
 
-    /// The sessions that are alive, but for that of the other device.
+    /// The live sessions, without that of the other device.
     fn alive(&self) -> Vec<SessionId> {
         let (page, next) = now(self.sessions.page(&Cursor::start(), 1000)).unwrap();
         assert_eq!(next, None);
@@ -378,12 +377,12 @@ impl World {
         now(self.sessions.is_valid(token)).unwrap()
     }
 
-    /// A request that nothing happens to.
+    /// A request without a fault.
     fn ask(&self, token: &Token, flow: Flow) -> Answer {
         now(request(&self.sound, token, flow, Ending::Fine))
     }
 
-    /// What must be true however the request ended: see the head of this file.
+    /// The invariants after any interruption: see the table above.
     fn check(&self, flow: Flow, ending: Ending, answer: Option<&Answer>, what: &str) {
         let (alive, fine, given) = (self.alive(), fine(answer), given(answer));
         let (old, old_opens) = (self.token.id(), self.opens(&self.token));
@@ -392,7 +391,7 @@ impl World {
                 assert_eq!(alive, if old_opens { vec![old] } else { vec![] }, "{what}");
                 assert!(!fine || alive.is_empty(), "{what}: it was answered as ended");
             }
-            // In between there is none: the end of a session does not wait for the beginning of another.
+            // For a moment there may be none: the end of a session does not wait for the start of another.
             LogoutAndWrite if old_opens => {
                 assert_eq!(alive, [old], "{what}");
                 assert!(!fine, "{what}: it was answered as ended");
@@ -411,7 +410,7 @@ impl World {
             }
             _ => assert_eq!(alive, [old], "{what}: exactly the one is alive"),
         }
-        // What the client was given works, and nothing else does then, but within the grace window.
+        // The received token is valid, and no other except within the grace window.
         if let Some(given) = &given {
             assert_eq!(alive, [given.id()], "{what}: the given token is another session's");
             assert!(self.opens(given), "{what}: the given token opens nothing");
@@ -422,14 +421,14 @@ impl World {
         if told(answer).as_deref() == Some("") {
             assert!(!old_opens, "{what}: the cookie of a live session was taken away");
         }
-        // A client that was told nothing of a renewal can go on; so can one whose handler failed.
+        // A client without a response to a renewal, or with a failed handler, can continue.
         if flow == Renew && given.is_none() {
             assert!(old_opens, "{what}: within the grace window");
         }
         if ending == Ending::Failure && flow.needs_a_response() {
             assert!(old_opens, "{what}: changed without a response");
         }
-        // The lists of users show the same, and no more than may be.
+        // The lists of users agree, and the limit holds.
         for user in ["ana", "ben"] {
             let listed = now(self.sessions.list(user)).unwrap();
             assert!(listed.len() <= self.limits.sessions().unwrap(), "{what}: too many of {user}");
@@ -439,7 +438,7 @@ impl World {
     }
 }
 
-/// Drops the request after so many polls.
+/// Drops the request after this many polls.
 fn cancelled(world: &World, flow: Flow, ending: Ending, polls: usize) -> Option<Answer> {
     let mut request = request(&world.layer, &world.token, flow, ending);
     for _ in 0..polls {
@@ -450,7 +449,7 @@ fn cancelled(world: &World, flow: Flow, ending: Ending, polls: usize) -> Option<
     None
 }
 
-/// A request cancelled at every point; returns how many there are.
+/// Cancels a request at every await point. Returns their number.
 fn at_every_point(
     flow: Flow,
     ending: Ending,
@@ -469,7 +468,7 @@ fn at_every_point(
     }
 }
 
-/// A request whose every operation fails in turn, by itself and with all that follow; returns how many there are.
+/// Fails each operation of a request in turn, alone and with all later ones. Returns their number.
 fn with_every_outage(
     flow: Flow,
     ending: Ending,
@@ -496,7 +495,7 @@ fn with_every_outage(
     most
 }
 
-/// Every request that is cut off in any way.
+/// All interrupted requests.
 fn however_it_is_cut_off(flows: &[Flow], limits: Limits, mut look: impl FnMut(&World, Flow, Option<&Answer>, &str)) {
     for &flow in flows {
         for ending in ENDINGS {
@@ -515,7 +514,7 @@ fn a_request_cancelled_at_any_point_leaves_exactly_one_live_token() {
                 let points = at_every_point(flow, ending, limits, &mut |world, answer, what| {
                     world.check(flow, ending, answer, what);
                 });
-                // The look-up waits twice, and so does every write. Without a response no token is changed.
+                // The lookup waits twice, and so does every write. Without a response no token is rotated.
                 let writes = ending != Ending::Failure || !flow.needs_a_response();
                 assert!(points >= if writes { 5 } else { 3 }, "{flow:?}, {ending:?}: {points} points");
                 assert!(points >= if flow.moves() && writes { 7 } else { 0 }, "{flow:?}, {ending:?}: {points} points");
@@ -540,7 +539,7 @@ fn a_store_that_fails_at_any_point_leaves_exactly_one_live_token() {
 }
 
 #[test]
-fn after_a_request_was_cut_off_the_client_goes_on() {
+fn after_a_cancelled_request_the_client_continues() {
     however_it_is_cut_off(&FLOWS, THREE, |world, flow, answer, what| {
         let token = given(answer).unwrap_or_else(|| world.token.clone());
         let alive = world.alive();
@@ -560,7 +559,7 @@ fn after_a_request_was_cut_off_the_client_goes_on() {
             None => assert_eq!(seen, Seen::default(), "{what}: who is that?"),
         }
         if flow == Renew {
-            // It is given the successor now, unless it was before.
+            // The client gets the successor now, unless it had it before.
             assert!(token != world.token || given(Some(&answer)).is_some(), "{what}: no successor");
             let successor = given(Some(&answer)).unwrap_or(token);
             world.clock.advance(MINUTE);
@@ -572,9 +571,9 @@ fn after_a_request_was_cut_off_the_client_goes_on() {
     });
 }
 
-/// Whether the client's token opens anything or not, it can log in with it, and nothing but what it cannot be told of stays.
+/// With a valid or invalid token, the client can log in, and only undeliverable sessions remain.
 #[test]
-fn a_login_after_a_request_was_cut_off_leaves_exactly_one_live_token() {
+fn a_login_after_a_cancelled_request_leaves_exactly_one_live_token() {
     however_it_is_cut_off(&FLOWS, THREE, |world, _, answer, what| {
         let token = given(answer).unwrap_or_else(|| world.token.clone());
         let mut expected = if world.opens(&token) { vec![] } else { world.alive() };
@@ -590,14 +589,14 @@ fn a_login_after_a_request_was_cut_off_leaves_exactly_one_live_token() {
     });
 }
 
-/// Whoever was not answered tries again.
+/// A client without a response retries.
 #[test]
-fn a_request_cut_off_and_repeated_leaves_exactly_one_live_token() {
+fn a_cancelled_and_repeated_request_leaves_exactly_one_live_token() {
     for limits in [ONE, THREE] {
         however_it_is_cut_off(&FLOWS, limits, |world, flow, answer, what| {
             let token = given(answer).unwrap_or_else(|| world.token.clone());
             if !world.opens(&token) {
-                return; // what was done is not undone, and nobody can be told
+                return; // an applied operation is not undone
             }
             let answer = world.ask(&token, flow);
             assert!(fine(Some(&answer)), "{what}, repeated: {answer:?}");
@@ -609,9 +608,9 @@ fn a_request_cut_off_and_repeated_leaves_exactly_one_live_token() {
     }
 }
 
-/// A login that was cut off is not carried on by whatever ends the session it was begun with.
+/// The end of the session under a cancelled login ends that login too.
 #[test]
-fn a_logout_after_a_request_was_cut_off_leaves_nothing_alive() {
+fn a_logout_after_a_cancelled_request_leaves_no_live_session() {
     however_it_is_cut_off(&FLOWS, THREE, |world, _, answer, what| {
         let token = given(answer).unwrap_or_else(|| world.token.clone());
         if world.opens(&token) {
@@ -622,9 +621,9 @@ fn a_logout_after_a_request_was_cut_off_leaves_nothing_alive() {
     });
 }
 
-/// Nor by a revocation.
+/// A revocation does so too.
 #[test]
-fn a_revocation_after_a_request_was_cut_off_leaves_nothing_alive() {
+fn a_revocation_after_a_cancelled_request_leaves_no_live_session() {
     however_it_is_cut_off(&FLOWS, THREE, |world, _, answer, what| {
         let token = given(answer).unwrap_or_else(|| world.token.clone());
         if world.opens(&token) {
@@ -634,9 +633,9 @@ fn a_revocation_after_a_request_was_cut_off_leaves_nothing_alive() {
     });
 }
 
-/// Where one session too many is refused, a login that was cut off does not lock its user out for long.
+/// With a strict limit, a cancelled login locks its user out only for a short time.
 #[test]
-fn a_login_cut_off_takes_up_a_place_for_half_a_minute_at_most() {
+fn a_cancelled_login_counts_toward_limits_for_at_most_half_a_minute() {
     however_it_is_cut_off(&[Login, LoginAndWriteTwice, LoginOther], ONE_AND_NO_MORE, |world, flow, answer, what| {
         let token = given(answer).unwrap_or_else(|| world.token.clone());
         world.clock.advance(Duration::from_secs(30));
@@ -647,7 +646,7 @@ fn a_login_cut_off_takes_up_a_place_for_half_a_minute_at_most() {
     });
 }
 
-/// A user agent goes away while a real server waits for a real Redis, which has done what it was asked, or is about to.
+/// The client disconnects while a real server waits for a real Redis, before or after Redis has applied the write.
 #[tokio::test]
 async fn a_dropped_connection_leaves_exactly_one_live_token() {
     let redis = RedisServer::start().await;
@@ -695,7 +694,7 @@ async fn a_dropped_connection_leaves_exactly_one_live_token() {
                 let opens = sessions.is_valid(&token).await.unwrap();
                 assert_eq!(alive.len(), usize::from(!ends || opens), "{what}: {alive:?}");
                 assert_eq!(alive.contains(&token.id()), opens || !(is_moved || ends), "{what}");
-                // With the cookie that it has, it is served as who it is, or as nobody, and that changes nothing.
+                // The client is served as its user or as anonymous, and that changes nothing.
                 let token = client.cookie("session").map(|token| Token::parse(token).unwrap());
                 let user = match &token {
                     Some(token) => sessions.open(token).await.unwrap(),
@@ -749,7 +748,7 @@ async fn slow_writers_against_a_revocation_among_them(apps: &[App; 2], layer: &S
     assert_eq!(layer.sessions().count().await.unwrap(), 0, "nothing is alive");
 }
 
-/// Nobody waits for anybody: some are saved before it, some after, some at the same time.
+/// Concurrent writers without synchronization: some save before the logout, some after, some concurrently.
 async fn slow_writers_against_a_logout_among_them(apps: &[App; 2], layer: &SessionLayer) {
     let client = apps[0].client();
     client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
@@ -818,13 +817,13 @@ async fn against_a_hundred(stores: [Arc<dyn SessionStore>; 2]) {
 }
 
 #[tokio::test]
-async fn a_hundred_slow_writers_bring_nothing_back_in_memory() {
+async fn a_hundred_slow_writers_resurrect_nothing_in_memory() {
     let store = MemoryStore::new();
     against_a_hundred([Arc::new(store.clone()), Arc::new(store)]).await;
 }
 
 #[tokio::test]
-async fn a_hundred_slow_writers_bring_nothing_back_in_redis() {
+async fn a_hundred_slow_writers_resurrect_nothing_in_redis() {
     let redis = RedisServer::start().await;
     let patience = Duration::from_secs(10);
     let config = RedisConfig::from_url(&redis.url()).unwrap().timeout(patience).connect_timeout(patience);

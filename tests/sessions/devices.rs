@@ -1,4 +1,4 @@
-//! What the example `devices` promises, tried from outside.
+//! The example `devices`, tested from outside.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const NAME: &str = "devices";
 
-/// A client of `server` that is logged in, from a device of this name.
+/// A client that is logged in from a device with this name.
 async fn login(server: &Server, user: &str, device: &str) -> Client {
     let client = server.client();
     let body = json!({ "username": user, "password": user }).to_string();
@@ -55,7 +55,7 @@ async fn id(client: &Client) -> String {
     current[0]["id"].as_str().unwrap().to_owned()
 }
 
-/// The server, on its own and with another process beside it.
+/// The server alone and with another process.
 async fn keeps_its_contract(server: &Server, other: &Server) {
     let wrong = server.client().post("/login", &json!({ "username": "ana", "password": "bob" })).await;
     assert_eq!((wrong.status, wrong.set_cookies().len()), (StatusCode::UNAUTHORIZED, 0));
@@ -80,7 +80,7 @@ async fn keeps_its_contract(server: &Server, other: &Server) {
         for time in ["created_at", "last_seen"] {
             assert!(session[time].as_str().unwrap().ends_with('Z'), "{session}");
         }
-        // It is no credential.
+        // An id is not a credential.
         let thief = server.client();
         thief.set_cookie("session", session["id"].as_str().unwrap());
         assert!(!is_in(&thief).await);
@@ -89,7 +89,7 @@ async fn keeps_its_contract(server: &Server, other: &Server) {
     assert_eq!(devices(&phone).await, BTreeSet::from(["phone", "laptop", "tablet"].map(String::from)));
     assert_ne!(id(&phone).await, id(&laptop).await);
 
-    // Others' sessions are not there.
+    // Sessions of other users are not listed.
     for path in [
         format!("/sessions/{}", id(&bob).await),
         format!("/sessions/{}", "A".repeat(44)),
@@ -100,7 +100,7 @@ async fn keeps_its_contract(server: &Server, other: &Server) {
     }
     assert!(is_in(&bob).await);
 
-    // At the very next request, wherever it goes.
+    // At the next request, on any instance.
     let ended = id(&laptop).await;
     assert_eq!(delete(&phone, &format!("/sessions/{ended}")).await.status, StatusCode::NO_CONTENT);
     assert!(!is_in(&laptop).await && !is_in(&laptop.at(&server.url)).await);
@@ -120,19 +120,19 @@ async fn keeps_its_contract(server: &Server, other: &Server) {
 }
 
 #[tokio::test]
-async fn it_keeps_its_contract_in_memory() {
+async fn the_example_works_in_memory() {
     let server = Server::start(NAME, &[]).await;
     keeps_its_contract(&server, &server).await;
 }
 
 #[tokio::test]
-async fn it_keeps_its_contract_on_every_instance() {
+async fn the_example_works_on_every_instance() {
     let redis = RedisServer::start().await;
     keeps_its_contract(&Server::on(NAME, &redis).await, &Server::on(NAME, &redis).await).await;
 }
 
 #[tokio::test]
-async fn a_thousand_logins_that_end_leave_nothing() {
+async fn a_thousand_ended_logins_leave_nothing() {
     let redis = RedisServer::start().await;
     let server = Server::on(NAME, &redis).await;
     for _ in 0..10 {
@@ -168,7 +168,7 @@ async fn a_login_and_a_request_cost_one_round_trip_each() {
 }
 
 #[tokio::test]
-async fn without_redis_it_goes_on() {
+async fn the_example_continues_without_redis() {
     let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let server = Server::on(NAME, &redis).await;
     let (phone, laptop) = (login(&server, "ana", "phone").await, login(&server, "ana", "laptop").await);

@@ -1,7 +1,7 @@
-//! Random requests of random steps, against a plain model of what a session is.
+//! Random requests of random steps, compared with a simple model of a session.
 //!
-//! The model knows no versions, no saves that merge, no store: a session is a user, some values and four times. Whatever
-//! the service answers, sets as a cookie, or keeps in its store must be what the model says.
+//! The model knows no versions, merges or stores: a session is a user, some values and four times. Responses, cookies and stored
+//! records of the service must agree with the model.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,16 +34,16 @@ const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// What may happen.
+/// A random event.
 #[derive(Clone, Debug)]
 enum Event {
-    /// One of the clients sends a request of these steps.
+    /// A client sends a request with these steps.
     Request(usize, Vec<Step>),
-    /// One of the clients gets the other's cookies.
+    /// A client gets the cookies of the other.
     Twin(usize),
     /// One of the clients loses its cookies.
     Forget(usize),
-    /// One of the clients goes back to a token that was valid once.
+    /// A client reuses an earlier token.
     Replay(usize, prop::sample::Index),
     Advance(u64),
 }
@@ -65,7 +65,7 @@ enum Step {
     Status(u16),
     User,
     IsNew,
-    /// Whether it has an id, and whether it has a token.
+    /// Whether it has an id and a token.
     Stored,
     CreatedAt,
     ExpiresAt,
@@ -136,53 +136,53 @@ struct Stored {
 }
 
 impl Stored {
-    /// How long it lives if used at `now`.
+    /// The time to live if it is used at `now`.
     fn full_ttl(&self, now: u64) -> u64 {
         self.lifetime.idle.min((self.created_at + self.lifetime.absolute).saturating_sub(now))
     }
 
-    /// Until when the cookie is kept, if longer than the browser runs.
+    /// The expiry of a persistent cookie.
     fn kept_until(&self) -> Option<u64> {
         self.lifetime.persistent.then_some(self.created_at + self.lifetime.absolute)
     }
 }
 
-/// What a response must say of the cookie.
+/// The expected cookie of a response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Told {
     Nothing,
-    /// A token that was not known before.
+    /// A new token.
     New,
-    /// The token the client has, to be kept for another time.
+    /// The current token of the client, with a new expiry.
     Again,
     Removed,
 }
 
-/// A request, as the model serves it.
+/// A request in the model.
 struct Model {
     now: u64,
     /// The client sent a token.
     presented: bool,
     stored: Option<Stored>,
     is_new: bool,
-    /// What the handler sees.
+    /// What the handler reads.
     user: Option<String>,
     values: BTreeMap<String, Value>,
     lifetime: Option<Lifetime>,
-    /// What a save is to do.
+    /// Pending changes.
     cleared: bool,
     logged_in: bool,
     rotated: bool,
     destroyed: bool,
     told: Told,
-    /// The stored session has another token than the request brought.
+    /// The stored session has another token than the request.
     moved: bool,
-    /// Time has ended the session before it could be saved.
+    /// The session expired before it was saved.
     ended: bool,
 }
 
 impl Model {
-    /// Looking the session up extends it, when a tenth of its idle timeout has passed.
+    /// A lookup extends the session after a tenth of its idle timeout.
     fn begin(now: u64, presented: bool, mut stored: Option<Stored>) -> Self {
         if let Some(stored) = &mut stored {
             let ttl = stored.full_ttl(now);
@@ -215,7 +215,7 @@ impl Model {
         self.stored.as_ref().filter(|_| !self.destroyed)
     }
 
-    /// Nothing has changed since what is stored.
+    /// Nothing differs from the stored session.
     fn settle(&mut self) {
         self.user = self.stored.as_ref().and_then(|stored| stored.user.clone());
         self.values = self.stored.as_ref().map(|stored| stored.values.clone()).unwrap_or_default();
@@ -230,7 +230,7 @@ impl Model {
         (self.cleared, self.logged_in, self.rotated) = (false, false, false);
         self.destroyed = self.stored.is_some();
         if self.stored.is_none() && self.presented {
-            // The cookie of a session that ended before.
+            // Removes the cookie of an ended session.
             self.told = Told::Removed;
         }
     }
@@ -239,7 +239,7 @@ impl Model {
         self.rotated |= self.live().is_some();
     }
 
-    /// Performs `step`; what it must return, if it returns anything.
+    /// Performs `step`, and returns the expected result, if there is one.
     fn perform(&mut self, step: &Step) -> Option<Value> {
         Some(match step {
             Step::Get(key) => self.values.get(*key).cloned().unwrap_or_default(),
@@ -257,7 +257,7 @@ impl Model {
             }
             Step::Login(user) => {
                 if self.user.as_deref().is_some_and(|current| current != *user) {
-                    // What this request asked for its session's life, it asked for this one.
+                    // The lifetime that this request has set applies to the new session.
                     let lifetime = self.lifetime;
                     self.destroy();
                     self.lifetime = lifetime;
@@ -294,7 +294,7 @@ impl Model {
         })
     }
 
-    /// What the handler has done comes into force.
+    /// Applies the changes of the handler.
     fn save(&mut self) {
         let now = self.now;
         if let Some(live) = self.live() {
@@ -310,7 +310,7 @@ impl Model {
                 }
                 let ttl = next.full_ttl(now);
                 if ttl == 0 {
-                    // Its new lifetime was over before it began.
+                    // Its new lifetime is in the past.
                     self.end();
                     self.settle();
                     self.ended = true;
@@ -340,7 +340,7 @@ impl Model {
         }
     }
 
-    /// There is no stored session any more. A lifetime that was asked for since waits for the next.
+    /// The stored session is gone. A lifetime that was set since applies to the next one.
     fn end(&mut self) {
         self.stored = None;
         self.destroyed = false;
@@ -349,13 +349,13 @@ impl Model {
     }
 }
 
-/// Where the sessions are.
+/// The store.
 enum Place<'a> {
     Memory,
     Redis(&'a RedisServer),
 }
 
-/// The service and its users.
+/// The service and its clients.
 struct World<'a> {
     place: Place<'a>,
     memory: MemoryStore,
@@ -363,11 +363,11 @@ struct World<'a> {
     clock: ManualClock,
     app: App,
     clients: [Client; 2],
-    /// The sessions that are alive, by token.
+    /// The live sessions, by token.
     alive: HashMap<String, Stored>,
-    /// Tokens that must never work again.
+    /// Tokens that must never be valid again.
     dead: Vec<String>,
-    /// How many sessions time has ended: they may still take a place in memory.
+    /// The number of expired sessions, which may still use capacity in memory.
     expired: usize,
 }
 
@@ -385,7 +385,7 @@ impl<'a> World<'a> {
             }
         };
         let layer = SessionLayer::new(store.clone()).cookie(SessionCookie::development()).clock(clock.clone());
-        // What was rotated away is a copy in the wrong hands at once.
+        // A rotated token is reuse immediately.
         let layer = layer.rotation_grace(Duration::ZERO);
         let app = App::start(layer).await;
         let clients = [app.client(), app.client()];
@@ -429,9 +429,9 @@ impl<'a> World<'a> {
     async fn request(&mut self, client: usize, steps: &[Step]) {
         let client = &self.clients[client];
         let presented = client.cookie(COOKIE);
-        // A request that asks nothing of its session does nothing to it.
+        // A request that does not use its session has no effect.
         let unused = steps.iter().all(|step| matches!(step, Step::Status(_)));
-        // A token that was rotated away is in the wrong hands: what it is of ends.
+        // A rotated token is reuse: its session ends.
         if let Some(copy) = presented.as_ref().filter(|token| !unused && !self.alive.contains_key(*token)) {
             let ended = self.alive.extract_if(|token, _| of_one_session(token, copy)).map(|(token, _)| token);
             self.dead.extend(ended);
@@ -450,7 +450,7 @@ impl<'a> World<'a> {
         for (place, step) in steps.iter().enumerate() {
             expected.extend(model.perform(step).map(|result| (place, step, result, model.moved)));
             if model.ended {
-                break; // the handler is told, and gives up
+                break; // the handler gets the error and stops
             }
         }
         let status = steps.iter().rev().find_map(|step| if let Step::Status(code) = step { Some(*code) } else { None });
@@ -472,7 +472,7 @@ impl<'a> World<'a> {
                         assert!(!self.dead.iter().any(|dead| dead == token), "{what}");
                     }
                 }
-                // Redis counts down by itself, while the clock of the layer stands.
+                // Redis has its own clock, while that of the layer stands.
                 Step::ExpiresAt if matches!(self.place, Place::Redis(_)) && !expected.is_null() => {
                     let (result, expected) = (result.as_u64().unwrap(), expected.as_u64().unwrap());
                     assert!(result <= expected && result + MINUTE > expected, "{what}: {result}, {expected}");
@@ -501,13 +501,13 @@ impl<'a> World<'a> {
             self.alive.insert(token, stored);
         }
         if model.ended {
-            // It is no session any more, and its place is given back a moment later.
+            // It has ended, and its capacity is released a moment later.
             self.expired += 1;
             self.advance(1);
         }
     }
 
-    /// The response says of the cookie what it must; the new token, if it gives one.
+    /// Checks the cookie of the response. Returns the new token, if there is one.
     fn check_cookie(&self, reply: &Reply, model: &Model, presented: Option<&str>) -> Option<String> {
         let set_cookies = reply.set_cookies();
         if model.told == Told::Nothing {
@@ -534,7 +534,7 @@ impl<'a> World<'a> {
         Some(token.to_owned())
     }
 
-    /// The store holds what the model does, and nothing else.
+    /// The store has exactly the sessions of the model.
     async fn check_store(&self) {
         for (token, stored) in &self.alive {
             let id = Token::parse(token).unwrap().id();
@@ -562,7 +562,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Dead tokens open nothing, and are not adopted.
+    /// Invalid tokens are refused, and not adopted.
     async fn check_the_dead(&self) {
         for token in self.dead.iter().rev().take(4) {
             let thief = self.app.client();
@@ -575,12 +575,12 @@ impl<'a> World<'a> {
     }
 }
 
-/// Whether one is what the other was rotated to.
+/// Whether one token is a rotation of the other.
 fn of_one_session(one: &str, other: &str) -> bool {
     one[..56] == other[..56]
 }
 
-/// The step as the service reads it.
+/// The step as the service parses it.
 fn wire(step: &Step) -> Vec<Value> {
     vec![match step {
         Step::Get(key) => json!(["get", key]),
@@ -617,7 +617,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn sessions_in_memory_are_what_the_model_says() {
+fn sessions_in_memory_follow_the_model() {
     let runtime = runtime();
     let result = runner(256).run(&prop::collection::vec(event(true), 1..24), |events| {
         runtime.block_on(async {
@@ -633,7 +633,7 @@ fn sessions_in_memory_are_what_the_model_says() {
 }
 
 #[test]
-fn sessions_in_redis_are_what_the_model_says() {
+fn sessions_in_redis_follow_the_model() {
     let runtime = runtime();
     let server = runtime.block_on(RedisServer::start());
     let result = runner(48).run(&prop::collection::vec(event(false), 1..24), |events| {

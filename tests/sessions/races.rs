@@ -1,5 +1,5 @@
-//! Requests of one client that overlap, at the moments that matter: between the writes of a login, after an answer that was
-//! lost, while a save is under way.
+//! Concurrent requests of one client at critical moments: between the writes of a login, after a lost reply,
+//! during a save.
 
 use std::{
     convert::Infallible,
@@ -41,7 +41,7 @@ impl World {
         Self { spy, clock, layer: settings(layer) }
     }
 
-    /// The token of an anonymous session that holds a voucher.
+    /// The token of an anonymous session with a voucher.
     async fn visitor(&self) -> String {
         self.create(NewSession::anonymous().insert(VOUCHER, &50).unwrap()).await
     }
@@ -50,7 +50,7 @@ impl World {
         self.layer.sessions().create(new).await.unwrap().expose().to_owned()
     }
 
-    /// Sends a request with `token`, which `handler` serves.
+    /// Sends a request with `token`, served by `handler`.
     async fn request<F>(&self, token: &str, handler: impl Fn(Session) -> F + Send) -> Reply
     where
         F: Future<Output = Result<(), SessionError>> + Send,
@@ -73,7 +73,7 @@ impl World {
         Reply { status: response.status(), told }
     }
 
-    /// The same, while `meanwhile` happens just before the store does `operation`.
+    /// The same, with `meanwhile` just before the store applies `operation`.
     async fn request_while<F>(
         &self,
         operation: &'static str,
@@ -97,7 +97,7 @@ impl World {
         self.layer.sessions().open(&Token::parse(token).unwrap()).await.unwrap()
     }
 
-    /// What somebody else's consumption of it comes to.
+    /// The result of a concurrent consume.
     async fn consume(&self, token: &str) -> Consumed {
         self.layer.sessions().consume(&Token::parse(token).unwrap()).await.unwrap()
     }
@@ -114,7 +114,7 @@ struct Reply {
 }
 
 impl Reply {
-    /// The token it gave.
+    /// The token in the response.
     #[track_caller]
     fn token(&self) -> &str {
         assert_eq!(self.status, StatusCode::OK);
@@ -128,7 +128,7 @@ async fn log_in(session: Session) -> Result<(), SessionError> {
 }
 
 #[tokio::test]
-async fn a_login_carries_nothing_on_of_a_session_that_was_consumed_meanwhile() {
+async fn a_login_takes_nothing_from_a_session_consumed_concurrently() {
     let world = World::new();
     let visitor = world.visitor().await;
     let consume = async {
@@ -146,7 +146,7 @@ async fn a_login_carries_nothing_on_of_a_session_that_was_consumed_meanwhile() {
 }
 
 #[tokio::test]
-async fn what_somebody_else_used_up_is_not_shown_by_a_login_that_fails_either() {
+async fn a_failed_login_does_not_show_a_session_consumed_concurrently() {
     let world = World::new();
     let visitor = world.visitor().await;
     let consume = async {
@@ -166,7 +166,7 @@ async fn what_somebody_else_used_up_is_not_shown_by_a_login_that_fails_either() 
 }
 
 #[tokio::test]
-async fn of_two_logins_over_one_session_one_carries_it_on() {
+async fn one_of_two_concurrent_logins_replaces_the_session() {
     let world = World::new();
     let visitor = world.visitor().await;
     let mut first = None;
@@ -180,7 +180,7 @@ async fn of_two_logins_over_one_session_one_carries_it_on() {
 }
 
 #[tokio::test]
-async fn a_login_that_was_evicted_before_it_began_loses_nothing() {
+async fn a_pending_login_that_is_evicted_keeps_the_old_session() {
     let world = World::with(|layer| layer.limits(Limits::per_user(1, WhenFull::EvictLeastRecentlyUsed)));
     let (visitor, elsewhere) = (world.visitor().await, world.visitor().await);
     let mut before = None;
@@ -196,7 +196,7 @@ async fn a_login_that_was_evicted_before_it_began_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_login_that_was_revoked_before_it_began_begins_after() {
+async fn a_pending_login_that_is_revoked_is_created_again() {
     let world = World::new();
     let visitor = world.visitor().await;
     let revoke = async {
@@ -213,14 +213,14 @@ async fn a_login_that_was_revoked_before_it_began_begins_after() {
 }
 
 #[tokio::test]
-async fn a_login_that_waited_for_too_long_is_made_again() {
+async fn a_pending_login_that_expired_is_created_again() {
     for answered in [false, true] {
         let world = World::new();
         let visitor = world.visitor().await;
         let reply = world
             .request(&visitor, async |session: Session| {
                 match answered {
-                    true => world.spy.fail_next("update"), // the old one has ended, and the new one was not told
+                    true => world.spy.fail_next("update"), // the old one has ended, and the client did not get the new one
                     false => world.spy.lose_next_answer("replace"),
                 }
                 log_in(session.clone()).await?;
@@ -239,7 +239,7 @@ async fn a_login_that_waited_for_too_long_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_login_that_failed_before_the_service_did_leaves_the_old_session() {
+async fn a_failed_login_and_a_failed_service_leave_the_old_session() {
     let world = World::new();
     let visitor = world.visitor().await;
     let spy = &world.spy;
@@ -258,7 +258,7 @@ async fn a_login_that_failed_before_the_service_did_leaves_the_old_session() {
 }
 
 #[tokio::test]
-async fn of_a_login_that_failed_the_client_is_told_what_it_has() {
+async fn after_a_failed_login_the_client_gets_its_actual_token() {
     let world = World::new();
     let reply = world
         .request("", async |session: Session| {
@@ -275,7 +275,7 @@ async fn of_a_login_that_failed_the_client_is_told_what_it_has() {
 }
 
 #[tokio::test]
-async fn a_save_says_that_time_has_ended_the_session() {
+async fn a_save_reports_an_expired_session() {
     let lifetime = || Lifetime::new(MINUTE, MINUTE).unwrap();
     for saves in [false, true] {
         let world = World::new();
@@ -301,14 +301,14 @@ async fn a_save_says_that_time_has_ended_the_session() {
 type Act = fn(&Session) -> Result<(), SessionError>;
 
 #[tokio::test]
-async fn a_session_that_another_request_extended_is_not_over() {
+async fn a_session_extended_by_another_request_is_live() {
     let world = World::new();
     let token = world.create(NewSession::of("ana").lifetime(Lifetime::new(MINUTE, MINUTE).unwrap())).await;
     let other = OnceLock::new();
     let reply = world
         .request(&token, async |session: Session| {
             world.clock.advance(MINUTE / 2);
-            // Logged in again, it lives for a minute from now on.
+            // After another login it lives for a minute from now.
             other.set(world.request(&token, async |other: Session| other.login("ana")).await).unwrap();
             world.clock.advance(MINUTE / 2);
             session.insert("late", &1)
@@ -320,7 +320,7 @@ async fn a_session_that_another_request_extended_is_not_over() {
 }
 
 #[tokio::test]
-async fn a_lifetime_that_is_over_already_ends_the_session() {
+async fn a_lifetime_in_the_past_ends_the_session() {
     let world = World::new();
     let token = world.create(NewSession::of("ana")).await;
     world.clock.advance(2 * MINUTE);
@@ -335,13 +335,13 @@ async fn a_lifetime_that_is_over_already_ends_the_session() {
     assert!(world.open(&token).await.is_none());
 }
 
-/// It may be anybody who had a copy of the token that the rotation has made worthless.
+/// It may be a thief with a copy of the rotated token.
 #[tokio::test]
-async fn who_was_rotated_away_is_not_given_the_new_token() {
+async fn a_superseded_token_does_not_receive_the_new_one() {
     let slower: [Act; 3] = [
         |session| session.insert("k", &1),
-        |session| session.set_lifetime(Lifetime::aal1()), // the cookie is to be kept
-        |_| Ok(()),                                       // its token is due for renewal
+        |session| session.set_lifetime(Lifetime::aal1()), // the cookie becomes persistent
+        |_| Ok(()),                                       // its token is due for rotation
     ];
     for (place, act) in slower.into_iter().enumerate() {
         let world = World::with(|layer| layer.rotate_every(10 * MINUTE));
@@ -374,7 +374,7 @@ async fn who_was_rotated_away_is_not_given_the_new_token() {
 }
 
 #[tokio::test]
-async fn who_was_rotated_away_before_the_last_renewal_is_not_given_the_new_token_either() {
+async fn a_token_superseded_twice_does_not_receive_the_new_one() {
     let world = World::with(|layer| layer.rotate_every(10 * MINUTE));
     let token = world.create(NewSession::of("ana")).await;
     let owner = OnceLock::new();
@@ -391,8 +391,8 @@ async fn who_was_rotated_away_before_the_last_renewal_is_not_given_the_new_token
 }
 
 #[tokio::test]
-async fn a_login_that_fails_gives_no_token_away() {
-    // Its token was about to be told, when it was rotated away: and then the login failed.
+async fn a_failed_login_reveals_no_token() {
+    // Its token was about to be sent when it was rotated, and then the login failed.
     let world = World::with(|layer| layer.rotate_every(10 * MINUTE));
     let visitor = world.visitor().await;
     world.clock.advance(11 * MINUTE);
@@ -401,13 +401,13 @@ async fn a_login_that_fails_gives_no_token_away() {
     let reply = world
         .request_while("replace", &visitor, log_in, async {
             owner = Some(world.request(renewed.token(), async |owner: Session| owner.rotate()).await);
-            spy.fail_next("update"); // that carries on what the owner has written
+            spy.fail_next("update"); // which keeps the writes of the owner
         })
         .await;
     assert_eq!((reply.status, reply.told), (StatusCode::SERVICE_UNAVAILABLE, None));
     assert!(world.open(owner.unwrap().token()).await.is_some());
 
-    // Nor does a login as somebody else, for whom there is no place.
+    // A login as another user over the limit does not change that.
     let world = World::with(|layer| layer.limits(Limits::per_user(1, WhenFull::Reject)));
     world.create(NewSession::of("ben")).await;
     let token = world.create(NewSession::of("ana")).await;
@@ -429,7 +429,7 @@ async fn a_login_that_fails_gives_no_token_away() {
 }
 
 #[tokio::test]
-async fn a_renewal_that_cannot_be_made_is_no_error() {
+async fn a_failed_renewal_is_not_an_error() {
     let world = World::with(|layer| layer.rotate_every(10 * MINUTE));
     let visitor = world.visitor().await;
     world.clock.advance(11 * MINUTE);
@@ -443,7 +443,7 @@ async fn a_renewal_that_cannot_be_made_is_no_error() {
 }
 
 #[tokio::test]
-async fn a_login_that_cannot_be_finished_is_told_all_the_same() {
+async fn a_login_that_cannot_be_activated_still_sets_the_cookie() {
     let world = World::new();
     let visitor = world.visitor().await;
     world.spy.fail("update");
@@ -453,14 +453,14 @@ async fn a_login_that_cannot_be_finished_is_told_all_the_same() {
     assert!(world.open(&visitor).await.is_none());
     let told = reply.told.expect("the only token that opens it");
     assert_eq!(world.voucher(&told).await, Some(50));
-    // The next request finishes it.
+    // The next request completes it.
     world.request(&told, async |session: Session| session.get(VOUCHER).map(drop)).await;
     world.clock.advance(2 * MINUTE);
     assert_eq!(world.open(&told).await.unwrap().user(), Some("ana"));
 }
 
 #[tokio::test]
-async fn what_was_logged_in_to_is_consumed_once() {
+async fn a_session_consumed_after_login_is_consumed_once() {
     for begun in [false, true] {
         let world = World::new();
         let visitor = world.visitor().await;
@@ -482,7 +482,7 @@ async fn what_was_logged_in_to_is_consumed_once() {
 }
 
 #[tokio::test]
-async fn who_comes_too_late_to_consume_touches_no_cookie() {
+async fn a_late_consumer_sets_no_cookie() {
     let world = World::new();
     let visitor = world.visitor().await;
     let login = OnceLock::new();
@@ -498,7 +498,7 @@ async fn who_comes_too_late_to_consume_touches_no_cookie() {
 }
 
 #[tokio::test]
-async fn an_end_whose_answer_was_lost_is_told_once() {
+async fn an_end_with_a_lost_reply_removes_the_cookie_once() {
     let world = World::new();
     let token = world.create(NewSession::of("ana")).await;
     let mut events = world.layer.sessions().events().await.unwrap();
@@ -512,7 +512,7 @@ async fn an_end_whose_answer_was_lost_is_told_once() {
         .await;
     let event = events.next().await.unwrap();
     assert_eq!((event.user(), event.kind()), (Some("ana"), EventKind::Ended(EndReason::LoggedOut)));
-    // A thief ends a session once, however often he comes back.
+    // A thief ends a session once, however often the token is reused.
     let token = world.create(NewSession::of("ana")).await;
     world.request(&token, async |session: Session| session.rotate()).await;
     world.clock.advance(MINUTE);
@@ -530,9 +530,9 @@ async fn an_end_whose_answer_was_lost_is_told_once() {
     assert_eq!((ends(EndReason::LoggedOut), ends(EndReason::TokenReused)), (0, 1));
 }
 
-/// A right that was to come with a new token does not come with the old one.
+/// A change that was meant for a new token does not come with the old one.
 #[tokio::test]
-async fn without_a_response_nothing_is_saved_under_the_old_token_of_a_rotation() {
+async fn without_a_response_a_rotation_saves_nothing() {
     let world = World::new();
     let token = world.create(NewSession::of("ana")).await;
     let service = world.layer.layer(service_fn(async |request: Request<()>| {
@@ -547,9 +547,9 @@ async fn without_a_response_nothing_is_saved_under_the_old_token_of_a_rotation()
     assert_eq!(world.open(&token).await.unwrap().value::<String>("role").unwrap(), None);
 }
 
-/// Of two tabs, one response may never arrive.
+/// One of two tabs may never get its response.
 #[tokio::test]
-async fn who_rotates_or_logs_in_at_the_same_time_gets_the_same_token() {
+async fn concurrent_rotations_and_logins_get_one_token() {
     let slower: [Act; 2] = [|session| session.rotate(), |session| session.login("ana")];
     for act in slower {
         for saves_before in [false, true] {
@@ -580,7 +580,7 @@ async fn who_rotates_or_logs_in_at_the_same_time_gets_the_same_token() {
 }
 
 #[tokio::test]
-async fn whose_answer_was_lost_gets_the_token_of_its_own_rotation() {
+async fn after_a_lost_reply_the_client_gets_the_token_of_its_rotation() {
     let world = World::new();
     let token = world.create(NewSession::of("ana")).await;
     let (is_served, has_rotated) = (Notify::new(), Notify::new());
@@ -609,7 +609,7 @@ async fn whose_answer_was_lost_gets_the_token_of_its_own_rotation() {
 }
 
 #[tokio::test]
-async fn what_is_saved_is_not_saved_again() {
+async fn saved_changes_are_not_saved_again() {
     let world = World::new();
     let token = world.create(NewSession::of("ana").insert("a", &1).unwrap()).await;
     let hold = world.spy.hold_next("update");
@@ -623,7 +623,7 @@ async fn what_is_saved_is_not_saved_again() {
                 let next = world.spy.hold_next("update");
                 hold.release();
                 next.reached().await;
-                // Somebody else writes, and nothing of the first save is to come over it.
+                // Another request writes, and the first save must not overwrite it.
                 world
                     .request(&token, async |other: Session| {
                         other.insert("b", &2)?;
@@ -645,7 +645,7 @@ async fn what_is_saved_is_not_saved_again() {
 }
 
 #[tokio::test]
-async fn an_old_token_uses_nothing_up() {
+async fn a_previous_token_consumes_nothing() {
     let world = World::new();
     let token = world.create(NewSession::of("ana")).await;
     let rotated = world.request(&token, async |session: Session| session.rotate()).await;
@@ -656,7 +656,7 @@ async fn an_old_token_uses_nothing_up() {
 }
 
 #[test]
-fn no_value_shows_in_what_is_logged() {
+fn logs_show_no_value() {
     let new = NewSession::of("ana").insert("code", "s3cret").unwrap();
     assert!(!format!("{new:?}").contains("s3cret"));
 }

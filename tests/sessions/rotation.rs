@@ -1,4 +1,4 @@
-//! Tokens that are changed: from time to time with a grace window, at once without one, and what a copy of an old one does.
+//! Rotation: automatic with a grace window, explicit without one, and the reuse of old tokens.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ const COOKIE: &str = "session";
 const MINUTE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Two instances over one store, whose tokens last ten minutes.
+/// Two instances over one store, which rotate every ten minutes.
 struct World {
     clock: ManualClock,
     layer: SessionLayer,
@@ -66,7 +66,7 @@ impl World {
         self.layer.sessions().list("ana").await.unwrap().len()
     }
 
-    /// A client that has this token, at the other instance.
+    /// A client with this token at the other instance.
     fn with(&self, token: &str) -> Client {
         let client = self.other.client();
         client.set_cookie(COOKIE, token);
@@ -82,7 +82,7 @@ fn set_cookies(reply: &Reply) -> usize {
     reply.set_cookies().len()
 }
 
-/// Each promise in memory and in Redis.
+/// Each test in memory and in Redis.
 macro_rules! promises {
     ($($name:ident)*) => {
         mod memory {
@@ -101,24 +101,24 @@ macro_rules! promises {
 }
 
 promises! {
-    a_token_that_is_old_enough_is_changed
-    within_the_grace_window_the_token_before_is_served_and_its_client_given_the_one_that_counts
-    requests_at_once_with_an_old_token_are_all_given_the_same_new_one
-    after_the_grace_window_a_copy_ends_the_session_and_is_reported
-    a_token_from_long_ago_ends_the_session
-    a_token_made_up_from_an_old_one_ends_the_session
-    after_an_explicit_rotation_the_token_before_is_not_served_and_ends_nothing_for_a_moment
-    later_it_is_a_copy
-    a_request_that_was_on_its_way_when_somebody_logged_in_keeps_its_hands_off_the_cookie
-    the_id_the_values_and_the_metadata_stay
-    a_login_of_the_same_user_changes_the_token_at_once
-    a_failing_request_changes_no_token
-    a_graced_request_that_fails_is_given_the_token_all_the_same
-    bearer_tokens_are_not_changed_behind_their_clients_back
-    revoked_is_revoked_within_the_grace_window_too
+    a_token_that_is_old_enough_is_rotated
+    within_the_grace_window_the_previous_token_is_served_and_gets_the_current_one
+    concurrent_requests_with_an_old_token_get_the_same_new_one
+    reuse_after_the_grace_window_ends_the_session_and_is_reported
+    an_older_token_ends_the_session
+    a_token_forged_from_an_old_one_ends_the_session
+    after_an_explicit_rotation_the_previous_token_is_not_served_and_ends_nothing_within_the_grace_window
+    after_the_grace_window_it_is_reuse
+    a_request_concurrent_with_a_login_sets_no_cookie
+    rotation_keeps_id_values_and_metadata
+    a_login_of_the_same_user_changes_the_token_immediately
+    a_failing_request_rotates_nothing
+    a_failing_request_with_the_previous_token_gets_the_current_one
+    bearer_tokens_are_not_rotated_automatically
+    a_revoked_session_is_refused_within_the_grace_window
 }
 
-async fn a_token_that_is_old_enough_is_changed(w: World) {
+async fn a_token_that_is_old_enough_is_rotated(w: World) {
     let client = w.ana().await;
     let first = token(&client);
     w.clock.advance(9 * MINUTE);
@@ -135,7 +135,7 @@ async fn a_token_that_is_old_enough_is_changed(w: World) {
     assert_eq!((w.sessions().await, w.layer.stats().rotations), (1, 1));
 }
 
-async fn within_the_grace_window_the_token_before_is_served_and_its_client_given_the_one_that_counts(w: World) {
+async fn within_the_grace_window_the_previous_token_is_served_and_gets_the_current_one(w: World) {
     let client = w.ana().await;
     let tab = w.with(&token(&client));
     w.clock.advance(10 * MINUTE);
@@ -151,7 +151,7 @@ async fn within_the_grace_window_the_token_before_is_served_and_its_client_given
     assert_eq!(w.layer.stats().rotations, 1, "a graced request changes nothing again");
 }
 
-async fn requests_at_once_with_an_old_token_are_all_given_the_same_new_one(w: World) {
+async fn concurrent_requests_with_an_old_token_get_the_same_new_one(w: World) {
     let client = w.ana().await;
     w.clock.advance(10 * MINUTE);
     let tabs: Vec<_> = (0..16).map(|n| if n % 2 == 0 { client.twin() } else { w.with(&token(&client)) }).collect();
@@ -171,7 +171,7 @@ async fn requests_at_once_with_an_old_token_are_all_given_the_same_new_one(w: Wo
     assert_eq!(w.sessions().await, 1);
 }
 
-async fn after_the_grace_window_a_copy_ends_the_session_and_is_reported(w: World) {
+async fn reuse_after_the_grace_window_ends_the_session_and_is_reported(w: World) {
     let log = Log::capture();
     let mut events = w.layer.sessions().events().await.unwrap();
     let client = w.ana().await;
@@ -181,7 +181,7 @@ async fn after_the_grace_window_a_copy_ends_the_session_and_is_reported(w: World
     w.clock.advance(30 * SECOND);
     let reply = thief.post("/do", &json!([["user"], ["get", "k"], ["ended"]])).await;
     assert_eq!(reply.json(), json!([null, null, "token_reused"]));
-    // The whole session, whoever has its token.
+    // The whole session, for everybody with a token.
     assert_eq!(client.perform(json!([["user"], ["ended"]])).await, [json!(null), json!("token_reused")]);
     assert_eq!((w.sessions().await, w.layer.stats().reused_tokens), (0, 1));
     let mut happened = Vec::new();
@@ -192,17 +192,17 @@ async fn after_the_grace_window_a_copy_ends_the_session_and_is_reported(w: World
     }
     let ended = EventKind::Ended(EndReason::TokenReused);
     assert_eq!(happened, [EventKind::Created, EventKind::LoggedIn, EventKind::Rotated, ended]);
-    assert!(log.text().contains("an old token was used again"), "{}", log.text());
+    assert!(log.text().contains("a previous session token was used again"), "{}", log.text());
 }
 
-async fn a_token_from_long_ago_ends_the_session(w: World) {
+async fn an_older_token_ends_the_session(w: World) {
     let client = w.ana().await;
     let thief = client.twin();
     for _ in 0..3 {
         w.clock.advance(10 * MINUTE);
         client.one(json!(["get", "k"])).await;
     }
-    // Within the window after the last change, it is refused and no more: requests may be on their way.
+    // Within the grace window after the last rotation, it is only refused: requests may be in flight.
     assert_eq!(thief.one(json!(["user"])).await, json!(null));
     assert_eq!(client.one(json!(["user"])).await, "ana");
     w.clock.advance(MINUTE);
@@ -210,27 +210,29 @@ async fn a_token_from_long_ago_ends_the_session(w: World) {
     assert_eq!(client.one(json!(["user"])).await, json!(null));
 }
 
-async fn a_token_made_up_from_an_old_one_ends_the_session(w: World) {
+async fn a_token_forged_from_an_old_one_ends_the_session(w: World) {
     let client = w.ana().await;
     let guess = format!("{}{}", token(&client), "A".repeat(16));
     assert_eq!(w.with(&guess).one(json!(["user"])).await, json!(null));
     assert_eq!(client.one(json!(["ended"])).await, "token_reused");
 }
 
-async fn after_an_explicit_rotation_the_token_before_is_not_served_and_ends_nothing_for_a_moment(w: World) {
+async fn after_an_explicit_rotation_the_previous_token_is_not_served_and_ends_nothing_within_the_grace_window(
+    w: World,
+) {
     let client = w.ana().await;
     let late = client.twin();
     client.one(json!(["rotate"])).await;
     w.clock.advance(29 * SECOND);
     let reply = late.post("/do", &json!([["user"], ["get", "k"]])).await;
     assert_eq!((reply.json(), set_cookies(&reply)), (json!([null, null]), 0));
-    // It may have the new one by now: nothing may take its place.
+    // The client may have the new one by now, which must not be replaced.
     let reply = late.post("/do", &json!([["insert", "k", 2]])).await;
     assert_eq!((reply.status.as_u16(), set_cookies(&reply)), (401, 0));
     assert_eq!(client.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
 }
 
-async fn later_it_is_a_copy(w: World) {
+async fn after_the_grace_window_it_is_reuse(w: World) {
     let client = w.ana().await;
     let thief = client.twin();
     client.one(json!(["rotate"])).await;
@@ -239,7 +241,7 @@ async fn later_it_is_a_copy(w: World) {
     assert_eq!(client.one(json!(["ended"])).await, "token_reused");
 }
 
-async fn a_request_that_was_on_its_way_when_somebody_logged_in_keeps_its_hands_off_the_cookie(w: World) {
+async fn a_request_concurrent_with_a_login_sets_no_cookie(w: World) {
     let visitor = w.app.client();
     visitor.one(json!(["insert", "cart", 1])).await;
     let late = visitor.twin();
@@ -251,7 +253,7 @@ async fn a_request_that_was_on_its_way_when_somebody_logged_in_keeps_its_hands_o
     assert_eq!(visitor.perform(json!([["user"], ["get", "cart"]])).await, [json!("ana"), json!(1)]);
 }
 
-async fn the_id_the_values_and_the_metadata_stay(w: World) {
+async fn rotation_keeps_id_values_and_metadata(w: World) {
     let client = w.ana().await;
     client.one(json!(["set_metadata", "device", "phone"])).await;
     let before = client.perform(json!([["id"], ["get", "k"], ["metadata"], ["created_at"]])).await;
@@ -262,7 +264,7 @@ async fn the_id_the_values_and_the_metadata_stay(w: World) {
     assert_eq!(w.layer.stats().rotations, 2);
 }
 
-async fn a_login_of_the_same_user_changes_the_token_at_once(w: World) {
+async fn a_login_of_the_same_user_changes_the_token_immediately(w: World) {
     let client = w.ana().await;
     let late = client.twin();
     client.one(json!(["login", "ana"])).await;
@@ -272,11 +274,11 @@ async fn a_login_of_the_same_user_changes_the_token_at_once(w: World) {
     assert_eq!((w.sessions().await, w.layer.stats().logins), (1, 2));
 }
 
-async fn a_failing_request_changes_no_token(w: World) {
+async fn a_failing_request_rotates_nothing(w: World) {
     let client = w.ana().await;
     let first = token(&client);
     w.clock.advance(10 * MINUTE);
-    // A handler that never answers: the request is cancelled.
+    // A handler that never returns: the request is cancelled.
     let stuck = json!([["get", "k"], ["gate", "stuck"]]);
     tokio::select! {
         reply = client.post("/do", &stuck) => panic!("{reply:?}"),
@@ -289,7 +291,7 @@ async fn a_failing_request_changes_no_token(w: World) {
     assert_eq!(client.one(json!(["user"])).await, "ana");
 }
 
-async fn a_graced_request_that_fails_is_given_the_token_all_the_same(w: World) {
+async fn a_failing_request_with_the_previous_token_gets_the_current_one(w: World) {
     let client = w.ana().await;
     let tab = client.twin();
     w.clock.advance(10 * MINUTE);
@@ -299,7 +301,7 @@ async fn a_graced_request_that_fails_is_given_the_token_all_the_same(w: World) {
     assert_eq!(token(&tab), token(&client));
 }
 
-async fn bearer_tokens_are_not_changed_behind_their_clients_back(w: World) {
+async fn bearer_tokens_are_not_rotated_automatically(w: World) {
     let token = w.layer.sessions().create("ana").await.unwrap();
     let bearer = format!("Bearer {}", token.expose());
     let client = w.app.client();
@@ -312,7 +314,7 @@ async fn bearer_tokens_are_not_changed_behind_their_clients_back(w: World) {
     assert_eq!(w.layer.stats().rotations, 0);
 }
 
-async fn revoked_is_revoked_within_the_grace_window_too(w: World) {
+async fn a_revoked_session_is_refused_within_the_grace_window(w: World) {
     let client = w.ana().await;
     let tab = w.with(&token(&client));
     w.clock.advance(10 * MINUTE);
@@ -323,9 +325,9 @@ async fn revoked_is_revoked_within_the_grace_window_too(w: World) {
     assert_eq!(client.perform(json!([["user"], ["ended"]])).await, seen);
 }
 
-/// What the client is told when it must have a session.
+/// The rejection where a session is required.
 #[tokio::test]
-async fn a_rejection_says_why_the_session_ended() {
+async fn a_rejection_has_the_end_reason() {
     let store = MemoryStore::new();
     let layer = SessionLayer::new(store).cookie(SessionCookie::development());
     let reject = |rejection: &tower_keep::Rejection| {

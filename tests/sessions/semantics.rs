@@ -1,5 +1,5 @@
-//! The mistakes that session libraries have made, each of which must not happen here: in memory, in Redis, and with two
-//! instances of the service on one Redis.
+//! Known mistakes of other session libraries, none of which may happen here: in memory, in Redis, and with two instances on one
+//! Redis.
 
 use std::{
     pin::Pin,
@@ -30,25 +30,25 @@ use tower_keep::{
 };
 
 const COOKIE: &str = "session";
-/// A token that nobody gave.
+/// A token that was never issued.
 const PLANTED: &str = "plantedplantedplantedplantedplantedplantedplantedplanted";
 
-/// What happens to the operations of a store.
+/// A fault of the store operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Fault {
     #[default]
     None,
-    /// They do not reach it.
+    /// Operations fail without being applied.
     Down,
-    /// They reach it, and the answers are lost.
+    /// Operations are applied, and the replies are lost.
     Deaf,
-    /// Writes wait, on their way there.
+    /// Writes wait before they are applied.
     HeldBefore,
-    /// Writes wait, on their way back.
+    /// Writes wait after they are applied.
     HeldAfter,
 }
 
-/// Between a layer and its store; clones are the same.
+/// A switch between a layer and its store. Clones share it.
 #[derive(Clone, Default)]
 struct Switch(Arc<SwitchState>);
 
@@ -74,7 +74,7 @@ impl Switch {
         self.0.held.notified().await;
     }
 
-    /// Lets it go on, and holds no other.
+    /// Releases it, and holds no other.
     fn release(&self) {
         self.set(Fault::None);
         self.0.released.notify_one();
@@ -132,7 +132,7 @@ impl StoreWrapper for Switched {
     }
 }
 
-/// One or two instances of the service, and what they share.
+/// One or two instances of the service, and their store.
 struct World {
     instances: Vec<(SessionLayer, App)>,
     switch: Switch,
@@ -184,12 +184,12 @@ impl World {
         self.app().client()
     }
 
-    /// A second tab of `client`, whose requests go to the other instance.
+    /// A second tab of `client`, which uses the other instance.
     fn tab(&self, client: &Client) -> Client {
         client.at(&self.other().url())
     }
 
-    /// A client whose session holds `k` = 1.
+    /// A client whose session has `k` = 1.
     async fn visitor(&self) -> Client {
         let client = self.client();
         client.one(json!(["insert", "k", 1])).await;
@@ -215,7 +215,7 @@ impl World {
         Box::pin(self.member("ana"))
     }
 
-    /// How many sessions are alive.
+    /// The number of live sessions.
     async fn count(&self) -> usize {
         match (&self.memory, &self.redis) {
             (Some(memory), _) => memory.len(),
@@ -224,7 +224,7 @@ impl World {
         }
     }
 
-    /// What is kept for the only session there is.
+    /// The record of the only session.
     async fn stored(&self, client: &Client) -> Vec<u8> {
         let id = Token::parse(token(client)).unwrap().id();
         match (&self.memory, &self.redis) {
@@ -234,7 +234,7 @@ impl World {
         }
     }
 
-    /// Whether `token` opens anything; on any instance.
+    /// Whether `token` is valid on any instance.
     async fn opens(&self, token: &str) -> bool {
         let mut answers = Vec::new();
         for (_, app) in &self.instances {
@@ -247,7 +247,7 @@ impl World {
         answers[0]
     }
 
-    /// While the handler of `steps`, sent by `client`, is at the gate `slow`, `meanwhile` happens.
+    /// Sends `steps` as `client`. While its handler waits at `slow`, `meanwhile` happens.
     async fn slowly(&self, client: &Client, steps: Value, meanwhile: impl Future<Output = ()>) -> Reply {
         let meanwhile = async {
             self.app().reached("slow").await;
@@ -269,15 +269,15 @@ fn token(client: &Client) -> String {
 }
 
 #[track_caller]
-fn assert_untold(reply: &Reply) {
+fn assert_not_delivered(reply: &Reply) {
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
     assert_eq!(reply.set_cookies(), [""; 0], "no cookie is to be touched");
 }
 
-/// The harness's service, and routes on which a save goes wrong under the handler's eyes.
+/// The service, with routes whose explicit save fails.
 async fn serve(layer: SessionLayer, switch: Switch) -> App {
     let saving = switch.clone();
-    // The first save fails, which the handler sees, and goes on.
+    // The first save fails. The handler ignores that and continues.
     let save_fails = post(async move |session: Session, Json(plan): Json<Plan>| {
         apply(&session, &plan.before)?;
         switch.set(plan.fault());
@@ -286,7 +286,7 @@ async fn serve(layer: SessionLayer, switch: Switch) -> App {
         apply(&session, &plan.after)?;
         Ok::<_, SessionError>(Json(failed))
     });
-    // Something happens to the session while a save of it is on its way.
+    // Something happens to the session during a save.
     let while_saving = post(async move |session: Session, Json(plan): Json<Plan>| {
         apply(&session, &plan.before)?;
         saving.set(plan.fault());
@@ -337,18 +337,18 @@ fn apply(session: &Session, steps: &[String]) -> Result<(), SessionError> {
     Ok(())
 }
 
-/// Both ways in which a save can go wrong, or be overtaken.
+/// A save that fails, and a save that is overtaken.
 const GOES_WRONG: [(&str, &str); 4] =
     [("/save-fails", "down"), ("/save-fails", "deaf"), ("/while-saving", "before"), ("/while-saving", "after")];
 
-/// Sends `before`, a save that goes wrong, and `after`.
-async fn goes_wrong(client: &Client, (path, fault): (&str, &str), before: &[&str], after: &[&str]) {
+/// Sends `before`, a failing save, and `after`.
+async fn save_fails(client: &Client, (path, fault): (&str, &str), before: &[&str], after: &[&str]) {
     let reply = client.post(path, &json!({ "fault": fault, "before": before, "after": after })).await;
     assert_eq!(reply.status, StatusCode::OK, "{path} {fault}: {reply:?}");
     assert_eq!(reply.json(), json!(path == "/save-fails"), "the save failed as planned");
 }
 
-/// Each promise, everywhere.
+/// Each test in all places.
 macro_rules! everywhere {
     ($($name:ident)*) => {
         mod memory {
@@ -373,53 +373,53 @@ macro_rules! everywhere {
 }
 
 everywhere! {
-    a_token_that_the_store_does_not_know_is_never_adopted
+    an_unknown_token_is_never_adopted
     a_token_is_not_adopted_after_its_logout
-    a_token_planted_before_login_is_worth_nothing_after
+    a_token_planted_before_login_is_invalid_afterwards
     logout_beats_a_slower_write
     logout_beats_20_slower_writes
-    logout_beats_whatever_a_slower_request_does
+    logout_beats_any_slower_request
     logout_beats_a_slower_rotation
-    a_slower_request_that_saves_twice_begins_no_session_of_its_own
-    a_slower_login_over_an_ended_session_begins_its_own
+    a_slower_request_that_saves_twice_creates_no_session
+    a_slower_login_over_an_ended_session_creates_a_new_one
     a_slower_write_after_a_rotation_is_kept
-    rotation_loses_none_of_20_slower_writes
-    of_two_rotations_at_once_one_happens_and_both_are_told
-    two_logins_at_once_leave_the_old_token_dead
-    a_rotated_token_is_dead_and_the_new_one_alive
+    rotation_keeps_20_slower_writes
+    one_of_two_concurrent_rotations_wins_and_both_get_its_token
+    two_concurrent_logins_invalidate_the_old_token
+    after_a_rotation_only_the_new_token_is_valid
     a_rotation_survives_a_failing_handler
     a_login_survives_a_failing_handler
     a_cancelled_request_leaves_the_session_as_it_was
-    a_request_cancelled_on_its_way_to_the_store_leaves_the_session_as_it_was
-    a_request_cancelled_on_its_way_back_leaves_one_live_token
-    every_mutator_alone_is_saved
-    what_changes_nothing_is_no_write
+    a_request_cancelled_before_the_store_is_called_changes_nothing
+    a_request_cancelled_after_the_store_is_called_leaves_one_live_token
+    every_single_mutator_is_saved
+    a_change_without_effect_is_not_a_write
     an_outage_is_not_a_missing_session
     an_outage_of_a_save_changes_nothing
-    a_save_whose_answer_was_lost_is_not_doubled
+    a_save_with_a_lost_reply_is_not_applied_twice
     an_anonymous_request_during_an_outage_cannot_change_the_session
-    writers_of_different_keys_all_win
-    ten_writers_of_different_keys_all_win
-    of_two_writers_of_one_key_the_later_save_wins
-    a_remove_and_an_insert_at_once_both_win
-    a_login_over_another_user_carries_nothing_over
+    concurrent_writes_of_different_keys_are_kept
+    ten_concurrent_writes_of_different_keys_are_kept
+    the_later_save_of_one_key_wins
+    a_concurrent_remove_and_insert_are_both_kept
+    a_login_over_another_user_keeps_no_values
     a_login_over_an_anonymous_session_keeps_its_values
     a_login_of_the_same_user_keeps_its_values
-    what_is_inserted_after_a_destroy_is_in_another_session
-    logout_of_a_session_that_has_ended_is_no_error
+    an_insert_after_a_destroy_is_in_another_session
+    logout_of_an_ended_session_is_not_an_error
     a_tab_whose_session_was_logged_out_elsewhere_is_logged_out
-    logout_in_the_request_of_the_login_leaves_nothing
-    a_rotation_after_a_save_that_went_wrong_is_made
-    a_login_after_a_save_that_went_wrong_has_a_new_token
-    a_logout_after_a_save_that_went_wrong_ends_the_session
-    a_logout_after_a_login_whose_save_went_wrong_leaves_nothing
-    a_logout_after_a_rotation_whose_save_went_wrong_leaves_nothing
-    a_login_after_a_save_that_went_wrong_hands_nothing_to_another_user
-    an_insert_after_a_logout_whose_save_went_wrong_is_in_another_session
-    an_insert_after_a_save_that_went_wrong_is_saved_too
+    login_and_logout_in_one_request_leave_nothing
+    a_rotation_after_a_failed_save_is_applied
+    a_login_after_a_failed_save_has_a_new_token
+    a_logout_after_a_failed_save_ends_the_session
+    a_logout_after_a_login_with_a_failed_save_leaves_nothing
+    a_logout_after_a_rotation_with_a_failed_save_leaves_nothing
+    a_login_after_a_failed_save_gives_no_values_to_another_user
+    an_insert_after_a_logout_with_a_failed_save_is_in_another_session
+    an_insert_after_a_failed_save_is_saved
 }
 
-async fn a_token_that_the_store_does_not_know_is_never_adopted(w: World) {
+async fn an_unknown_token_is_never_adopted(w: World) {
     for steps in [
         json!([["insert", "k", 1]]),
         json!([["clear"], ["insert", "k", 1]]),
@@ -436,7 +436,7 @@ async fn a_token_that_the_store_does_not_know_is_never_adopted(w: World) {
         assert!(!w.opens(PLANTED).await, "{steps}");
         assert_eq!(w.tab(&client).one(json!(["get", "k"])).await, 1, "{steps}");
     }
-    // Nor does anything else make it known.
+    // No other operation makes it known.
     let client = w.client();
     client.set_cookie(COOKIE, PLANTED);
     for steps in [
@@ -468,7 +468,7 @@ async fn a_token_is_not_adopted_after_its_logout(w: World) {
     assert_eq!(json!(seen), json!([null, 3, null]));
 }
 
-async fn a_token_planted_before_login_is_worth_nothing_after(w: World) {
+async fn a_token_planted_before_login_is_invalid_afterwards(w: World) {
     let thief = w.visitor().await;
     let victim = w.client();
     victim.set_cookie(COOKIE, &token(&thief));
@@ -486,7 +486,7 @@ async fn logout_beats_a_slower_write(w: World) {
         tab.one(json!(["logout"])).await;
     };
     let reply = w.slowly(&client, json!([["get", "k"], ["gate", "slow"], ["insert", "k", 2]]), logout).await;
-    assert_untold(&reply);
+    assert_not_delivered(&reply);
     assert!(!w.opens(&old).await);
     assert_eq!(w.count().await, 0);
     assert_eq!(w.layer().stats().ended_concurrently, 1);
@@ -499,7 +499,7 @@ async fn logout_beats_20_slower_writes(w: World) {
     assert_eq!(ended, 20);
 }
 
-async fn rotation_loses_none_of_20_slower_writes(w: World) {
+async fn rotation_keeps_20_slower_writes(w: World) {
     let tab = during_20_slower_writes(&w, json!(["rotate"])).await;
     assert_eq!(w.count().await, 1);
     for n in 0..20 {
@@ -507,7 +507,7 @@ async fn rotation_loses_none_of_20_slower_writes(w: World) {
     }
 }
 
-/// Returns the tab in which `step` was done; nobody else was told of it.
+/// Returns the tab that did `step`. The other tab does not have the new cookie.
 async fn during_20_slower_writes(w: &World, step: Value) -> Client {
     let client = w.member("ana").await;
     let (old, tab) = (token(&client), w.tab(&client));
@@ -526,13 +526,13 @@ async fn during_20_slower_writes(w: &World, step: Value) -> Client {
         app.open(gate);
     }
     for (_, _, writer) in writers {
-        assert_untold(&writer.await.unwrap());
+        assert_not_delivered(&writer.await.unwrap());
     }
     assert!(!w.opens(&old).await);
     tab
 }
 
-async fn logout_beats_whatever_a_slower_request_does(w: World) {
+async fn logout_beats_any_slower_request(w: World) {
     for step in [
         json!(["insert", "k", 5]),
         json!(["remove", "k"]),
@@ -547,14 +547,14 @@ async fn logout_beats_whatever_a_slower_request_does(w: World) {
             tab.one(json!(["logout"])).await;
         };
         let reply = w.slowly(&client, json!([["load"], ["gate", "slow"], step]), logout).await;
-        assert_untold(&reply);
+        assert_not_delivered(&reply);
         assert!(!w.opens(&old).await, "{step}");
         assert_eq!(w.count().await, 0, "{step}");
     }
 }
 
-/// Its cookie would take the place of the one that the other tab has just been given.
-async fn a_slower_request_that_saves_twice_begins_no_session_of_its_own(w: World) {
+/// Its cookie would replace that of the other tab.
+async fn a_slower_request_that_saves_twice_creates_no_session(w: World) {
     {
         let client = w.member("ana").await;
         let tab = w.tab(&client);
@@ -563,7 +563,7 @@ async fn a_slower_request_that_saves_twice_begins_no_session_of_its_own(w: World
         };
         let steps = json!([["load"], ["gate", "slow"], ["insert", "k", 2], ["save"], ["insert", "l", 3]]);
         let reply = w.slowly(&client, steps, meanwhile).await;
-        // The handler that saves by itself is told.
+        // A handler that saves explicitly gets the error.
         assert_eq!(reply.status, StatusCode::UNAUTHORIZED);
         assert_eq!(reply.set_cookies(), [""; 0], "no cookie is to be touched");
         assert_eq!(w.count().await, 0);
@@ -577,12 +577,12 @@ async fn logout_beats_a_slower_rotation(w: World) {
         tab.one(json!(["logout"])).await;
     };
     let steps = json!([["load"], ["gate", "slow"], ["insert", "k", 2], ["rotate"]]);
-    assert_untold(&w.slowly(&client, steps, logout).await);
+    assert_not_delivered(&w.slowly(&client, steps, logout).await);
     assert!(!w.opens(&old).await);
     assert_eq!(w.count().await, 0);
 }
 
-async fn a_slower_login_over_an_ended_session_begins_its_own(w: World) {
+async fn a_slower_login_over_an_ended_session_creates_a_new_one(w: World) {
     let client = w.member("ana").await;
     let (old, tab) = (token(&client), w.tab(&client));
     let logout = async {
@@ -604,7 +604,7 @@ async fn a_slower_write_after_a_rotation_is_kept(w: World) {
         tab.one(json!(["rotate"])).await;
     };
     let reply = w.slowly(&client, json!([["load"], ["gate", "slow"], ["insert", "k", 2]]), rotate).await;
-    assert_untold(&reply);
+    assert_not_delivered(&reply);
     assert!(!w.opens(&old).await);
     let seen = tab.perform(json!([["user"], ["get", "k"]])).await;
     assert_eq!(json!(seen), json!(["ana", 2]), "the request was good when it came");
@@ -612,7 +612,7 @@ async fn a_slower_write_after_a_rotation_is_kept(w: World) {
     assert_eq!(w.layer().stats().ended_concurrently, 0);
 }
 
-async fn of_two_rotations_at_once_one_happens_and_both_are_told(w: World) {
+async fn one_of_two_concurrent_rotations_wins_and_both_get_its_token(w: World) {
     let client = w.member("ana").await;
     let (old, tab) = (token(&client), w.tab(&client));
     let rotate = async {
@@ -630,7 +630,7 @@ async fn of_two_rotations_at_once_one_happens_and_both_are_told(w: World) {
     assert_eq!(w.count().await, 1);
 }
 
-async fn two_logins_at_once_leave_the_old_token_dead(w: World) {
+async fn two_concurrent_logins_invalidate_the_old_token(w: World) {
     let client = w.visitor().await;
     let (old, tab) = (token(&client), w.tab(&client));
     let login = async {
@@ -643,7 +643,7 @@ async fn two_logins_at_once_leave_the_old_token_dead(w: World) {
     assert_eq!(tab.one(json!(["user"])).await, "ana");
 }
 
-async fn a_rotated_token_is_dead_and_the_new_one_alive(w: World) {
+async fn after_a_rotation_only_the_new_token_is_valid(w: World) {
     let client = w.member("ana").await;
     let mut tokens = vec![token(&client)];
     for _ in 0..5 {
@@ -681,7 +681,7 @@ async fn a_login_survives_a_failing_handler(w: World) {
     assert_eq!(w.count().await, 1);
 }
 
-/// Sends `steps` and hangs up when `reached`; returns when the service has noticed.
+/// Sends `steps` and disconnects when `reached`. Returns when the service has noticed.
 async fn hangs_up(w: &World, client: &Client, steps: Value, reached: impl Future<Output = ()>) {
     let before = w.layer().stats().unsaved;
     tokio::select! {
@@ -706,7 +706,7 @@ async fn a_cancelled_request_leaves_the_session_as_it_was(w: World) {
     }
 }
 
-async fn a_request_cancelled_on_its_way_to_the_store_leaves_the_session_as_it_was(w: World) {
+async fn a_request_cancelled_before_the_store_is_called_changes_nothing(w: World) {
     for step in [json!(["rotate"]), json!(["login", "bob"]), json!(["logout"]), json!(["insert", "k", 9])] {
         let client = w.member("ana").await;
         let before = w.stored(&client).await;
@@ -720,7 +720,7 @@ async fn a_request_cancelled_on_its_way_to_the_store_leaves_the_session_as_it_wa
     }
 }
 
-async fn a_request_cancelled_on_its_way_back_leaves_one_live_token(w: World) {
+async fn a_request_cancelled_after_the_store_is_called_leaves_one_live_token(w: World) {
     let client = w.member("ana").await;
     let old = token(&client);
     w.switch.set(Fault::HeldAfter);
@@ -730,7 +730,7 @@ async fn a_request_cancelled_on_its_way_back_leaves_one_live_token(w: World) {
     assert!(!w.opens(&old).await, "the rotation was made: not both");
 }
 
-async fn every_mutator_alone_is_saved(w: World) {
+async fn every_single_mutator_is_saved(w: World) {
     let seen = json!([["user"], ["get", "k"], ["get", "l"], ["get", "new"]]);
     for (step, expected) in [
         (json!(["insert", "new", 3]), json!(["ana", 1, 2, 3])),
@@ -760,7 +760,7 @@ async fn every_mutator_alone_is_saved(w: World) {
     assert!(after > before + 30_000_000, "{before} {after}");
 }
 
-async fn what_changes_nothing_is_no_write(w: World) {
+async fn a_change_without_effect_is_not_a_write(w: World) {
     let client = w.member("ana").await;
     let before = w.stored(&client).await;
     for steps in [
@@ -771,7 +771,7 @@ async fn what_changes_nothing_is_no_write(w: World) {
         json!([["insert", "none", 5], ["remove", "none"]]),
         json!([["save"]]),
     ] {
-        assert_untold(&client.post("/do", &steps).await);
+        assert_not_delivered(&client.post("/do", &steps).await);
         assert_eq!(w.stored(&client).await, before, "{steps}");
     }
 }
@@ -821,11 +821,11 @@ async fn an_outage_of_a_save_changes_nothing(w: World) {
     }
 }
 
-async fn a_save_whose_answer_was_lost_is_not_doubled(w: World) {
+async fn a_save_with_a_lost_reply_is_not_applied_twice(w: World) {
     for before in ["login ana", "insert x"] {
         for begin in [World::nobody, World::anonymous, World::logged_in] {
             let client = begin(&w).await;
-            goes_wrong(&client, ("/save-fails", "deaf"), &[before], &[]).await;
+            save_fails(&client, ("/save-fails", "deaf"), &[before], &[]).await;
             assert_eq!(w.count().await, 1, "{before}");
             assert!(w.opens(&token(&client)).await, "{before}");
             client.one(json!(["logout"])).await;
@@ -840,7 +840,7 @@ async fn an_anonymous_request_during_an_outage_cannot_change_the_session(w: Worl
     w.switch.set(Fault::Down);
     let steps = json!([["is_degraded"], ["user"], ["get", "k"], ["id"], ["token"]]);
     let reply = tab.post("/do", &steps).await;
-    assert_untold(&reply);
+    assert_not_delivered(&reply);
     assert_eq!(reply.json(), json!([true, null, null, null, null]));
     for step in [json!(["insert", "k", 9]), json!(["login", "bob"]), json!(["logout"]), json!(["clear"])] {
         let reply = tab.post("/do", &json!([step])).await;
@@ -853,26 +853,26 @@ async fn an_anonymous_request_during_an_outage_cannot_change_the_session(w: Worl
     assert_eq!(tab.one(json!(["user"])).await, "ana");
 }
 
-/// The conflicts that all instances have counted.
+/// The conflicts counted by all instances.
 fn conflicts(w: &World) -> u64 {
     w.instances.iter().map(|(layer, _)| layer.stats().conflicts).sum()
 }
 
-async fn writers_of_different_keys_all_win(w: World) {
+async fn concurrent_writes_of_different_keys_are_kept(w: World) {
     let client = w.visitor().await;
     let tab = w.tab(&client);
     let write = async {
         tab.one(json!(["insert", "fast", 2])).await;
     };
     let reply = w.slowly(&client, json!([["load"], ["gate", "slow"], ["insert", "slow", 3]]), write).await;
-    assert_untold(&reply);
+    assert_not_delivered(&reply);
     let seen = client.perform(json!([["get", "k"], ["get", "fast"], ["get", "slow"]])).await;
     assert_eq!(json!(seen), json!([1, 2, 3]));
     assert_eq!(conflicts(&w), 1);
     assert_eq!(w.count().await, 1);
 }
 
-async fn ten_writers_of_different_keys_all_win(w: World) {
+async fn ten_concurrent_writes_of_different_keys_are_kept(w: World) {
     let client = w.visitor().await;
     let mut writers = Vec::new();
     for n in 0..10 {
@@ -888,7 +888,7 @@ async fn ten_writers_of_different_keys_all_win(w: World) {
         app.open(gate);
     }
     for (_, _, writer) in writers {
-        assert_untold(&writer.await.unwrap());
+        assert_not_delivered(&writer.await.unwrap());
     }
     let all: Vec<_> = (0..10).map(|n| json!(["get", format!("k{n}")])).collect();
     assert_eq!(json!(client.perform(json!(all)).await), json!([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]));
@@ -896,30 +896,30 @@ async fn ten_writers_of_different_keys_all_win(w: World) {
     assert!(conflicts(&w) >= 9, "all but the first met another: {}", conflicts(&w));
 }
 
-async fn of_two_writers_of_one_key_the_later_save_wins(w: World) {
+async fn the_later_save_of_one_key_wins(w: World) {
     let client = w.visitor().await;
     let tab = w.tab(&client);
-    // It begins later, and is saved first.
+    // It starts later and is saved first.
     let write = async {
         tab.one(json!(["insert", "k", "first"])).await;
     };
-    assert_untold(&w.slowly(&client, json!([["insert", "k", "last"], ["gate", "slow"]]), write).await);
+    assert_not_delivered(&w.slowly(&client, json!([["insert", "k", "last"], ["gate", "slow"]]), write).await);
     assert_eq!(tab.one(json!(["get", "k"])).await, "last");
     assert_eq!(conflicts(&w), 1);
 }
 
-async fn a_remove_and_an_insert_at_once_both_win(w: World) {
+async fn a_concurrent_remove_and_insert_are_both_kept(w: World) {
     let client = w.member("ana").await;
     let tab = w.tab(&client);
     let write = async {
         tab.perform(json!([["remove", "k"], ["insert", "m", 3]])).await;
     };
-    assert_untold(&w.slowly(&client, json!([["insert", "n", 4], ["gate", "slow"]]), write).await);
+    assert_not_delivered(&w.slowly(&client, json!([["insert", "n", 4], ["gate", "slow"]]), write).await);
     let seen = client.perform(json!([["contains", "k"], ["get", "l"], ["get", "m"], ["get", "n"]])).await;
     assert_eq!(json!(seen), json!([false, 2, 3, 4]));
 }
 
-async fn a_login_over_another_user_carries_nothing_over(w: World) {
+async fn a_login_over_another_user_keeps_no_values(w: World) {
     for steps in [
         json!([["login", "bob"]]),
         json!([["insert", "k", 5], ["login", "bob"]]),
@@ -955,7 +955,7 @@ async fn a_login_of_the_same_user_keeps_its_values(w: World) {
     assert_eq!(w.count().await, 1);
 }
 
-async fn what_is_inserted_after_a_destroy_is_in_another_session(w: World) {
+async fn an_insert_after_a_destroy_is_in_another_session(w: World) {
     for end in ["destroy", "logout"] {
         let client = w.member("ana").await;
         let old = token(&client);
@@ -971,7 +971,7 @@ async fn what_is_inserted_after_a_destroy_is_in_another_session(w: World) {
     assert_eq!(w.count().await, 2);
 }
 
-async fn logout_of_a_session_that_has_ended_is_no_error(w: World) {
+async fn logout_of_an_ended_session_is_not_an_error(w: World) {
     let client = w.member("ana").await;
     let (first, second) = (w.tab(&client), w.tab(&client));
     client.one(json!(["logout"])).await;
@@ -999,7 +999,7 @@ async fn a_tab_whose_session_was_logged_out_elsewhere_is_logged_out(w: World) {
     assert!(!w.opens(&old).await);
 }
 
-async fn logout_in_the_request_of_the_login_leaves_nothing(w: World) {
+async fn login_and_logout_in_one_request_leave_nothing(w: World) {
     for steps in [
         json!([["login", "ana"], ["insert", "k", 1], ["logout"]]),
         json!([["login", "ana"], ["save"], ["logout"]]),
@@ -1014,11 +1014,11 @@ async fn logout_in_the_request_of_the_login_leaves_nothing(w: World) {
     }
 }
 
-async fn a_rotation_after_a_save_that_went_wrong_is_made(w: World) {
+async fn a_rotation_after_a_failed_save_is_applied(w: World) {
     for how in GOES_WRONG {
         let client = w.member("ana").await;
         let old = token(&client);
-        goes_wrong(&client, how, &["insert x"], &["rotate"]).await;
+        save_fails(&client, how, &["insert x"], &["rotate"]).await;
         assert!(!w.opens(&old).await, "{how:?}: the old token still works");
         let seen = w.tab(&client).perform(json!([["user"], ["get", "k"], ["get", "x"]])).await;
         assert_eq!(json!(seen), json!(["ana", 1, true]), "{how:?}");
@@ -1027,12 +1027,12 @@ async fn a_rotation_after_a_save_that_went_wrong_is_made(w: World) {
     }
 }
 
-async fn a_login_after_a_save_that_went_wrong_has_a_new_token(w: World) {
+async fn a_login_after_a_failed_save_has_a_new_token(w: World) {
     for how in GOES_WRONG {
         let thief = w.visitor().await;
         let victim = w.tab(&thief);
         let victim = victim.at(&w.app().url());
-        goes_wrong(&victim, how, &["insert x"], &["login ana"]).await;
+        save_fails(&victim, how, &["insert x"], &["login ana"]).await;
         assert!(!w.opens(&token(&thief)).await, "{how:?}: the planted token is logged in");
         assert_eq!(w.tab(&victim).one(json!(["user"])).await, "ana", "{how:?}");
         victim.one(json!(["logout"])).await;
@@ -1040,42 +1040,42 @@ async fn a_login_after_a_save_that_went_wrong_has_a_new_token(w: World) {
     }
 }
 
-async fn a_logout_after_a_save_that_went_wrong_ends_the_session(w: World) {
+async fn a_logout_after_a_failed_save_ends_the_session(w: World) {
     for how in GOES_WRONG {
         let client = w.member("ana").await;
         let old = token(&client);
-        goes_wrong(&client, how, &["insert x"], &["logout"]).await;
+        save_fails(&client, how, &["insert x"], &["logout"]).await;
         assert_eq!(client.cookie(COOKIE), None, "{how:?}");
         assert!(!w.opens(&old).await, "{how:?}");
         assert_eq!(w.count().await, 0, "{how:?}");
     }
 }
 
-async fn a_logout_after_a_login_whose_save_went_wrong_leaves_nothing(w: World) {
+async fn a_logout_after_a_login_with_a_failed_save_leaves_nothing(w: World) {
     for how in GOES_WRONG {
         for begin in [World::nobody, World::anonymous] {
             let client = begin(&w).await;
-            goes_wrong(&client, how, &["login ana"], &["logout"]).await;
+            save_fails(&client, how, &["login ana"], &["logout"]).await;
             assert_eq!(client.cookie(COOKIE), None, "{how:?}: logged in after all");
             assert_eq!(w.count().await, 0, "{how:?}");
         }
     }
 }
 
-async fn a_logout_after_a_rotation_whose_save_went_wrong_leaves_nothing(w: World) {
+async fn a_logout_after_a_rotation_with_a_failed_save_leaves_nothing(w: World) {
     for how in GOES_WRONG {
         let client = w.member("ana").await;
-        goes_wrong(&client, how, &["rotate"], &["logout"]).await;
+        save_fails(&client, how, &["rotate"], &["logout"]).await;
         assert_eq!(client.cookie(COOKIE), None, "{how:?}");
         assert_eq!(w.count().await, 0, "{how:?}");
     }
 }
 
-async fn a_login_after_a_save_that_went_wrong_hands_nothing_to_another_user(w: World) {
+async fn a_login_after_a_failed_save_gives_no_values_to_another_user(w: World) {
     for how in GOES_WRONG {
         for begin in [World::nobody, World::anonymous, World::logged_in] {
             let client = begin(&w).await;
-            goes_wrong(&client, how, &["login ana", "insert x"], &["login bob"]).await;
+            save_fails(&client, how, &["login ana", "insert x"], &["login bob"]).await;
             let seen = w.tab(&client).perform(json!([["user"], ["get", "x"], ["get", "k"]])).await;
             assert_eq!(json!(seen), json!(["bob", null, null]), "{how:?}");
             client.one(json!(["logout"])).await;
@@ -1084,11 +1084,11 @@ async fn a_login_after_a_save_that_went_wrong_hands_nothing_to_another_user(w: W
     }
 }
 
-async fn an_insert_after_a_logout_whose_save_went_wrong_is_in_another_session(w: World) {
+async fn an_insert_after_a_logout_with_a_failed_save_is_in_another_session(w: World) {
     for how in GOES_WRONG {
         let client = w.member("ana").await;
         let old = token(&client);
-        goes_wrong(&client, how, &["logout"], &["insert x"]).await;
+        save_fails(&client, how, &["logout"], &["insert x"]).await;
         assert!(!w.opens(&old).await, "{how:?}");
         let seen = w.tab(&client).perform(json!([["user"], ["get", "x"], ["get", "k"]])).await;
         assert_eq!(json!(seen), json!([null, true, null]), "{how:?}");
@@ -1097,11 +1097,11 @@ async fn an_insert_after_a_logout_whose_save_went_wrong_is_in_another_session(w:
     }
 }
 
-async fn an_insert_after_a_save_that_went_wrong_is_saved_too(w: World) {
+async fn an_insert_after_a_failed_save_is_saved(w: World) {
     for how in GOES_WRONG {
         for before in ["insert x", "rotate", "login ana"] {
             let client = w.member("ana").await;
-            goes_wrong(&client, how, &[before], &["insert y"]).await;
+            save_fails(&client, how, &[before], &["insert y"]).await;
             let seen = w.tab(&client).perform(json!([["user"], ["get", "k"], ["get", "y"]])).await;
             assert_eq!(json!(seen), json!(["ana", 1, true]), "{how:?} {before}");
             client.one(json!(["logout"])).await;

@@ -1,4 +1,4 @@
-//! Sessions out of one store and into another, as lines.
+//! Export and import: sessions as lines.
 
 use std::time::Duration;
 
@@ -30,14 +30,14 @@ async fn lines(sessions: &Sessions) -> Vec<String> {
     lines
 }
 
-/// The only line.
+/// The only exported line.
 async fn line(sessions: &Sessions) -> String {
     let mut lines = lines(sessions).await;
     assert_eq!(lines.len(), 1, "{lines:?}");
     lines.remove(0)
 }
 
-/// A new session in memory, and its line.
+/// A new session in memory, exported.
 async fn exported(user: &str) -> (Sessions, Token, String) {
     let old = sessions(MemoryStore::new());
     let token = old.create(user).await.unwrap();
@@ -75,7 +75,7 @@ async fn a_deploy_from_memory_to_redis_and_back_logs_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_line_is_one_line_and_holds_no_token() {
+async fn an_exported_session_is_one_line_without_a_token() {
     let old = sessions(MemoryStore::new());
     let new = NewSession::of("ana\n\"ben\"\u{0}").insert("k", "a\nb\r\u{2028}").unwrap();
     let token = old.create(new).await.unwrap();
@@ -92,7 +92,7 @@ async fn a_line_is_one_line_and_holds_no_token() {
 }
 
 #[tokio::test]
-async fn deadlines_are_kept_and_what_is_over_stays_over() {
+async fn deadlines_are_kept_and_expired_sessions_stay_expired() {
     let clock = ManualClock::new();
     let layer = || SessionLayer::new(MemoryStore::new().clock(clock.clone())).clock(clock.clone());
     let (old, new) = (layer().sessions(), layer().sessions());
@@ -113,7 +113,7 @@ async fn deadlines_are_kept_and_what_is_over_stays_over() {
 }
 
 #[tokio::test]
-async fn the_later_version_wins_whatever_comes_first() {
+async fn the_later_version_wins_in_any_order() {
     let layer = SessionLayer::new(MemoryStore::new());
     let app = App::start(layer.clone()).await;
     let client = app.client();
@@ -135,7 +135,7 @@ async fn the_later_version_wins_whatever_comes_first() {
 }
 
 #[tokio::test]
-async fn what_has_ended_does_not_come_back() {
+async fn an_ended_session_is_not_imported() {
     let server = RedisServer::start().await;
     for new in [sessions(MemoryStore::new()), sessions(in_redis(&server))] {
         let (_, token, line) = exported("ana").await;
@@ -149,7 +149,7 @@ async fn what_has_ended_does_not_come_back() {
 }
 
 #[tokio::test]
-async fn what_is_no_line_is_refused_and_not_repeated() {
+async fn an_invalid_line_is_refused_and_not_shown() {
     let new = sessions(MemoryStore::new());
     let (_, token, line) = exported("ana").await;
     let stranger = sessions(MemoryStore::new());
@@ -169,7 +169,7 @@ async fn what_is_no_line_is_refused_and_not_repeated() {
         &format!("{line}{line}"),
         &replaced(r#""id":"#, r#""ID":"#),
         &replaced(&id, "short"),
-        // A session of one user in the place of another is found by nobody.
+        // A session under the slot tag of another user would not be found.
         &replaced(&id, &other.id().to_string()),
         &replaced(r#""v":2"#, r#""v":9"#),
         &replaced(r#""id":"#, r#""more":1,"id":"#),
@@ -180,12 +180,12 @@ async fn what_is_no_line_is_refused_and_not_repeated() {
         assert_eq!(error.to_string(), "not a line of an export that this version can read");
     }
     assert_eq!(new.count().await.unwrap(), 0);
-    // White space around it does no harm.
+    // White space around a line is ignored.
     assert_eq!(new.import(&format!(" {line}\r")).await.unwrap(), Imported::Created);
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_has_no_place_is_refused() {
+async fn a_session_that_is_too_large_or_over_capacity_is_refused() {
     let big = sessions(MemoryStore::new());
     big.create(NewSession::of("ana").insert("k", &"x".repeat(2000)).unwrap()).await.unwrap();
     let line = line(&big).await;

@@ -1,4 +1,4 @@
-//! The sessions of users, outside and inside requests: listed, limited, revoked, used once, told of; on memory and Redis.
+//! The sessions of users, outside and inside requests: listed, limited, revoked, used once, published; in memory and Redis.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ const COOKIE: &str = "session";
 const SECOND: Duration = Duration::from_secs(1);
 const SEEN: Key<BTreeSet<u64>> = Key::new("seen");
 
-/// Two instances over the same sessions.
+/// Two instances with the same sessions.
 struct World {
     layers: [SessionLayer; 2],
     redis: Option<RedisServer>,
@@ -112,66 +112,66 @@ macro_rules! promises {
 
 mod promised {
     promises! { memory
-        a_user_sees_own_sessions_and_ends_them
-        all_others_end_and_the_current_one_goes_on
-    who_is_spared_never_looks_ended
-        the_next_request_is_told_why
+        a_user_lists_and_ends_own_sessions
+        all_other_sessions_end_and_the_current_one_stays
+    the_kept_session_never_looks_ended
+        the_next_request_gets_the_end_reason
         one_device_at_a_time
-        a_strict_limit_refuses_the_login_and_keeps_the_visitor
+        a_strict_limit_refuses_the_login_and_keeps_the_anonymous_session
         parallel_logins_never_exceed_the_limit
-        parallel_logins_of_visitors_never_exceed_the_limit
-        a_store_that_is_full_answers_429
-        of_100_uses_at_once_one_counts
-        a_used_session_says_so
-        who_the_client_is_is_kept
-        a_session_is_made_as_asked
+        parallel_logins_over_anonymous_sessions_never_exceed_the_limit
+        a_full_store_is_429
+        one_of_100_concurrent_uses_succeeds
+        a_used_session_has_its_end_reason
+        client_metadata_is_stored
+        a_session_is_created_with_its_options
         every_session_is_scanned_and_counted
-        two_writes_of_one_key_are_merged_as_told
+        two_writes_of_one_key_are_merged_by_the_function
         two_writes_of_one_key_without_a_merge_are_counted
-        what_happens_is_told
-        a_typed_session_is_its_values
+        events_are_published
+        a_typed_session_reads_and_writes_the_values
         a_moved_session_is_listed_once
-        an_id_is_no_credential
+        an_id_is_not_a_credential
     }
     promises! { redis
-        a_user_sees_own_sessions_and_ends_them
-        all_others_end_and_the_current_one_goes_on
-        the_next_request_is_told_why
+        a_user_lists_and_ends_own_sessions
+        all_other_sessions_end_and_the_current_one_stays
+        the_next_request_gets_the_end_reason
         one_device_at_a_time
-        a_strict_limit_refuses_the_login_and_keeps_the_visitor
+        a_strict_limit_refuses_the_login_and_keeps_the_anonymous_session
         parallel_logins_never_exceed_the_limit
-        parallel_logins_of_visitors_never_exceed_the_limit
-        a_store_that_is_full_answers_429
-        of_100_uses_at_once_one_counts
-        a_used_session_says_so
-        who_the_client_is_is_kept
-        a_session_is_made_as_asked
+        parallel_logins_over_anonymous_sessions_never_exceed_the_limit
+        a_full_store_is_429
+        one_of_100_concurrent_uses_succeeds
+        a_used_session_has_its_end_reason
+        client_metadata_is_stored
+        a_session_is_created_with_its_options
         every_session_is_scanned_and_counted
-        two_writes_of_one_key_are_merged_as_told
+        two_writes_of_one_key_are_merged_by_the_function
         two_writes_of_one_key_without_a_merge_are_counted
-        what_happens_is_told
-        what_happens_elsewhere_is_told
-        a_typed_session_is_its_values
+        events_are_published
+        events_of_other_instances_are_received
+        a_typed_session_reads_and_writes_the_values
         a_moved_session_is_listed_once
-        an_id_is_no_credential
-        the_sessions_end_even_if_somebody_deleted_the_index
-        a_lost_index_mends_itself
+        an_id_is_not_a_credential
+        sessions_end_although_the_index_was_deleted
+        a_lost_index_is_rebuilt
         ten_thousand_logins_leave_a_small_index
         all_keys_of_a_call_share_a_slot
-        a_corrupt_record_is_an_outage_or_reset_as_told
-        a_corrupt_record_keeps_nobody_out
+        a_corrupt_record_is_an_outage_or_reset_as_configured
+        a_corrupt_record_prevents_no_login
     }
     promises! { packed
-        a_user_sees_own_sessions_and_ends_them
+        a_user_lists_and_ends_own_sessions
         one_device_at_a_time
-        who_the_client_is_is_kept
-        two_writes_of_one_key_are_merged_as_told
+        client_metadata_is_stored
+        two_writes_of_one_key_are_merged_by_the_function
         a_moved_session_is_listed_once
-        the_sessions_end_even_if_somebody_deleted_the_index
+        sessions_end_although_the_index_was_deleted
     }
 }
 
-async fn a_user_sees_own_sessions_and_ends_them(w: World) {
+async fn a_user_lists_and_ends_own_sessions(w: World) {
     let (app, other) = (w.app().await, w.other_app().await);
     let (phone, laptop, ben) =
         (logged_in(&app, "ana").await, logged_in(&other, "ana").await, logged_in(&app, "ben").await);
@@ -181,7 +181,7 @@ async fn a_user_sees_own_sessions_and_ends_them(w: World) {
     expected.sort_unstable();
     assert_eq!(seen, expected);
     assert!(w.here().revoke(&id(&phone).await).await.unwrap());
-    // Refused at the very next request, on every instance.
+    // Refused at the next request, on every instance.
     assert_eq!(phone.one(json!(["user"])).await, json!(null));
     assert_eq!(phone.at(&other.url()).one(json!(["user"])).await, json!(null));
     assert_eq!(laptop.one(json!(["user"])).await, "ana");
@@ -191,12 +191,12 @@ async fn a_user_sees_own_sessions_and_ends_them(w: World) {
     assert!(w.here().list("ana").await.unwrap().is_empty());
     assert_eq!(ben.one(json!(["user"])).await, "ben");
     assert!(!w.here().revoke(&expected[0]).await.unwrap(), "it had ended");
-    // And then a new beginning.
+    // Then the client can log in again.
     phone.one(json!(["login", "ana"])).await;
     assert_eq!(ids(&w.here(), "ana").await, [id(&phone).await]);
 }
 
-async fn all_others_end_and_the_current_one_goes_on(w: World) {
+async fn all_other_sessions_end_and_the_current_one_stays(w: World) {
     let app = w.app().await;
     let mut others = Vec::new();
     for _ in 0..3 {
@@ -218,7 +218,7 @@ async fn all_others_end_and_the_current_one_goes_on(w: World) {
     assert_eq!(current.one(json!(["get", "l"])).await, 1);
 }
 
-async fn who_is_spared_never_looks_ended(w: World) {
+async fn the_kept_session_never_looks_ended(w: World) {
     let (here, there) = (w.here(), w.there());
     let spared = here.create("ana").await.unwrap();
     let id = spared.id();
@@ -230,7 +230,7 @@ async fn who_is_spared_never_looks_ended(w: World) {
     }
 }
 
-async fn the_next_request_is_told_why(w: World) {
+async fn the_next_request_gets_the_end_reason(w: World) {
     let app = w.app().await;
     let revoked = logged_in(&app, "ana").await;
     w.here().revoke_user("ana").await.unwrap();
@@ -246,10 +246,10 @@ async fn the_next_request_is_told_why(w: World) {
     let stranger = app.client();
     stranger.set_cookie(COOKIE, &"x".repeat(56));
     assert_eq!(stranger.one(json!(["ended"])).await, json!(null));
-    // What ended is told until another begins.
+    // The end reason is returned until another session starts.
     revoked.one(json!(["login", "ana"])).await;
     assert_eq!(revoked.perform(json!([["user"], ["ended"]])).await, [json!("ana"), json!(null)]);
-    // An expired one as well, if it was a user's.
+    // Also an expired one, if it had a user.
     let short = Lifetime::new(Duration::from_millis(30), Duration::from_millis(30)).unwrap();
     let token = w.here().create(NewSession::of("ana").lifetime(short)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(60)).await;
@@ -263,7 +263,7 @@ async fn one_device_at_a_time(w: World) {
     assert_eq!(first.perform(json!([["user"], ["ended"]])).await, [json!(null), json!("evicted")]);
     assert_eq!(second.one(json!(["user"])).await, "one");
     assert_eq!(w.layers[1].stats().evictions, 1);
-    // Logging in again where one is logged in takes nobody's place.
+    // Logging in over a session of the same user evicts nothing.
     second.one(json!(["login", "one"])).await;
     assert_eq!(ids(&w.here(), "one").await, [id(&second).await]);
     let error = first.post("/do", &json!([["login", "one"]])).await.status;
@@ -271,7 +271,7 @@ async fn one_device_at_a_time(w: World) {
     assert_eq!(second.one(json!(["ended"])).await, "evicted");
 }
 
-async fn a_strict_limit_refuses_the_login_and_keeps_the_visitor(w: World) {
+async fn a_strict_limit_refuses_the_login_and_keeps_the_anonymous_session(w: World) {
     let app = w.app().await;
     let (a, _b) = (logged_in(&app, "strict").await, logged_in(&app, "strict").await);
     let third = app.client();
@@ -298,7 +298,7 @@ async fn parallel_logins_never_exceed_the_limit(w: World) {
     assert_eq!(w.here().list("strict").await.unwrap().len(), 2);
 }
 
-async fn parallel_logins_of_visitors_never_exceed_the_limit(w: World) {
+async fn parallel_logins_over_anonymous_sessions_never_exceed_the_limit(w: World) {
     let app = w.app().await;
     let mut logins = JoinSet::new();
     for _ in 0..8 {
@@ -317,7 +317,7 @@ async fn parallel_logins_of_visitors_never_exceed_the_limit(w: World) {
     assert_eq!(w.here().list("one").await.unwrap().len(), 1);
 }
 
-async fn a_store_that_is_full_answers_429(w: World) {
+async fn a_full_store_is_429(w: World) {
     let layer = SessionLayer::new(w.full.clone()).cookie(SessionCookie::development());
     let app = App::start(layer.clone()).await;
     let visitor = app.client();
@@ -334,7 +334,7 @@ async fn a_store_that_is_full_answers_429(w: World) {
     let refused = app.client();
     let reply = refused.post("/do", &json!([["insert", "k", 1]])).await;
     assert_eq!((reply.status.as_u16(), reply.set_cookies().len()), (429, 0));
-    // Those that are there are served.
+    // Existing sessions are served.
     visitor.perform(json!([["insert", "k", 2], ["rotate"]])).await;
     assert!(layer.sessions().revoke(&created[0].id()).await.unwrap());
     refused.one(json!(["insert", "k", 1])).await;
@@ -348,7 +348,7 @@ async fn a_store_that_is_full_answers_429(w: World) {
     assert!(layer.sessions().create("ana").await.is_ok());
 }
 
-async fn of_100_uses_at_once_one_counts(w: World) {
+async fn one_of_100_concurrent_uses_succeeds(w: World) {
     let token = w.here().create(NewSession::anonymous().insert("document", &17).unwrap()).await.unwrap();
     let mut uses = JoinSet::new();
     for n in 0..100 {
@@ -372,7 +372,7 @@ async fn of_100_uses_at_once_one_counts(w: World) {
     assert!(matches!(w.here().consume(&stranger).await.unwrap(), Consumed::Unknown));
 }
 
-async fn a_used_session_says_so(w: World) {
+async fn a_used_session_has_its_end_reason(w: World) {
     let app = w.app().await;
     let client = app.client();
     client.one(json!(["insert", "voucher", 5])).await;
@@ -384,7 +384,7 @@ async fn a_used_session_says_so(w: World) {
         [json!(null), json!(false), json!("used")]
     );
     assert_eq!(app.client().one(json!(["consume"])).await, false);
-    // Nothing that was changed before is saved afterwards.
+    // Earlier changes are not saved afterwards.
     let other = app.client();
     other.one(json!(["insert", "voucher", 6])).await;
     let reply = other.post("/do", &json!([["insert", "voucher", 7], ["consume"]])).await;
@@ -392,21 +392,21 @@ async fn a_used_session_says_so(w: World) {
     assert_eq!(w.here().count().await.unwrap(), 0);
 }
 
-async fn who_the_client_is_is_kept(w: World) {
+async fn client_metadata_is_stored(w: World) {
     let app = w.app().await;
     let client = app.client();
     let headers =
         [("user-agent", "curl/8"), ("x-forwarded-for", "6.6.6.6, 203.0.113.7"), ("content-type", "application/json")];
     let body = r#"[["login","ana"],["set_metadata","device","phone"]]"#;
     client.request(http::Method::POST, "/do", &headers, body.into()).await;
-    // Another address later changes nothing: it is who logged in.
+    // A later address changes nothing: the metadata is that of the login.
     client.perform(json!([["insert", "k", 1], ["rotate"]])).await;
     let listed = w.there().list("ana").await.unwrap();
     let metadata = listed[0].metadata();
     assert_eq!(metadata.ip(), Some([203, 0, 113, 7].into()));
     assert_eq!(metadata.user_agent(), Some("curl/8"));
     assert_eq!(metadata.field("device"), Some("phone"));
-    // A new login is a new client, of the same device.
+    // A new login has the metadata of its request.
     client.one(json!(["login", "ana"])).await;
     let metadata = w.there().list("ana").await.unwrap()[0].metadata().clone();
     assert_eq!((metadata.user_agent(), metadata.field("device")), (None, Some("phone")));
@@ -416,7 +416,7 @@ async fn who_the_client_is_is_kept(w: World) {
     assert_eq!(client.post("/do", &json!([["set_metadata", "device", large]])).await.status.as_u16(), 500);
 }
 
-async fn a_session_is_made_as_asked(w: World) {
+async fn a_session_is_created_with_its_options(w: World) {
     let half_an_hour = Duration::from_secs(30 * 60);
     let new = NewSession::of("ana")
         .lifetime(Lifetime::new(half_an_hour, half_an_hour).unwrap())
@@ -456,10 +456,10 @@ async fn every_session_is_scanned_and_counted(w: World) {
     }
     assert_eq!(seen, expected);
     assert_eq!(scan.cursor(), None);
-    // By pages, as a web page would.
+    // In pages, like a web page.
     let (mut seen, mut from) = (BTreeSet::new(), Some(Cursor::start()));
     while let Some(place) = from {
-        let place = Cursor::from(place.as_str().to_owned()); // through a link
+        let place = Cursor::from(place.as_str().to_owned()); // as in a link
         let (page, next) = w.here().page(&place, 20).await.unwrap();
         seen.extend(page.iter().map(|session| session.id()));
         from = next;
@@ -467,7 +467,7 @@ async fn every_session_is_scanned_and_counted(w: World) {
     assert_eq!(seen, expected);
 }
 
-async fn two_writes_of_one_key_are_merged_as_told(w: World) {
+async fn two_writes_of_one_key_are_merged_by_the_function(w: World) {
     let (app, other) = (w.app().await, w.other_app().await);
     let client = logged_in(&app, "ana").await;
     client.one(json!(["insert", "seen", [1]])).await;
@@ -500,7 +500,7 @@ async fn two_writes_of_one_key_without_a_merge_are_counted(w: World) {
     }
 }
 
-async fn what_happens_is_told(w: World) {
+async fn events_are_published(w: World) {
     let app = w.app().await;
     let mut events = w.here().events().await.unwrap();
     let client = app.client();
@@ -533,7 +533,7 @@ async fn what_happens_is_told(w: World) {
     }
 }
 
-async fn what_happens_elsewhere_is_told(w: World) {
+async fn events_of_other_instances_are_received(w: World) {
     let mut there = w.there().events().await.unwrap();
     let mut seen = Vec::new();
     let mut expected = Vec::new();
@@ -547,7 +547,7 @@ async fn what_happens_elsewhere_is_told(w: World) {
         let event = there.next().await.unwrap();
         seen.push((event.session(), event.kind()));
     }
-    // Each once; those of one instance in their order.
+    // Each once, and those of one instance in order.
     for (id, happened) in &expected {
         assert_eq!(seen.iter().filter(|event| **event == (*id, *happened)).count(), 1);
     }
@@ -555,7 +555,7 @@ async fn what_happens_elsewhere_is_told(w: World) {
     assert!(redis.pttl("sess:events").await > 0);
 }
 
-async fn a_typed_session_is_its_values(w: World) {
+async fn a_typed_session_reads_and_writes_the_values(w: World) {
     #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(default)]
     struct Visitor {
@@ -598,7 +598,7 @@ async fn a_moved_session_is_listed_once(w: World) {
     assert_eq!(ids(&w.here(), "ben").await, [id(&client).await]);
 }
 
-async fn an_id_is_no_credential(w: World) {
+async fn an_id_is_not_a_credential(w: World) {
     let app = w.app().await;
     let client = logged_in(&app, "ana").await;
     let id = id(&client).await.to_string();
@@ -610,7 +610,7 @@ async fn an_id_is_no_credential(w: World) {
     assert_eq!(client.one(json!(["user"])).await, "ana", "nor does it end anything");
 }
 
-async fn the_sessions_end_even_if_somebody_deleted_the_index(w: World) {
+async fn sessions_end_although_the_index_was_deleted(w: World) {
     let (app, redis) = (w.app().await, w.redis.as_ref().unwrap());
     let (phone, laptop) = (logged_in(&app, "ana").await, logged_in(&app, "ana").await);
     let index = format!("sess:{{{}}}", SessionId::slot_tag_of("ana"));
@@ -623,7 +623,7 @@ async fn the_sessions_end_even_if_somebody_deleted_the_index(w: World) {
         assert_eq!(reply.status.as_u16(), 200, "a new session");
     }
     assert!(redis.pttl(&format!("{index}:epoch")).await > 0);
-    // A slow request does not bring it back either.
+    // A slow request does not resurrect it.
     let slow = logged_in(&app, "ana").await;
     let steps = json!([["get", "k"], ["gate", "slow"], ["insert", "k", 2]]);
     let (reply, ()) = tokio::join!(slow.post("/do", &steps), async {
@@ -638,7 +638,7 @@ async fn the_sessions_end_even_if_somebody_deleted_the_index(w: World) {
     assert!(w.here().list("ana").await.unwrap().is_empty());
 }
 
-async fn a_lost_index_mends_itself(w: World) {
+async fn a_lost_index_is_rebuilt(w: World) {
     let (app, redis) = (w.app().await, w.redis.as_ref().unwrap());
     let (phone, laptop) = (logged_in(&app, "ana").await, logged_in(&app, "ana").await);
     let index = format!("sess:{{{}}}", SessionId::slot_tag_of("ana"));
@@ -670,7 +670,7 @@ async fn ten_thousand_logins_leave_a_small_index(w: World) {
     assert_eq!(sessions.count().await.unwrap(), 100);
 }
 
-/// Redis itself says in which slot a key lies.
+/// Redis reports the slot of a key.
 async fn all_keys_of_a_call_share_a_slot(w: World) {
     let redis = w.redis.as_ref().unwrap();
     let mut monitor = redis.monitor().await;
@@ -692,7 +692,7 @@ async fn all_keys_of_a_call_share_a_slot(w: World) {
     let (mut calls, mut within) = (0, BTreeSet::new());
     for line in monitor.so_far().await {
         let words: Vec<&str> = line.split('"').skip(1).step_by(2).collect();
-        // A script that is sent whole was called by its name before, with the same keys.
+        // A script that is sent in full was called by its hash before, with the same keys.
         let keys = match words[0].to_uppercase().as_str() {
             "EVALSHA" => {
                 within.clear();
@@ -726,8 +726,8 @@ fn slot(key: &[u8]) -> u16 {
     crc % 16384
 }
 
-/// It goes first when another needs its place.
-async fn a_corrupt_record_keeps_nobody_out(w: World) {
+/// It is evicted first.
+async fn a_corrupt_record_prevents_no_login(w: World) {
     let redis = w.redis.as_ref().unwrap();
     let app = w.app().await;
     for content in [r#"{"v":2}"#, r#"{"v":9,"n":"AAAAAxbk0fTjK8pw","t":"?"}"#, "{}"] {
@@ -739,7 +739,7 @@ async fn a_corrupt_record_keeps_nobody_out(w: World) {
     }
 }
 
-async fn a_corrupt_record_is_an_outage_or_reset_as_told(w: World) {
+async fn a_corrupt_record_is_an_outage_or_reset_as_configured(w: World) {
     let redis = w.redis.as_ref().unwrap();
     for reset in [false, true] {
         let layer = w.layers[0].clone().on_corrupt(if reset { OnCorrupt::Reset } else { OnCorrupt::Outage });

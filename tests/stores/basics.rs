@@ -1,4 +1,4 @@
-//! What only the memory store, the stored form and the names of sessions promise. What every store does is in `conformance.rs`.
+//! The memory store, the stored format, and the names of sessions. `conformance.rs` tests what all stores have in common.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -28,17 +28,17 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The token number `n`.
+/// Token number `n`.
 fn token(n: u64) -> Token {
     Token::parse(format!("{n:056}")).unwrap()
 }
 
-/// The id of the token number `n`.
+/// The id of token number `n`.
 fn id(n: u64) -> SessionId {
     token(n).id()
 }
 
-/// The id number `n` of a user.
+/// Id number `n` of a user.
 fn id_of(user: &str, n: u64) -> SessionId {
     Token::parse(format!("{}{n:044}", SessionId::slot_tag_of(user))).unwrap().id()
 }
@@ -63,7 +63,7 @@ fn record(counter: u32, nonce: u64) -> Arc<Record> {
     Arc::new(Record::decode(stored.as_bytes()).unwrap())
 }
 
-/// A version that nothing has.
+/// A version that no record has.
 fn no_version() -> Version {
     record(u32::MAX, u64::MAX).version()
 }
@@ -136,7 +136,7 @@ mod memory_store {
     }
 
     #[test]
-    fn capacity_is_never_exceeded_by_64_threads_at_once() {
+    fn capacity_is_never_exceeded_by_64_concurrent_threads() {
         for capacity in [1, 10, 100] {
             let store = MemoryStore::new().capacity(capacity);
             thread::scope(|scope| {
@@ -158,7 +158,7 @@ mod memory_store {
     }
 
     #[test]
-    fn the_session_idle_longest_makes_room() {
+    fn the_longest_idle_session_is_evicted() {
         let (store, clock) = timed(4);
         let create = |n: u64| {
             clock.advance(SECOND);
@@ -167,7 +167,7 @@ mod memory_store {
         for n in 1..=4 {
             create(n);
         }
-        // Use all but 3, in every way there is.
+        // Use all except 3, with every operation.
         clock.advance(SECOND);
         assert!(is_alive(&store, 1));
         clock.advance(SECOND);
@@ -183,9 +183,9 @@ mod memory_store {
     }
 
     #[test]
-    fn an_expired_session_makes_room_before_a_live_one() {
+    fn an_expired_session_is_evicted_before_a_live_one() {
         let (store, clock) = timed(2);
-        assert_created(now(store.create(&id(1), entry(record(1, 1), HOUR), Limits::none()))); // idle longest, and alive
+        assert_created(now(store.create(&id(1), entry(record(1, 1), HOUR), Limits::none()))); // idle longest, and live
         clock.advance(SECOND);
         assert_created(now(store.create(&id(2), entry(record(1, 2), SECOND), Limits::none())));
         clock.advance(MINUTE); // 2 has expired
@@ -196,7 +196,7 @@ mod memory_store {
     }
 
     #[test]
-    fn create_of_an_id_that_exists_evicts_nobody() {
+    fn create_of_an_existing_id_evicts_nothing() {
         let (store, clock) = timed(2);
         for n in 1..=2 {
             clock.advance(SECOND);
@@ -210,14 +210,14 @@ mod memory_store {
     }
 
     #[test]
-    fn create_of_an_id_that_exists_is_refused_in_a_full_store_too() {
+    fn create_of_an_existing_id_is_refused_in_a_full_store() {
         let (store, clock) = timed(1);
         assert_created(now(store.create(&id(1), entry(record(1, 1), HOUR), Limits::none())));
         clock.advance(SECOND);
         assert_eq!(now(store.create(&id(1), entry(record(1, 9), HOUR), Limits::none())), Created::Taken);
     }
 
-    /// Bob's session, idle longest, and Ana's; as many as there may be. Then another of Ana's, who may have one.
+    /// At the capacity: a session of Bob, idle longest, and one of Ana. Then another of Ana, whose limit is one.
     fn another_of_a_user_who_has_all_she_may(when_full: WhenFull) -> (MemoryStore, Created) {
         let (store, clock) = timed(2);
         let limits = Limits::per_user(1, when_full);
@@ -232,7 +232,7 @@ mod memory_store {
     }
 
     #[test]
-    fn a_creation_that_is_refused_evicts_nobody() {
+    fn a_refused_creation_evicts_nothing() {
         let (store, created) = another_of_a_user_who_has_all_she_may(WhenFull::Reject);
         assert_eq!(created, Created::Full);
         assert!(now(store.load(&id_of("ana", 2))).live().is_some());
@@ -240,7 +240,7 @@ mod memory_store {
     }
 
     #[test]
-    fn a_session_that_takes_the_place_of_its_users_own_evicts_no_other() {
+    fn a_session_that_replaces_one_of_its_user_evicts_no_other() {
         let (store, created) = another_of_a_user_who_has_all_she_may(WhenFull::EvictOldest);
         assert_eq!(created, Created::Done { evicted: vec![id_of("ana", 2)] });
         assert!(now(store.load(&id_of("bob", 1))).live().is_some(), "there was a place already");
@@ -248,7 +248,7 @@ mod memory_store {
     }
 
     #[test]
-    fn expired_sessions_are_freed_as_others_are_used() {
+    fn expired_sessions_are_freed_by_later_operations() {
         let (store, clock) = timed(100_000);
         for n in 0..1000 {
             assert_created(now(store.create(&id(n), entry(record(1, n), MINUTE), Limits::none())));
@@ -267,7 +267,7 @@ mod memory_store {
     }
 
     #[test]
-    fn sessions_that_were_touched_are_freed_when_they_expire() {
+    fn touched_sessions_are_freed_when_they_expire() {
         let (store, clock) = timed(100_000);
         for n in 0..500 {
             assert_created(now(store.create(&id(n), entry(record(1, n), MINUTE), Limits::none())));
@@ -283,7 +283,7 @@ mod memory_store {
     }
 
     #[test]
-    fn sessions_whose_time_was_shortened_are_freed_when_they_expire() {
+    fn shortened_sessions_are_freed_when_they_expire() {
         let (store, clock) = timed(100_000);
         for n in 0..500 {
             assert_created(now(store.create(&id(n), entry(record(1, n), 24 * HOUR), Limits::none())));
@@ -316,7 +316,7 @@ mod memory_store {
                         let (a, b) = (id(t * 10_000 + n), id(t * 10_000 + 5000 + n));
                         for id in [&a, &b] {
                             now(store.create(id, entry(record(1, n), HOUR), Limits::none()));
-                            // Another thread's session may have taken its place meanwhile.
+                            // A session of another thread may have replaced it.
                             let _ = now(store.update(id, record(1, n).version(), entry(record(2, n), HOUR)));
                         }
                         now(store.end(&a, EndReason::LoggedOut.into()));
@@ -330,7 +330,7 @@ mod memory_store {
     }
 
     #[test]
-    fn what_ended_within_the_last_minute_is_remembered_however_much_did() {
+    fn tombstones_of_the_last_minute_are_kept_however_many() {
         let (store, clock) = timed(10);
         for n in 0..2_000 {
             assert_created(now(store.create(&id(n), entry(record(1, n), HOUR), Limits::none())));
@@ -341,7 +341,6 @@ mod memory_store {
             assert_eq!(now(store.create(&id(n), entry(record(1, n), HOUR), Limits::none())), Created::Taken);
         }
         clock.advance(SECOND);
-        // A few with every operation.
         (0..2_000).for_each(|n| drop(now(store.load(&id(10_000 + n)))));
         let forgotten = (0..2_000).filter(|n| matches!(now(store.load(&id(*n))), Found::Unknown)).count();
         assert_eq!(forgotten, 2_000 - 64, "all of one slot tag, and so of one part of the store");
@@ -371,7 +370,7 @@ mod memory_store {
     }
 
     #[test]
-    fn what_it_says_of_itself_holds_no_session() {
+    fn debug_shows_no_session() {
         let store = MemoryStore::new();
         assert_created(now(store.create(&id(1), entry(record(1, 1), HOUR), Limits::none())));
         assert_eq!(format!("{store:?}"), "MemoryStore { len: 1, capacity: 100000 }");
@@ -400,16 +399,16 @@ mod memory_store {
         ]
     }
 
-    /// A session of the model: its record, when it ends, when it was last used. Times in milliseconds.
+    /// A session of the model: record, expiry and last use, in milliseconds.
     type Model = BTreeMap<u64, (Arc<Record>, u64, u64)>;
 
-    /// Performs `ops` on a store and on a map; they must agree.
+    /// Performs `ops` on a store and on a map, which must agree.
     fn agrees_with_a_map(ops: Vec<Op>, capacity: usize) {
         let (store, clock) = timed(capacity);
         let (mut model, mut seen) = (Model::new(), HashSet::new());
         let (mut time, mut nonce) = (0_u64, 0_u64);
         for op in ops {
-            // Every operation at a moment of its own: who is idle longest is never a tie.
+            // Each operation has its own millisecond, so there are no ties of the longest idle session.
             clock.advance(Duration::from_millis(1));
             time += 1;
             model.retain(|_, (_, end, _)| *end > time);
@@ -430,7 +429,7 @@ mod memory_store {
                     let (end, ttl) = at(ttl);
                     let created = now(store.create(&id(n), entry(fresh.clone(), ttl), Limits::none()));
                     match seen.insert(n) {
-                        // There, or ended: an id that ended never comes back.
+                        // Live or ended: an id that has ended is never used again.
                         false => assert_eq!(created, Created::Taken),
                         true => {
                             assert_created(created);
@@ -521,14 +520,14 @@ mod records {
         assert!(Record::decode(stored).is_err(), "{}", String::from_utf8_lossy(stored));
     }
 
-    /// `VALID` with something replaced, which must be there.
+    /// `VALID` with a replacement of a part that must exist.
     #[track_caller]
     fn but(from: &str, to: &str) -> String {
         assert!(VALID.contains(from));
         VALID.replace(from, to)
     }
 
-    /// One of each format that was ever written. These lie in somebody's Redis.
+    /// One record of each released format. Deployed Redis servers contain them.
     const FORMAT_1: &str = concat!(
         r#"{"v":1,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,42000,1800000,86400000],"persistent":true,"#,
         r#""user":"ana","data":{"cart":[1,2],"visits":3}}"#
@@ -555,7 +554,7 @@ mod records {
         assert_eq!(record.created_at().as_millis(), 1_763_679_600_000);
         assert_eq!(record.version().to_string(), "AAAAAxbk0fTjK8pw");
         assert_eq!(String::from_utf8(record.encode()).unwrap(), FORMAT_1.replace("\"v\":1", "\"v\":2"));
-        // What came later is not of this format.
+        // A later field is not part of this format.
         for later in [r#""g":["abcdefghijklmnop","",1,1],"#, r#""meta":{"ua":"x"},"#] {
             assert_refused(FORMAT_1.replace(r#""user""#, &format!(r#"{later}"user""#)));
         }
@@ -565,7 +564,7 @@ mod records {
     fn a_record_of_format_2_stays_readable() {
         assert_eq!(String::from_utf8(Record::decode(FORMAT_2.as_bytes()).unwrap().encode()).unwrap(), FORMAT_2);
         assert_eq!(Record::decode(VALID.as_bytes()).unwrap().encode(), VALID.as_bytes());
-        // What is optional may be absent.
+        // Optional fields may be absent.
         let least = r#"{"v":2,"n":"AAAAAQAAAAAAAAAA","t":[0,0,1,1],"data":{}}"#;
         let record = Record::decode(least.as_bytes()).unwrap();
         assert_eq!(record.user(), None);
@@ -588,7 +587,7 @@ mod records {
         let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         rt.block_on(async {
             let store = MemoryStore::new();
-            // Created long ago, with an absolute timeout longer still.
+            // Created long ago, with an even longer absolute timeout.
             let stored = FORMAT_1.replace("86400000]", "315360000000]").replace("1800000", "315360000000");
             let record = Arc::new(Record::decode(stored.as_bytes()).unwrap());
             assert_created(store.create(&id(1), entry(record, HOUR), Limits::none()).await.unwrap());
@@ -602,7 +601,7 @@ mod records {
     }
 
     #[test]
-    fn what_is_not_a_record_is_refused() {
+    fn an_invalid_record_is_refused() {
         for stored in ["", " ", "null", "1", "\"\"", "[]", "{}", "{", "a:0:{}", "\u{feff}{}", "{\"v\":1}"] {
             assert_refused(stored);
         }
@@ -614,7 +613,7 @@ mod records {
     }
 
     #[test]
-    fn a_record_with_a_field_that_is_not_known_is_refused() {
+    fn a_record_with_an_unknown_field_is_refused() {
         assert_refused(but(r#""data""#, r#""role":"admin","data""#));
         assert_refused(but(r#""user""#, r#""User""#));
         assert_refused(but(r#"{"v":2"#, r#"{"v":2,"v":2"#));
@@ -636,7 +635,7 @@ mod records {
     }
 
     #[test]
-    fn a_record_with_timeouts_that_make_no_sense_is_refused() {
+    fn a_record_with_inconsistent_timeouts_is_refused() {
         for t in [
             "[1763679600000,42000,0,86400000]",
             "[1763679600000,42000,1800000,0]",
@@ -656,7 +655,7 @@ mod records {
     }
 
     #[test]
-    fn times_beyond_all_measure_are_no_panic() {
+    fn extreme_times_do_not_panic() {
         let far = u64::MAX;
         let stored = but("[1763679600000,42000,1800000,86400000]", &format!("[{far},{far},{far},{far}]"));
         if let Ok(record) = Record::decode(stored.as_bytes()) {
@@ -704,14 +703,14 @@ mod records {
     }
 
     #[test]
-    fn a_record_with_something_after_it_is_refused() {
+    fn a_record_with_trailing_bytes_is_refused() {
         for tail in ["x", "{}", "\0", VALID, ",", "}"] {
             assert_refused(format!("{VALID}{tail}"));
         }
     }
 
     #[test]
-    fn deep_nesting_is_no_stack_overflow() {
+    fn deep_nesting_does_not_overflow_the_stack() {
         for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
             let deep = format!("{}1{}", open.repeat(100_000), close.repeat(100_000));
             let stored = but("[1,2]", &deep);
@@ -721,9 +720,9 @@ mod records {
         }
     }
 
-    /// Stores compare beginnings: what decodes without being what `encode` writes could never be updated.
+    /// Stores compare bytes: a record that decodes but differs from what `encode` writes could never be updated.
     #[test]
-    fn what_encode_would_not_write_is_refused() {
+    fn records_that_encode_cannot_write_are_refused() {
         let as_written = Record::decode(VALID.as_bytes()).unwrap();
         assert_eq!(as_written.encode(), VALID.as_bytes());
         for stored in [
@@ -738,17 +737,17 @@ mod records {
     }
 
     #[tokio::test]
-    async fn what_redis_gives_it_can_update() {
+    async fn a_record_from_redis_can_be_updated() {
         let server = RedisServer::start().await;
         let store = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap().timeout(10 * SECOND));
         for (n, stored) in
             [(1, VALID.to_owned()), (2, but(r#"{"v":2,"n":"AAAAAxbk0fTjK8pw","#, r#"{"n":"AAAAAxbk0fTjK8pw","v":2,"#))]
         {
-            // Kept under the store's own key, in a form of somebody else.
+            // Under the store's own key, in a foreign format.
             assert_created(store.create(&id(n), entry(record(1, 1), HOUR), Limits::none()).await.unwrap());
             let key = server.sessions().await.into_iter().find(|key| id(n).to_string().ends_with(&key[20..])).unwrap();
             server.command(&format!("SET {key} {stored} KEEPTTL")).await;
-            // Refusing it is right as well.
+            // Refusing it is also correct.
             if let Ok(loaded) = store.load(&id(n)).await {
                 let version = loaded.live().unwrap().record.version();
                 assert_done(store.update(&id(n), version, entry(record(2, 2), HOUR)).await.unwrap());
@@ -809,12 +808,12 @@ mod records {
             .unwrap();
     }
 
-    /// The whole record as JSON, in whatever order its maps are written.
+    /// The record as JSON, with maps in any order.
     fn values(record: &Record) -> serde_json::Value {
         serde_json::from_slice(&record.encode()).unwrap()
     }
 
-    /// Damage to MessagePack, in the head and in the body.
+    /// Damaged MessagePack, in the head and in the body.
     #[test]
     fn a_damaged_message_pack_record_never_panics() {
         let whole = Record::decode(FORMAT_2.as_bytes()).unwrap().encode_as(Codec::MessagePack);
@@ -840,20 +839,20 @@ mod records {
                 Ok(())
             })
             .unwrap();
-        // A body of lengths that are not there: memory is not taken on a mere promise.
+        // Lengths that the body does not have: memory is not allocated in advance.
         let head = &whole[..whole.iter().position(|byte| *byte == b'}').unwrap() + 1];
         for promise in [[0xdf, 0xff, 0xff, 0xff, 0xff], [0xdd, 0xff, 0xff, 0xff, 0xff], [0xdb, 0xff, 0xff, 0xff, 0xff]]
         {
             assert_refused([head, &promise].concat());
         }
-        assert_refused([head, &[0x91; 100_000]].concat()); // and no stack
+        assert_refused([head, &[0x91; 100_000]].concat()); // and no stack overflow
     }
 
-    /// Anything at all where the body in MessagePack should be.
+    /// Random bytes as the MessagePack body.
     #[test]
     fn arbitrary_message_pack_never_panics() {
         let head = br#"{"v":3,"n":"AAAAAxbk0fTjK8pw","t":[1763679600000,42000,1800000,86400000]}"#;
-        // A map of fields of ours, so that what is in them is looked at too.
+        // A map with known fields, so that their values are parsed too.
         let field =
             prop::sample::select(vec!["g", "replaces", "persistent", "user", "meta", "data", "values", "texts"]);
         let part = (prop::option::of(field), prop::collection::vec(any::<u8>(), 0..24));
@@ -878,7 +877,7 @@ mod records {
             .unwrap();
     }
 
-    /// As a program may write it: of any size, with any fraction, in any notation.
+    /// JSON numbers of any size, fraction and notation.
     fn number() -> impl Strategy<Value = String> {
         let odd = prop::sample::select(vec![
             "-0",
@@ -924,7 +923,7 @@ mod records {
             .unwrap();
     }
 
-    /// All that a record may have beside its values.
+    /// All parts of a record except its values.
     #[test]
     fn every_field_is_kept_in_both_forms() {
         let generation = prop::collection::vec(any::<u8>(), 12).prop_map(|nonce| URL_SAFE_NO_PAD.encode(nonce));
@@ -990,7 +989,7 @@ mod records {
     }
 
     #[test]
-    fn what_is_decoded_is_encoded_the_same() {
+    fn a_decoded_record_is_encoded_identically() {
         let record = (
             (any::<u32>(), any::<u64>()),
             (any::<u32>(), any::<u32>(), 1..u32::MAX, any::<u32>()),
@@ -1012,7 +1011,7 @@ mod records {
                 let record = Record::decode(stored.as_bytes()).unwrap();
                 prop_assert_eq!(String::from_utf8(record.encode()).unwrap(), stored);
                 prop_assert_eq!(Version::of(&record.encode()), Some(record.version()));
-                // The same in MessagePack, there and back.
+                // The same in MessagePack.
                 let packed = Record::decode(&record.encode_as(Codec::MessagePack)).unwrap();
                 prop_assert_eq!(Version::of(&packed.encode_as(Codec::MessagePack)), Some(record.version()));
                 prop_assert_eq!(values(&packed), values(&record));
@@ -1022,7 +1021,7 @@ mod records {
     }
 
     #[test]
-    fn no_version_is_another() {
+    fn versions_are_unique() {
         let versions: Vec<_> = [(1, 1), (1, 2), (2, 1), (u32::MAX, u64::MAX), (0, 0)]
             .into_iter()
             .map(|(counter, nonce)| record(counter, nonce))
@@ -1042,19 +1041,19 @@ mod names {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
     #[test]
-    fn a_token_has_exactly_56_characters_or_72() {
+    fn a_token_has_56_or_72_characters() {
         for len in [0, 1, 44, 55, 57, 71, 73, 112, 144, 100_000] {
             assert!(Token::parse("a".repeat(len)).is_err(), "{len}");
         }
         assert!(Token::parse("a".repeat(56)).is_ok());
         assert!(Token::parse("a".repeat(72)).is_ok());
-        // Characters, not bytes, and bytes, not characters.
+        // The length counts bytes.
         assert!(Token::parse("é".repeat(56)).is_err());
         assert!(Token::parse("é".repeat(28)).is_err());
     }
 
     #[test]
-    fn a_token_holds_base64url_and_nothing_else() {
+    fn a_token_contains_only_base64url() {
         for byte in 0..=255 {
             for at in [0, 11, 12, 55] {
                 let mut text = [b'a'; 56];
@@ -1074,18 +1073,18 @@ mod names {
     }
 
     #[test]
-    fn a_token_is_what_was_parsed() {
+    fn a_parsed_token_is_unchanged() {
         let text = "AZaz09-_".repeat(7);
         assert_eq!(Token::parse(&text).unwrap().expose(), text);
     }
 
     #[test]
-    fn an_id_is_no_token_and_a_token_no_id() {
+    fn ids_and_tokens_are_not_interchangeable() {
         let token = token(1);
         let id = token.id().to_string();
         assert!(Token::parse(&id).is_err());
         assert!(token.expose().parse::<SessionId>().is_err());
-        // Nor after padding or cutting it to the other's length.
+        // Also not after padding or truncation to the other length.
         let longer = format!("{id}AAAAAAAAAAAA");
         assert_ne!(Token::parse(&longer).unwrap().id().to_string(), id);
         assert_ne!(token.expose()[..44], id);
@@ -1113,7 +1112,7 @@ mod names {
     }
 
     #[test]
-    fn every_character_of_a_token_counts() {
+    fn every_character_of_a_token_matters() {
         let text = [b'a'; 56];
         let id = Token::parse(text).unwrap().id();
         let mut ids = HashSet::from([id.to_string()]);
@@ -1126,9 +1125,9 @@ mod names {
         }
     }
 
-    /// Changing this ends every session of everybody.
+    /// A change here would end all sessions of all deployments.
     #[test]
-    fn the_id_of_a_token_stays_what_it_is() {
+    fn the_id_of_a_token_is_stable() {
         let id = Token::parse("a".repeat(56)).unwrap().id();
         assert_eq!(id, Token::parse("a".repeat(56)).unwrap().id());
         assert_eq!(id.to_string(), FIXED_ID);
@@ -1146,7 +1145,7 @@ mod names {
             assert!(tokens.insert(token.expose().to_owned()));
             assert_eq!(Token::parse(token.expose()).unwrap(), token);
         }
-        // Of one user: one tag. Of another: another.
+        // One tag per user.
         let tags: HashSet<&str> = ids.iter().map(SessionId::slot_tag).collect();
         assert_eq!(tags.len(), 1);
         let other = sessions.create("bob").await.unwrap();
@@ -1154,7 +1153,7 @@ mod names {
     }
 
     #[test]
-    fn an_id_is_written_and_read_the_same() {
+    fn an_id_survives_a_round_trip() {
         for n in 0..200 {
             let id = id(n);
             let text = id.to_string();
@@ -1175,7 +1174,7 @@ mod names {
     }
 
     #[test]
-    fn what_is_not_an_id_is_refused() {
+    fn an_invalid_id_is_refused() {
         for len in [0, 1, 43, 45, 56, 100_000] {
             assert!("a".repeat(len).parse::<SessionId>().is_err(), "{len}");
         }

@@ -1,4 +1,4 @@
-//! Every store of this crate passes what every store must pass; and a store that breaks a promise is found.
+//! Every store of this crate keeps the contract, and `store::testing` finds stores that break it.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ async fn in_memory(wrap: impl FnOnce(MemoryStore) -> Arc<dyn SessionStore>) -> R
     testing::run(&*store, async |time| clock.advance(time)).await
 }
 
-/// Redis has a clock of its own.
+/// Redis has its own clock.
 async fn in_redis(change: impl FnOnce(RedisConfig) -> RedisStore) -> Report {
     let server = RedisServer::start().await;
     let patience = Duration::from_secs(10);
@@ -45,7 +45,7 @@ fn assert_kept(report: &Report) {
     assert!(report.passed() > 8_000, "{report}");
 }
 
-/// Whether a case of such a name has failed.
+/// Whether a case whose name starts like this has failed.
 fn has_found(report: &Report, what: &str) -> bool {
     report.failures().iter().any(|failure| failure.case.contains(what))
 }
@@ -61,12 +61,12 @@ async fn redis_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn redis_keeps_the_contract_in_message_pack_and_with_places() {
+async fn redis_keeps_the_contract_in_message_pack_and_with_max_sessions() {
     let report = in_redis(|config| RedisStore::new(config.codec(Codec::MessagePack).max_sessions(1_000_000))).await;
     assert_kept(&report);
 }
 
-/// A node of Redis Cluster that has all slots: it refuses every script whose keys lie in more than one.
+/// A Redis Cluster node with all slots: it refuses scripts whose keys are in several slots.
 #[tokio::test]
 async fn redis_in_cluster_mode_keeps_the_contract() {
     let server = RedisServer::start_with(&["--cluster-enabled", "yes"]).await;
@@ -89,7 +89,7 @@ async fn a_store_behind_an_arc_keeps_the_contract() {
     assert_kept(&testing::run(&store, async |time| clock.advance(time)).await);
 }
 
-/// With a connection each, and one of them writing MessagePack.
+/// Each has its own connection, and one writes MessagePack.
 #[tokio::test]
 async fn two_instances_that_share_a_redis_keep_the_contract() {
     let server = RedisServer::start().await;
@@ -121,7 +121,7 @@ async fn redis_keeps_the_contract_for_many_threads_of_two_instances() {
 /// Three numbers of callers, five rounds, thirteen cases.
 const PARALLEL: usize = 3 * 5 * 13;
 
-/// Instances of a service: a load balancer sends every operation to another.
+/// Instances of a service behind a load balancer that sends every operation to another instance.
 struct InTurn {
     instances: [RedisStore; 2],
     asked: AtomicUsize,
@@ -143,9 +143,9 @@ impl StoreWrapper for InTurn {
     }
 }
 
-/// What does nothing to a session that has ended takes no place of one that could begin.
+/// An operation without effect on an ended session uses no capacity.
 #[tokio::test]
-async fn late_writes_of_a_session_that_ended_take_no_place() {
+async fn late_writes_to_an_ended_session_use_no_capacity() {
     let server = RedisServer::start().await;
     for late in ["a touch", "an update", "a creation"] {
         let config = RedisConfig::from_url(&server.url()).unwrap().prefix(format!("{}:", late.replace(' ', "-")));
@@ -178,7 +178,7 @@ fn record(n: u32) -> Arc<Record> {
     Arc::new(Record::decode(stored.as_bytes()).unwrap())
 }
 
-/// A promise that is not kept.
+/// A broken promise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Broken {
     CreatesTwice,
@@ -209,12 +209,12 @@ enum Broken {
 
 use Broken::*;
 
-/// A store that does not keep it.
+/// A store that breaks it.
 struct BrokenStore {
     memory: MemoryStore,
     how: Broken,
     created: Mutex<BTreeMap<SessionId, Entry>>,
-    /// What is alive and must not be.
+    /// Sessions that are live by mistake.
     back: Mutex<BTreeMap<SessionId, Entry>>,
 }
 
@@ -410,7 +410,7 @@ impl ScanStore for BrokenStore {
 
 #[tokio::test]
 async fn a_store_that_breaks_a_promise_is_found() {
-    // The promise, and cases of which each must notice.
+    // The broken promise, and the cases that must detect it.
     let found_by: [(Broken, &[&str]); 24] = [
         (CreatesTwice, &["[Create, Create, ", "100 at once: one creates the id", "random"]),
         (CreatesWhatEnded, &["[Create, Replace, Late]", "ended (Consumed), then [CreateLate", "random", "brings"]),
@@ -460,12 +460,12 @@ async fn scripts_that_check_nothing_are_found() {
     }
 }
 
-/// As somebody else would write and test a store, in a crate of their own.
+/// A store in a crate of its own, as a third party would write and test it.
 #[test]
 fn a_store_of_an_outside_crate_can_be_tested() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let outside = here.join("tests/outside_store");
-    // The versions that this crate is built with: nothing has to be fetched for it.
+    // The dependency versions of this crate, so nothing must be downloaded.
     std::fs::copy(here.join("Cargo.lock"), outside.join("Cargo.lock")).unwrap();
     let output = Command::new(env!("CARGO"))
         .args(["test", "--offline", "--quiet"])

@@ -1,4 +1,4 @@
-//! A store that has the six required operations and no optional ability.
+//! A store with only the six required operations.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -99,7 +99,7 @@ async fn log_in(layer: &SessionLayer) -> StatusCode {
 }
 
 #[tokio::test]
-async fn without_limits_it_serves_users() {
+async fn a_core_without_limits_serves_users() {
     let layer = SessionLayer::new(CoreStore::new(&ManualClock::new()));
     layer.check().unwrap();
     assert_eq!(log_in(&layer).await, StatusCode::OK);
@@ -109,7 +109,7 @@ async fn without_limits_it_serves_users() {
 }
 
 #[tokio::test]
-async fn limits_that_it_cannot_enforce_are_an_error() {
+async fn limits_that_cannot_be_enforced_are_an_error() {
     let log = Log::capture();
     let layer = SessionLayer::new(CoreStore::new(&ManualClock::new())).limits(Limits::per_user(1, WhenFull::Reject));
     assert_eq!(log.text().matches("the store cannot enforce them").count(), 1, "{}", log.text());
@@ -122,7 +122,7 @@ async fn limits_that_it_cannot_enforce_are_an_error() {
 }
 
 #[tokio::test]
-async fn what_it_lacks_is_unsupported() {
+async fn missing_abilities_are_unsupported() {
     let layer = SessionLayer::new(CoreStore::new(&ManualClock::new()));
     let sessions = layer.sessions();
     assert!(matches!(sessions.list("ana").await, Err(StoreError::Unsupported(Ability::Users))));

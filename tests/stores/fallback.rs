@@ -1,4 +1,4 @@
-//! What becomes of sessions while their store is away, and when it is back.
+//! Sessions during an outage of their store, and after its recovery.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ const ALL: [FallbackMode; 4] = [REJECT, STALE, DROP, MERGE];
 const MAX_AGE: Duration = Duration::from_secs(300);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A store that goes away when told to, and a fallback around it. Every request sees whether it is back.
+/// A store that can be stopped, with a fallback around it. Every request checks for the recovery.
 struct Test {
     main: Spy,
     store: Fallback<Spy>,
@@ -53,7 +53,7 @@ impl Test {
         Self { main, store: change(store), clock }
     }
 
-    /// With the first version of the session number 1, and the main store away.
+    /// With the first version of session number 1, and the main store down.
     async fn away(mode: FallbackMode) -> Self {
         let test = Self::new(mode);
         test.create(1).await;
@@ -79,12 +79,12 @@ impl Test {
         assert!(!self.store.stats().using_fallback);
     }
 
-    /// Which version of a session the fallback has.
+    /// The version of a session in the fallback.
     async fn here(&self, id: &SessionId) -> Result<Option<u64>, Ended> {
         numbered(self.store.load(id).await.unwrap())
     }
 
-    /// Which version of a session the main store has.
+    /// The version of a session in the main store.
     async fn there(&self, id: &SessionId) -> Result<Option<u64>, Ended> {
         numbered(self.main.memory().load(id).await.unwrap())
     }
@@ -94,13 +94,13 @@ impl Test {
         assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
     }
 
-    /// Another instance, to which the main store answers.
+    /// Another instance, which reaches the main store.
     async fn update_elsewhere(&self, id: &SessionId, from: u32, to: u32) {
         let outcome = self.main.memory().update(id, version(from), entry(to)).await.unwrap();
         assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
     }
 
-    /// The writes that the main store was asked for.
+    /// The writes that the main store received.
     fn told(&self) -> Vec<&'static str> {
         let mut calls = self.main.calls();
         calls.retain(|call| !matches!(*call, "health" | "load"));
@@ -108,7 +108,7 @@ impl Test {
     }
 }
 
-/// The number of the version that is alive, or how it ended.
+/// The version number of a live session, or its end reason.
 fn numbered(found: Found) -> Result<Option<u64>, Ended> {
     match found {
         Found::Live(loaded) => {
@@ -138,7 +138,7 @@ fn assert_ended<T: std::fmt::Debug>(found: Result<T, Ended>, reason: EndReason) 
     assert_eq!(found.unwrap_err().reason, reason);
 }
 
-/// Everything that writes, each on a session of its own.
+/// All writing operations, each on its own session.
 async fn every_write(store: &impl SessionStore) -> Vec<(&'static str, Result<(), StoreError>)> {
     vec![
         ("create", store.create(&id(100), entry(1), Limits::none()).await.map(drop)),
@@ -150,10 +150,10 @@ async fn every_write(store: &impl SessionStore) -> Vec<(&'static str, Result<(),
     ]
 }
 
-// Every mode, while the main store is there.
+// Every mode, while the main store is up.
 
 #[tokio::test]
-async fn every_mode_keeps_the_contract_while_the_main_store_is_there() {
+async fn every_mode_keeps_the_contract_while_the_main_store_is_up() {
     for mode in ALL {
         let clock = ManualClock::new();
         let store = Fallback::new(MemoryStore::new().clock(clock.clone()), mode).clock(clock.clone());
@@ -164,7 +164,7 @@ async fn every_mode_keeps_the_contract_while_the_main_store_is_there() {
 }
 
 #[tokio::test]
-async fn a_store_that_refuses_writes_or_loses_one_is_not_away() {
+async fn a_store_that_refuses_or_loses_a_write_is_not_down() {
     for mode in ALL {
         let test = Test::new(mode);
         test.create(1).await;
@@ -180,12 +180,12 @@ async fn a_store_that_refuses_writes_or_loses_one_is_not_away() {
     }
 }
 
-// Going down and coming back.
+// Outage and recovery.
 
-/// Whoever sees to the return waits for its own operation, the last that the store is told, and its health: half a second for that before and
-/// after, and 50 ms for what is told in between.
+/// The request that ends an outage waits for its own operation, the last replay and a health check: half a second before and after,
+/// and 50 ms for the replay.
 #[tokio::test]
-async fn a_request_reckons_with_what_the_store_is_told_on_its_return() {
+async fn the_deadline_includes_the_replay() {
     for deadline in [SECOND / 4, 10 * SECOND] {
         let main = Guard::new(Spy::new()).deadline(deadline);
         let seeing = Duration::from_millis(500 + 50 + 500);
@@ -194,7 +194,7 @@ async fn a_request_reckons_with_what_the_store_is_told_on_its_return() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_known_to_be_away_is_not_asked() {
+async fn a_store_that_is_known_to_be_down_is_not_queried() {
     for mode in ALL {
         let main = Spy::new();
         let store = Fallback::new(main.clone(), mode);
@@ -214,9 +214,9 @@ async fn a_store_that_is_known_to_be_away_is_not_asked() {
     }
 }
 
-/// It does not even say that it is down.
+/// Even its health check hangs.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_is_away_when_it_does_not_say_how_it_is() {
+async fn a_store_that_hangs_is_down_if_its_health_check_hangs() {
     let main = Spy::new();
     let store = Fallback::new(tower_keep::store::Guard::new(main.clone()), MERGE);
     main.hang();
@@ -227,7 +227,7 @@ async fn a_store_that_hangs_is_away_when_it_does_not_say_how_it_is() {
 }
 
 #[tokio::test]
-async fn the_cause_is_told_to_whoever_gets_no_answer() {
+async fn a_failed_request_gets_the_cause() {
     for mode in [REJECT, STALE] {
         let test = Test::away(mode).await;
         let error = test.store.load(&id(2)).await.unwrap_err();
@@ -238,7 +238,7 @@ async fn the_cause_is_told_to_whoever_gets_no_answer() {
 }
 
 #[tokio::test]
-async fn an_outage_is_logged_when_it_begins_and_when_it_is_over() {
+async fn an_outage_is_logged_when_it_begins_and_ends() {
     for mode in ALL {
         let log = Log::capture();
         let test = Test::away(mode).await;
@@ -260,7 +260,7 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_is_over() {
 }
 
 #[tokio::test]
-async fn its_health_is_degraded_while_something_is_in_the_place_of_the_store() {
+async fn the_health_is_degraded_while_the_fallback_is_used() {
     for (mode, health) in
         [(REJECT, HealthStatus::Down), (STALE, HealthStatus::Degraded), (MERGE, HealthStatus::Degraded)]
     {
@@ -271,10 +271,10 @@ async fn its_health_is_degraded_while_something_is_in_the_place_of_the_store() {
     }
 }
 
-// Reject.
+// Mode `Reject`.
 
 #[tokio::test]
-async fn reject_fails_everything_and_keeps_nothing() {
+async fn reject_fails_everything_and_stores_nothing() {
     let test = Test::away(REJECT).await;
     assert_outage(test.store.load(&id(1)).await);
     for (write, answer) in every_write(&test.store).await {
@@ -291,13 +291,13 @@ async fn reject_fails_everything_and_keeps_nothing() {
     assert_eq!(test.told(), [""; 0]);
 }
 
-// ReadStale.
+// Mode `ReadStale`.
 
 #[tokio::test]
 async fn stale_sessions_are_read_and_nothing_is_acknowledged() {
     let test = Test::away(STALE).await;
     assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
-    assert_outage(test.store.load(&id(2)).await); // never seen: not "no such session"
+    assert_outage(test.store.load(&id(2)).await); // not cached, which is not "no such session"
     for (write, answer) in every_write(&test.store).await {
         assert!(matches!(answer, Err(StoreError::Outage(_))), "{write}: {answer:?}");
     }
@@ -313,7 +313,7 @@ async fn stale_sessions_are_read_and_nothing_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_session_that_was_not_seen_lately_is_not_read() {
+async fn a_session_that_is_not_cached_is_not_read() {
     let test = Test::new(STALE);
     test.create(1).await;
     test.clock.advance(MAX_AGE - 2 * SECOND);
@@ -322,24 +322,24 @@ async fn a_session_that_was_not_seen_lately_is_not_read() {
     test.go_away().await;
     assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
     test.clock.advance(SECOND);
-    // To be read here is not to be seen there.
+    // A read from the cache does not extend the session.
     assert_outage(test.store.load(&id(1)).await);
     assert_eq!(test.here(&id(2)).await, Ok(Some(1)));
 }
 
 #[tokio::test]
-async fn a_session_whose_time_is_over_is_not_read() {
+async fn an_expired_session_is_not_read() {
     let test = Test::new(FallbackMode::ReadStale { max_age: Duration::from_secs(10 * 3600) });
     test.create(1).await;
     test.go_away().await;
     test.clock.advance(Duration::from_secs(3600) - SECOND);
     assert_eq!(test.here(&id(1)).await, Ok(Some(1)));
     test.clock.advance(SECOND);
-    assert_outage(test.store.load(&id(1)).await); // somebody may have used it elsewhere
+    assert_outage(test.store.load(&id(1)).await); // another instance may have consumed it
 }
 
 #[tokio::test]
-async fn what_ended_before_the_outage_stays_ended_in_it() {
+async fn a_session_that_ended_before_the_outage_stays_ended() {
     for mode in [STALE, DROP, MERGE] {
         let test = Test::new(mode);
         for n in 1..=5 {
@@ -349,7 +349,7 @@ async fn what_ended_before_the_outage_stays_ended_in_it() {
         test.store.end(&id(1), EndReason::LoggedOut.into()).await.unwrap();
         test.store.replace(&id(2), None, &id(5)).await.unwrap();
         test.store.consume(&id(3), version(9)).await.unwrap();
-        test.main.memory().end(&id(4), EndReason::Revoked.into()).await.unwrap(); // elsewhere
+        test.main.memory().end(&id(4), EndReason::Revoked.into()).await.unwrap(); // on another instance
         test.store.load(&id(4)).await.unwrap();
         test.store.end_user("bob", None, EndReason::Revoked).await.unwrap();
         test.go_away().await;
@@ -362,7 +362,7 @@ async fn what_ended_before_the_outage_stays_ended_in_it() {
     }
 }
 
-/// The caller is told that it failed; but whoever meant to end it does not want it to be served.
+/// The caller gets an error. Still, a session that was meant to end must not be served.
 #[tokio::test]
 async fn a_session_that_may_have_ended_is_not_read() {
     for first_in_outage in [true, false] {
@@ -389,9 +389,9 @@ async fn a_session_that_may_have_ended_is_not_read() {
     }
 }
 
-/// The look-up was answered before the revocation, and comes after it.
+/// The lookup was answered before the revocation, and its reply arrives after it.
 #[tokio::test]
-async fn a_late_answer_brings_nothing_back_that_was_revoked() {
+async fn a_late_reply_does_not_resurrect_a_revoked_session() {
     for (mode, how) in
         [STALE, MERGE].into_iter().flat_map(|mode| ["end", "end_user", "failed end"].map(|how| (mode, how)))
     {
@@ -423,9 +423,9 @@ async fn a_late_answer_brings_nothing_back_that_was_revoked() {
     }
 }
 
-// Memory, while the outage lasts.
+// Mode `Memory`, during the outage.
 
-/// Everything it can do, it does as a store does.
+/// Within its possibilities it keeps the contract of a store.
 #[tokio::test]
 async fn in_an_outage_memory_keeps_the_contract() {
     for mode in [DROP, MERGE] {
@@ -441,7 +441,7 @@ async fn in_an_outage_memory_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn in_memory_everything_goes_on() {
+async fn in_mode_memory_everything_works() {
     for mode in [DROP, MERGE] {
         let test = Test::new(mode);
         for n in 1..=4 {
@@ -471,7 +471,7 @@ async fn in_memory_everything_goes_on() {
 }
 
 #[tokio::test]
-async fn what_was_not_seen_lately_is_unknown_in_memory() {
+async fn sessions_that_are_not_cached_are_unknown_in_memory() {
     let test = Test::with(MERGE, |store| store.seen_within(MAX_AGE));
     test.create(1).await;
     test.clock.advance(SECOND);
@@ -498,7 +498,7 @@ async fn limits_hold_in_memory() {
 }
 
 #[tokio::test]
-async fn a_page_that_was_begun_on_the_other_store_begins_anew() {
+async fn a_scan_started_on_the_other_store_starts_over() {
     let test = Test::new(MERGE);
     for n in 1..=100 {
         test.create(n).await;
@@ -519,16 +519,16 @@ async fn a_page_that_was_begun_on_the_other_store_begins_anew() {
     assert_eq!(seen.len(), 100);
 }
 
-// The return.
+// Recovery.
 
 #[tokio::test]
-async fn drop_forgets_what_began_and_changed_and_tells_what_ended() {
+async fn drop_discards_creations_and_changes_and_replays_ends() {
     let test = Test::new(DROP);
     for n in 1..=4 {
         test.create(n).await;
     }
     assert_done(test.store.create(&id_of("bob", 1), entry_of("bob", 1), Limits::none()).await);
-    // Of this one the process has never heard.
+    // This process has never seen it.
     assert_done(test.main.memory().create(&id_of("bob", 2), entry_of("bob", 1), Limits::none()).await);
     test.go_away().await;
     every_write(&test.store).await;
@@ -546,7 +546,7 @@ async fn drop_forgets_what_began_and_changed_and_tells_what_ended() {
 }
 
 #[tokio::test]
-async fn merge_tells_what_ended_first_and_then_what_began_and_changed() {
+async fn merge_replays_ends_first_and_then_creations_and_changes() {
     let test = Test::new(MERGE);
     for n in 1..=4 {
         test.create(n).await;
@@ -571,7 +571,7 @@ async fn merge_tells_what_ended_first_and_then_what_began_and_changed() {
 }
 
 #[tokio::test]
-async fn what_is_newer_in_the_main_store_stays() {
+async fn a_newer_record_in_the_main_store_is_kept() {
     let test = Test::new(MERGE);
     test.create(1).await;
     test.create(2).await;
@@ -592,7 +592,7 @@ async fn what_is_newer_in_the_main_store_stays() {
 }
 
 #[tokio::test]
-async fn a_revocation_wins_over_whatever_was_written_elsewhere() {
+async fn a_revocation_wins_over_any_write_elsewhere() {
     for mode in [DROP, MERGE] {
         let test = Test::new(mode);
         test.create(1).await;
@@ -609,9 +609,9 @@ async fn a_revocation_wins_over_whatever_was_written_elsewhere() {
     }
 }
 
-/// Its creation may be on its way to the main store still.
+/// Its creation may still be in flight to the main store.
 #[tokio::test]
-async fn what_is_revoked_unseen_never_begins() {
+async fn a_session_revoked_before_its_replay_is_never_created() {
     let test = Test::away(MERGE).await;
     test.store.end(&id(2), EndReason::Revoked.into()).await.unwrap();
     test.come_back().await;
@@ -619,7 +619,7 @@ async fn what_is_revoked_unseen_never_begins() {
 }
 
 #[tokio::test]
-async fn who_logs_in_after_a_revocation_of_all_stays() {
+async fn a_login_after_the_revocation_of_a_user_is_kept() {
     let test = Test::away(MERGE).await;
     test.store.end_user("ana", None, EndReason::Revoked).await.unwrap();
     test.create(2).await;
@@ -629,7 +629,7 @@ async fn who_logs_in_after_a_revocation_of_all_stays() {
 }
 
 #[tokio::test]
-async fn log_out_everywhere_else_spares_this_session() {
+async fn log_out_everywhere_else_keeps_this_session() {
     for mode in [DROP, MERGE] {
         let test = Test::new(mode);
         test.create(1).await;
@@ -643,7 +643,7 @@ async fn log_out_everywhere_else_spares_this_session() {
 }
 
 #[tokio::test]
-async fn what_began_and_ended_in_the_outage_has_ended_for_all() {
+async fn a_session_created_and_ended_in_the_outage_has_ended_everywhere() {
     let test = Test::away(MERGE).await;
     test.create(2).await;
     test.store.end(&id(2), EndReason::LoggedOut.into()).await.unwrap();
@@ -653,10 +653,10 @@ async fn what_began_and_ended_in_the_outage_has_ended_for_all() {
     assert_ended(test.there(&id(2)).await, EndReason::LoggedOut);
 }
 
-// A return that is interrupted.
+// An interrupted recovery.
 
 #[tokio::test]
-async fn what_the_main_store_does_not_take_is_told_again() {
+async fn a_refused_replay_is_retried() {
     for operation in ["end", "create", "update"] {
         let test = Test::new(MERGE);
         test.create(1).await;
@@ -666,7 +666,7 @@ async fn what_the_main_store_does_not_take_is_told_again() {
         test.update(&id(1), 1, 2).await;
         test.create(3).await;
         test.main.recover();
-        test.main.fail(operation); // it is full, say
+        test.main.fail(operation); // for example, it is full
         for _ in 0..3 {
             test.store.health().await.unwrap();
             assert!(test.store.is_degraded(), "{operation}");
@@ -682,9 +682,9 @@ async fn what_the_main_store_does_not_take_is_told_again() {
     }
 }
 
-/// The main store took it, and could not say so; then it was written once more.
+/// The main store applied it, the reply was lost, and the session was written again.
 #[tokio::test]
-async fn what_the_main_store_took_without_a_word_is_known_as_ours() {
+async fn a_replay_with_a_lost_reply_is_recognized() {
     let test = Test::away(MERGE).await;
     test.update(&id(1), 1, 2).await;
     test.create(2).await;
@@ -702,9 +702,9 @@ async fn what_the_main_store_took_without_a_word_is_known_as_ours() {
     assert_eq!(test.store.stats().dropped, 0);
 }
 
-/// The very operations that found the main store away: it had taken them.
+/// The operations that detected the outage: the main store had applied them.
 #[tokio::test]
-async fn what_was_taken_when_the_outage_began_is_known_as_ours() {
+async fn a_write_applied_as_the_outage_began_is_recognized() {
     let test = Test::new(MERGE);
     test.create(1).await;
     test.main.fail("health");
@@ -726,7 +726,7 @@ async fn what_was_taken_when_the_outage_began_is_known_as_ours() {
 }
 
 #[tokio::test]
-async fn until_all_is_told_memory_is_asked() {
+async fn memory_is_used_until_everything_is_replayed() {
     let test = Test::away(MERGE).await;
     test.create(2).await;
     test.store.end(&id(1), EndReason::Revoked.into()).await.unwrap();
@@ -748,9 +748,9 @@ async fn until_all_is_told_memory_is_asked() {
     assert_eq!(test.there(&id(2)).await, Ok(Some(2)), "what came meanwhile was told as well");
 }
 
-/// Its client has gone.
+/// The client has disconnected.
 #[tokio::test]
-async fn if_the_request_that_tells_is_cancelled_the_next_goes_on() {
+async fn if_the_replaying_request_is_cancelled_the_next_continues() {
     let test = Test::away(MERGE).await;
     test.update(&id(1), 1, 2).await;
     test.main.recover();
@@ -769,7 +769,7 @@ async fn if_the_request_that_tells_is_cancelled_the_next_goes_on() {
 }
 
 #[tokio::test]
-async fn a_touch_in_an_outage_extends_and_shortens_nothing() {
+async fn a_touch_in_an_outage_never_shortens() {
     let minute = Duration::from_secs(60);
     let left = async |test: &Test, n| test.main.memory().load(&id(n)).await.unwrap().live().unwrap().ttl.unwrap();
     let test = Test::new(MERGE);
@@ -780,15 +780,15 @@ async fn a_touch_in_an_outage_extends_and_shortens_nothing() {
     test.store.touch(&id(1), entry(1)).await.unwrap();
     test.store.touch(&id(2), entry(1)).await.unwrap();
     test.clock.advance(10 * minute);
-    test.main.memory().touch(&id(2), entry(1)).await.unwrap(); // elsewhere
+    test.main.memory().touch(&id(2), entry(1)).await.unwrap(); // by another instance
     test.come_back().await;
     assert_eq!(left(&test, 1).await, 50 * minute);
     assert_eq!(left(&test, 2).await, 60 * minute);
 }
 
-/// Whatever happens to sessions, outages that come and go in between change nothing, if all sessions were seen. But for this: a scan
-/// begins anew, who claims a single use once more is told that it was used, what began and expired in an outage is not remembered, nor
-/// in an outage what was replaced unknown before.
+/// Outages change no result, if all sessions are cached. The exceptions: a scan starts over, a repeated claim of a single use
+/// gets "used", a session that was created and expired in an outage has no tombstone, and neither has a session that was
+/// replaced before without being cached.
 #[tokio::test]
 async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
     let clock = ManualClock::new();
@@ -802,8 +802,8 @@ async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
             || failure.case.contains("expired")
             || failure.problem.contains("it is ended, and must be alive")
             || failure.case.contains("ReplaceAny") && failure.problem.contains("it is unknown")
-            // Refused as it is, a creation on which the main store was asked and did not answer is ended there, so that nobody is left
-            // with it: from then on the id is used up. No client ever had it.
+            // Memory refuses a creation whose fate in the main store is unknown. The session is ended there, so that it never
+            // becomes live, and its id cannot be used again. No client ever had it.
             || failure.problem.contains("Create(")
                 && failure.problem.contains("when_full: Reject")
                 && failure.problem.contains("it is ended, and must be unknown")
@@ -815,10 +815,10 @@ async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn an_end_without_condition_counts_more_than_one_with() {
+async fn an_unconditional_end_wins_over_a_conditional_one() {
     let test = Test::new(MERGE);
     test.go_away().await;
-    // If it is of that version: here nobody knows.
+    // Its version is unknown here.
     assert!(matches!(test.store.replace(&id(1), Some(version(7)), &id(2)).await.unwrap(), EndOutcome::Gone));
     test.store.end(&id(1), EndReason::Revoked.into()).await.unwrap();
     test.come_back().await;
@@ -828,7 +828,7 @@ async fn an_end_without_condition_counts_more_than_one_with() {
 // Bounds.
 
 #[tokio::test]
-async fn no_more_is_remembered_than_may_be() {
+async fn the_cache_is_bounded() {
     let test = Test::with(STALE, |store| store.capacity(32));
     for n in 0..1000 {
         test.create(n).await;
@@ -842,7 +842,7 @@ async fn no_more_is_remembered_than_may_be() {
 }
 
 #[tokio::test]
-async fn no_more_begins_changes_or_ends_in_an_outage_than_may() {
+async fn the_journal_is_bounded() {
     for mode in [DROP, MERGE] {
         let test = Test::with(mode, |store| store.capacity(16));
         test.go_away().await;
@@ -872,7 +872,7 @@ async fn no_more_begins_changes_or_ends_in_an_outage_than_may() {
 }
 
 #[tokio::test]
-async fn who_logs_in_and_out_all_the_time_leaves_room_for_others() {
+async fn repeated_logins_and_logouts_leave_room_for_others() {
     let test = Test::with(MERGE, |store| store.capacity(16));
     test.go_away().await;
     for n in 0..1000 {
@@ -889,7 +889,7 @@ async fn who_logs_in_and_out_all_the_time_leaves_room_for_others() {
 }
 
 #[tokio::test]
-async fn sessions_that_are_used_leave_room_for_new_ones() {
+async fn used_sessions_leave_room_for_new_ones() {
     let test = Test::with(MERGE, |store| store.capacity(160));
     for n in 0..10 {
         assert_done(test.store.create(&id_of(&n.to_string(), n), entry_of(&n.to_string(), 1), Limits::none()).await);
@@ -923,7 +923,7 @@ async fn sessions_that_are_used_leave_room_for_new_ones() {
 }
 
 #[tokio::test]
-async fn a_thousand_sessions_are_told_whoever_asks() {
+async fn a_thousand_sessions_are_replayed_by_any_request() {
     let test = Test::away(MERGE).await;
     for n in 2..5000 {
         test.create(n).await;
@@ -941,7 +941,7 @@ async fn a_thousand_sessions_are_told_whoever_asks() {
 // Without requests.
 
 #[tokio::test(start_paused = true)]
-async fn who_watches_sees_the_return_while_nobody_asks() {
+async fn watch_notices_the_recovery_without_requests() {
     let test = Test::away(MERGE).await;
     test.create(2).await;
     test.main.recover();
@@ -957,7 +957,7 @@ async fn who_watches_sees_the_return_while_nobody_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_start_the_main_store_is_asked_as_often_as_configured() {
+async fn at_the_start_the_main_store_is_queried_as_often_as_configured() {
     let spy = Spy::new();
     spy.go_down();
     let store = Fallback::new(spy.clone(), MERGE).start_attempts(4);
@@ -966,7 +966,7 @@ async fn at_the_start_the_main_store_is_asked_as_often_as_configured() {
     assert!(store.is_degraded(), "the first request need not find out");
     assert_eq!(store.stats().outages, 1);
 
-    // It comes up in between.
+    // It recovers between two queries.
     let late = Fallback::new(spy.clone(), MERGE);
     let (there, ()) = tokio::join!(late.start(), async {
         tokio::time::sleep(Duration::from_millis(700)).await;
@@ -975,7 +975,7 @@ async fn at_the_start_the_main_store_is_asked_as_often_as_configured() {
     assert!(there && !late.is_degraded());
     assert_eq!(spy.calls(), ["health"; 3]);
 
-    // It says nothing at all.
+    // It does not reply.
     spy.hang();
     let began = tokio::time::Instant::now();
     assert!(!Fallback::new(spy.clone(), MERGE).start().await);
@@ -995,7 +995,7 @@ async fn service_at(mode: FallbackMode, config: RedisConfig) -> (App, Arc<Fallba
     (App::start(SessionLayer::new(store.clone())).await, store)
 }
 
-/// Waits until the service knows that Redis is away.
+/// Waits until the service has detected the outage.
 async fn is_known(store: &Fallback<RedisStore>) {
     let is_away = async || {
         let _ = store.load(&id(999)).await;
@@ -1017,7 +1017,7 @@ async fn logged_in(app: &App, user: &str) -> Client {
 }
 
 #[tokio::test]
-async fn reject_answers_503_and_keeps_the_cookie() {
+async fn reject_responds_503_and_keeps_the_cookie() {
     let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
     let (app, store) = service(REJECT, &server).await;
     let ana = logged_in(&app, "ana").await;
@@ -1037,7 +1037,7 @@ async fn reject_answers_503_and_keeps_the_cookie() {
 }
 
 #[tokio::test]
-async fn stale_sessions_are_served_and_say_so() {
+async fn stale_sessions_are_served_as_degraded() {
     let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
     let (app, store) = service(STALE, &server).await;
     let ana = logged_in(&app, "ana").await;
@@ -1059,9 +1059,9 @@ async fn stale_sessions_are_served_and_say_so() {
     assert_eq!(ana.perform(json!([["get", "k"], ["is_degraded"]])).await, [json!(1), json!(false)]);
 }
 
-/// A token that is due for another stays for the time being: nobody could confirm the new one.
+/// A token that is due for rotation is kept: the store could not confirm a new one.
 #[tokio::test]
-async fn tokens_are_not_renewed_in_an_outage() {
+async fn tokens_are_not_rotated_in_an_outage() {
     for mode in [STALE, DROP, MERGE] {
         let clock = ManualClock::new();
         let spy = Spy::with_clock(clock.clone());
@@ -1085,14 +1085,14 @@ async fn tokens_are_not_renewed_in_an_outage() {
 }
 
 #[tokio::test]
-async fn in_memory_users_stay_log_in_and_out() {
+async fn in_mode_memory_users_stay_logged_in_and_can_log_in_and_out() {
     for (on_recovery, merges) in [(OnRecovery::Drop, false), (OnRecovery::Merge, true)] {
         let mut server = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
         let (app, store) = service(FallbackMode::Memory { on_recovery }, &server).await;
         let (ana, bob, cho) =
             (logged_in(&app, "ana").await, logged_in(&app, "bob").await, logged_in(&app, "cho").await);
         let (thief, phone) = (bob.twin(), app.client());
-        phone.perform(json!([["insert", "cart", 3]])).await; // nobody yet
+        phone.perform(json!([["insert", "cart", 3]])).await; // an anonymous session
         server.stop();
         is_known(&store).await;
 
@@ -1110,7 +1110,7 @@ async fn in_memory_users_stay_log_in_and_out() {
 
         server.run().await;
         is_back(&store).await;
-        // What counts is Redis: ask another instance.
+        // Another instance reads what Redis has.
         let (other, _) = service(REJECT, &server).await;
         let at = |client: &Client| client.at(&other.url());
         let k = if merges { 2 } else { 1 };
@@ -1124,7 +1124,7 @@ async fn in_memory_users_stay_log_in_and_out() {
     }
 }
 
-/// A new token that is lost with its change leaves neither the old one alive nor its owner taken for a thief.
+/// A new token that is lost with its change must neither keep the old one valid nor make its owner look like a thief.
 #[tokio::test]
 async fn a_session_whose_new_token_is_lost_ends() {
     for merges in [false, true] {
@@ -1140,7 +1140,7 @@ async fn a_session_whose_new_token_is_lost_ends() {
         assert_eq!(ana.one(json!(["get", "k"])).await, 2);
         server.resume();
         if merges {
-            // Somebody was faster, and that counts more.
+            // A concurrent change wins.
             let at = old.at(&elsewhere.url());
             let write = async || at.post("/do", &json!([["insert", "k", 7]])).await.status == StatusCode::OK;
             eventually("it is written elsewhere", write).await;
@@ -1153,7 +1153,7 @@ async fn a_session_whose_new_token_is_lost_ends() {
     }
 }
 
-/// It comes back without its data: what was of before is gone, what began in the outage is there.
+/// Redis restarts empty: earlier sessions are gone, those of the outage are replayed.
 #[tokio::test]
 async fn redis_restarted_empty() {
     let mut server = RedisServer::start().await;
@@ -1171,7 +1171,7 @@ async fn redis_restarted_empty() {
 }
 
 #[tokio::test]
-async fn redis_away_when_the_program_starts() {
+async fn redis_is_down_when_the_program_starts() {
     let mut server = RedisServer::stopped();
     let redis = RedisStore::new(RedisConfig::from_url(&server.url()).unwrap());
     let store = Arc::new(Fallback::new(redis, MERGE).probe_interval(Duration::ZERO));
@@ -1184,7 +1184,7 @@ async fn redis_away_when_the_program_starts() {
     assert_eq!(server.sessions().await.len(), 1);
 }
 
-/// Nobody may log in to Redis any more: an error, and as good as an outage.
+/// The login to Redis is refused: an error in the log, otherwise like an outage.
 #[tokio::test]
 async fn a_changed_password_is_logged_as_an_error() {
     let log = Log::capture();
@@ -1201,7 +1201,7 @@ async fn a_changed_password_is_logged_as_an_error() {
     assert!(line.contains("ERROR") && line.contains("NOAUTH"), "{line}");
 }
 
-/// What the store says at last. Where it was away for a moment, and is back when its health is asked, an error is the caller's.
+/// The final reply. If the store was down only briefly, and is up again at the health check, the caller gets the error.
 async fn acknowledged<F: Future<Output = Result<T, StoreError>>, T>(operation: impl Fn() -> F) -> T {
     loop {
         match operation().await {
@@ -1211,7 +1211,7 @@ async fn acknowledged<F: Future<Output = Result<T, StoreError>>, T>(operation: i
     }
 }
 
-/// Many requests at once while the main store comes and goes: what is over for one is over for all.
+/// Concurrent requests while the main store stops and recovers: an end is visible to all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_threads_through_many_outages_lose_no_end() {
     let main = Spy::new();
@@ -1258,7 +1258,7 @@ async fn many_threads_through_many_outages_lose_no_end() {
 
 // In a service, with several servers.
 
-/// What happens in an outage, and is true afterwards, here and for everybody else.
+/// Events of an outage, and what every instance must see afterwards.
 struct Outage {
     ana: Client,
     bob: Client,
@@ -1266,7 +1266,7 @@ struct Outage {
 }
 
 impl Outage {
-    /// Before it: ana and eva are logged in.
+    /// Before the outage: ana and eva are logged in.
     async fn before(app: &App) -> Self {
         Self { ana: logged_in(app, "ana").await, bob: app.client(), eva: logged_in(app, "eva").await }
     }
@@ -1288,14 +1288,14 @@ impl Outage {
     }
 }
 
-/// An instance without a fallback, that has seen nothing.
+/// An instance without a fallback and without a cache.
 async fn another(config: RedisConfig) -> App {
     let config = config.timeout(Duration::from_secs(8)).connect_timeout(Duration::from_secs(8));
     App::start(SessionLayer::new(RedisStore::new(config))).await
 }
 
 #[tokio::test]
-async fn behind_sentinels_all_goes_on_until_another_is_master() {
+async fn behind_sentinels_everything_works_until_the_failover() {
     let all = Sentinels::start().await;
     let config = RedisConfig::sentinel(all.addresses(), all.master_name()).unwrap();
     let (app, store) = service_at(MERGE, config.clone()).await;
@@ -1312,7 +1312,7 @@ async fn behind_sentinels_all_goes_on_until_another_is_master() {
     outage.was(&another(config.clone()).await).await;
 }
 
-/// Whoever meets it is served, from memory perhaps, or told that it is an outage.
+/// During a failover, requests are served, from memory if necessary, or fail with an outage.
 #[tokio::test]
 async fn behind_sentinels_a_planned_failover_is_a_short_outage_at_most() {
     let all = Sentinels::start().await;
@@ -1340,10 +1340,10 @@ async fn behind_sentinels_a_planned_failover_is_a_short_outage_at_most() {
     assert!(store.stats().outages <= 2, "{:?}", store.stats());
 }
 
-/// A cluster of which one node is dead is not away: it serves the sessions of the others, and says so. Until the replica takes over, those of the
-/// dead are an outage, in every mode.
+/// A cluster with one dead node is not down: it serves the sessions of the other nodes and is degraded. Until a replica takes over, the
+/// sessions of the dead node are an outage, in every mode.
 #[tokio::test]
-async fn a_cluster_is_away_when_no_node_answers() {
+async fn a_cluster_is_down_when_no_node_replies() {
     let mut all = Cluster::start().await;
     let config = RedisConfig::cluster(all.nodes.iter().map(RedisServer::address)).unwrap();
     let (app, store) = service_at(MERGE, config.clone()).await;

@@ -24,7 +24,7 @@ use tower_keep::{
 const DEADLINE: Duration = Duration::from_millis(250);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A guard that opens after two outages, for a second at first and four at most.
+/// A guard that opens after two outages, for one second at first and at most four.
 fn guarded() -> (Spy, Guard<Spy>) {
     let spy = Spy::new();
     (spy.clone(), Guard::new(spy).open_after(2).pause(SECOND, 4 * SECOND))
@@ -41,7 +41,7 @@ async fn opened() -> (Spy, Guard<Spy>) {
     (spy, guard)
 }
 
-/// All causes of an outage, in one line.
+/// All causes of an outage in one line.
 #[track_caller]
 fn assert_outage<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> String {
     let error = answer.unwrap_err();
@@ -99,9 +99,9 @@ async fn no_operation_takes_longer_than_the_deadline() {
     assert_eq!(began.elapsed(), 31 * DEADLINE, "counting looks at everything");
 }
 
-/// The store says at once that it does not answer; and then takes for ever to say how it is.
+/// The store fails immediately, and its health check hangs.
 #[tokio::test(start_paused = true)]
-async fn the_deadline_includes_asking_how_the_store_is() {
+async fn the_deadline_includes_the_health_check() {
     let (spy, guard) = guarded();
     spy.fail("load");
     spy.hold_next("health");
@@ -111,7 +111,7 @@ async fn the_deadline_includes_asking_how_the_store_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_known_to_be_down_is_not_asked() {
+async fn a_store_that_is_known_to_be_down_is_skipped() {
     let (spy, guard) = guarded();
     spy.go_down();
     assert_eq!(assert_outage(guard.load(&id(1)).await), "the test says so");
@@ -128,7 +128,7 @@ async fn a_store_that_is_known_to_be_down_is_not_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_is_open_too() {
+async fn a_store_that_hangs_opens_the_circuit_breaker() {
     let (spy, guard) = guarded();
     spy.hang();
     for _ in 0..2 {
@@ -140,7 +140,7 @@ async fn a_store_that_hangs_is_open_too() {
 }
 
 #[tokio::test]
-async fn an_answer_in_between_begins_the_count_anew() {
+async fn a_reply_resets_the_count() {
     let (spy, guard) = guarded();
     for _ in 0..5 {
         spy.go_down();
@@ -155,9 +155,9 @@ async fn an_answer_in_between_begins_the_count_anew() {
     assert_eq!(asked(&spy), 1, "it was closed until then");
 }
 
-/// A Redis that is full, for example: it serves reads, and its health says so.
+/// For example, a full Redis: it serves reads, and its health check reports it.
 #[tokio::test]
-async fn a_store_that_refuses_writes_goes_on_being_read() {
+async fn a_store_that_refuses_writes_is_still_read() {
     let (spy, guard) = guarded();
     guard.create(&id(1), entry(1), Limits::none()).await.unwrap();
     spy.fail("update");
@@ -168,7 +168,7 @@ async fn a_store_that_refuses_writes_goes_on_being_read() {
 }
 
 #[tokio::test]
-async fn what_a_store_says_no_to_is_an_answer() {
+async fn a_refusal_is_a_reply() {
     let (_, guard) = guarded();
     guard.create(&id(1), entry(1), Limits::none()).await.unwrap();
     for _ in 0..5 {
@@ -179,7 +179,7 @@ async fn what_a_store_says_no_to_is_an_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_operation_tries_whether_the_store_is_back() {
+async fn one_operation_probes_the_store() {
     let (spy, guard) = opened().await;
     let guard = Arc::new(guard);
     advance(SECOND).await;
@@ -202,7 +202,7 @@ async fn one_operation_tries_whether_the_store_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_failed_try_doubles_the_pause_up_to_the_longest() {
+async fn each_failed_probe_doubles_the_pause_up_to_the_maximum() {
     let (spy, guard) = opened().await;
     for pause in [1, 2, 4, 4, 4] {
         advance(pause * SECOND - Duration::from_millis(1)).await;
@@ -215,7 +215,7 @@ async fn each_failed_try_doubles_the_pause_up_to_the_longest() {
     spy.recover();
     advance(4 * SECOND).await;
     assert_answers(guard.load(&id(1)).await);
-    // And from the beginning the next time.
+    // The next outage starts with the shortest pause.
     spy.go_down();
     for _ in 0..2 {
         assert_outage(guard.load(&id(1)).await);
@@ -226,9 +226,9 @@ async fn each_failed_try_doubles_the_pause_up_to_the_longest() {
     assert_eq!(asked(&spy), 1);
 }
 
-/// The client went away, and took its request with it.
+/// The client has disconnected, which cancels the request.
 #[tokio::test(start_paused = true)]
-async fn a_try_that_is_cancelled_is_made_by_the_next() {
+async fn a_cancelled_probe_is_made_by_the_next_operation() {
     let (spy, guard) = opened().await;
     advance(SECOND).await;
     spy.recover();
@@ -244,9 +244,9 @@ async fn a_try_that_is_cancelled_is_made_by_the_next() {
     assert_answers(guard.load(&id(1)).await);
 }
 
-/// It was sent before, and says nothing of now.
+/// It was sent before the outage, so it proves nothing about now.
 #[tokio::test(start_paused = true)]
-async fn an_answer_from_before_does_not_close_it() {
+async fn a_late_reply_does_not_close_the_circuit_breaker() {
     let (spy, guard) = guarded();
     let held = spy.hold_next("load");
     let one = id(1);
@@ -268,7 +268,7 @@ async fn an_answer_from_before_does_not_close_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_wait_than_may() {
+async fn the_number_of_waiting_operations_is_bounded() {
     let spy = Spy::new();
     let guard = Guard::new(spy.clone()).max_waiting(2).open_after(1);
     let (first, second) = (id(1), id(2));
@@ -294,13 +294,13 @@ async fn no_more_wait_than_may() {
     assert_eq!((asked(&spy), began.elapsed()), (0, Duration::ZERO));
     held.release();
     assert_answers(one.await);
-    assert_answers(guard.load(&id(3)).await); // that it was full is no outage
-    drop(other); // cancelled: its place is free
+    assert_answers(guard.load(&id(3)).await); // waiting too long in the queue is not an outage
+    drop(other); // cancelled: its slot is free
     assert_answers(guard.load(&id(3)).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_health_finds_that_the_store_is_back() {
+async fn a_health_check_closes_the_circuit_breaker() {
     let (spy, guard) = opened().await;
     spy.recover();
     assert_eq!(guard.health().await.unwrap().status(), HealthStatus::Down, "not asked yet");
@@ -331,7 +331,7 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
     assert!(ends.contains("INFO") && ends.contains("replies again"), "{ends}");
 }
 
-/// A guard of a Redis that serves.
+/// A guard around a running Redis.
 async fn of_redis(config: RedisConfig) -> Guard<RedisStore> {
     let guard = Guard::new(RedisStore::new(config)).open_after(2);
     let guard = guard.pause(Duration::from_millis(20), Duration::from_millis(20));
@@ -372,7 +372,7 @@ async fn a_master_killed_and_replaced() {
     all.switched(old).await;
     serves_again(&guard).await;
 
-    // All of them, and those who would know of another.
+    // All of them, and those who would find another.
     all.servers[old].run().await;
     let servers = || all.servers.iter().chain(&all.sentinels);
     servers().for_each(RedisServer::pause);
@@ -394,7 +394,7 @@ async fn a_cluster_hung_and_resumed() {
 #[tokio::test]
 async fn redis_hung_and_resumed() {
     let server = RedisServer::start().await;
-    let patience = Duration::from_secs(3600); // of the store: the guard has less
+    let patience = Duration::from_secs(3600); // the timeout of the store: the guard has a shorter one
     let config = RedisConfig::from_url(&server.url()).unwrap().timeout(patience).connect_timeout(patience);
     let guard = Guard::new(RedisStore::new(config)).open_after(2).pause(Duration::from_millis(20), SECOND);
     eventually("it serves", async || guard.load(&id(1)).await.is_ok()).await;
@@ -408,15 +408,15 @@ async fn redis_hung_and_resumed() {
     eventually("it serves again", async || guard.load(&id(1)).await.is_ok()).await;
 }
 
-/// Whoever wants to wait for ever, may.
+/// A guard can wait without limit.
 #[tokio::test]
-async fn no_duration_is_too_long_or_too_short() {
+async fn extreme_durations_are_accepted() {
     for time in [Duration::ZERO, Duration::MAX] {
         let guard = Guard::new(MemoryStore::new()).deadline(time).pause(time, time);
         assert!(guard.count().await.is_ok_and(|count| count == 0) || time.is_zero());
         let config = RedisConfig::from_url("redis://127.0.0.1:1/").unwrap();
         let redis = RedisStore::new(config.timeout(time).connect_timeout(time));
-        // Nobody is there, or not within a millisecond.
+        // The server is down, or not reachable within a millisecond.
         assert!(tokio::time::timeout(Duration::from_secs(30), redis.count()).await.is_ok_and(|count| count.is_err()));
     }
 }

@@ -1,4 +1,4 @@
-//! Values beside the sessions: in memory, in Redis however it is run, and while it is away.
+//! Values in memory, in every kind of Redis deployment, and during an outage.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -42,7 +42,7 @@ async fn text(values: &KeyValue, key: &str) -> Option<String> {
     values.get(key).await.unwrap().map(|value| String::from_utf8(value).unwrap())
 }
 
-/// All keys that match, by pages of about `count`.
+/// All matching keys, in pages of about `count`.
 async fn keys_by(values: &KeyValue, pattern: &str, count: usize) -> Vec<String> {
     let (mut keys, mut place) = (Vec::new(), Some(Cursor::start()));
     while let Some(from) = place {
@@ -64,7 +64,7 @@ fn assert_outage<T: std::fmt::Debug>(answer: Result<T, KeyValueError>) {
     assert!(matches!(answer, Err(KeyValueError::Store(StoreError::Outage(_)))), "{answer:?}");
 }
 
-/// Each operation, on values that are empty.
+/// Each operation, starting without values.
 async fn each_operation(values: &KeyValue) {
     assert_eq!(values.get("a").await.unwrap(), None);
     assert!(!values.exists("a").await.unwrap() && !values.del("a").await.unwrap());
@@ -83,7 +83,7 @@ async fn each_operation(values: &KeyValue) {
     assert_eq!(found, expected.map(|value| value.map(|text| text.as_bytes().to_vec())));
     assert_eq!(values.mget(&[""; 0]).await.unwrap(), [None; 0]);
 
-    // Time: over at once, long, and longer than there is.
+    // Time to live: zero, long, and longer than possible.
     values.set("soon", "over", Duration::ZERO).await.unwrap();
     let over = async || !values.exists("soon").await.unwrap() && text(values, "soon").await.is_none();
     eventually("its time is over", over).await;
@@ -143,7 +143,7 @@ mod each_operation {
         let nodes = cluster.nodes.iter().map(RedisServer::address);
         let values = values(RedisStore::new(patient(RedisConfig::cluster(nodes).unwrap())));
         each_operation(&values).await;
-        // Every master has some, and is asked once for them.
+        // Every master has some, and is queried once.
         let keys: Vec<_> = (0..300).map(|i| format!("k{i}")).collect();
         for key in &keys {
             values.set(key, key, None).await.unwrap();
@@ -172,7 +172,7 @@ mod each_operation {
     }
 
     #[tokio::test]
-    async fn through_whatever_stands_before_a_store() {
+    async fn through_wrappers() {
         for mode in [REJECT, STALE, DROP, MERGE] {
             each_operation(&values(Fallback::new(MemoryStore::new(), mode))).await;
         }
@@ -182,9 +182,9 @@ mod each_operation {
         each_operation(&SessionLayer::new(MemoryStore::new()).sessions().key_value().unwrap()).await;
     }
 
-    /// In an outage: the same.
+    /// The same in an outage.
     #[tokio::test]
-    async fn while_redis_is_away() {
+    async fn while_redis_is_down() {
         for mode in [DROP, MERGE] {
             let server = RedisServer::stopped();
             let store = Arc::new(Fallback::new(redis(&server), mode));
@@ -195,7 +195,7 @@ mod each_operation {
 }
 
 #[tokio::test]
-async fn a_store_that_keeps_no_values_says_so() {
+async fn a_store_without_values_is_unsupported() {
     for answer in [KeyValue::new(Spy::new()), SessionLayer::new(Spy::new()).sessions().key_value()] {
         assert!(matches!(answer, Err(KeyValueError::Unsupported)));
     }
@@ -204,7 +204,7 @@ async fn a_store_that_keeps_no_values_says_so() {
     }
 }
 
-/// Neither by its name, nor by a pattern, nor by a command is a session reached; nor is a value taken for a session.
+/// No key, pattern or operation reaches a session, and no value is taken for a session.
 #[tokio::test]
 async fn no_key_reaches_a_session() {
     let server = RedisServer::start().await;
@@ -232,7 +232,7 @@ async fn no_key_reaches_a_session() {
 }
 
 #[tokio::test]
-async fn redis_holds_what_it_is_told_and_for_as_long() {
+async fn values_and_ttls_are_stored_in_redis() {
     let server = RedisServer::start().await;
     let values = values(RedisStore::new(config(&server.url()).prefix("shop:").unwrap()));
     values.set("a", "hello", MINUTE).await.unwrap();
@@ -248,7 +248,7 @@ async fn redis_holds_what_it_is_told_and_for_as_long() {
     values.set("b", "for ever", None).await.unwrap();
     assert_eq!(server.pttl("shop:kv:b").await, -1);
 
-    // What somebody else has put there.
+    // A value written by another program.
     server.command("LPUSH shop:kv:list 1").await;
     let answer = values.get("list").await;
     assert!(matches!(answer, Err(KeyValueError::Store(StoreError::Corrupt(_)))), "{answer:?}");
@@ -258,7 +258,7 @@ async fn redis_holds_what_it_is_told_and_for_as_long() {
 }
 
 #[tokio::test]
-async fn each_is_one_round_trip_and_nobody_uses_keys() {
+async fn each_operation_is_one_round_trip_without_the_command_keys() {
     let server = RedisServer::start().await;
     let values = values(redis(&server));
     values.get("a").await.unwrap();
@@ -274,7 +274,7 @@ async fn each_is_one_round_trip_and_nobody_uses_keys() {
     let seen = monitor.so_far().await;
     let seen: Vec<_> = seen
         .iter()
-        // Newer servers show how the test's own connection introduces itself.
+        // Newer servers also show the handshake of the test's own connection.
         .filter(|line| !line.contains("\"PING\"") && !line.contains("\"CLIENT\""))
         .map(|line| line.split('"').nth(1).unwrap().to_uppercase())
         .collect();
@@ -285,7 +285,7 @@ mod memory {
     use super::*;
 
     #[tokio::test]
-    async fn what_expires_is_gone_by_the_clock_of_the_store() {
+    async fn values_expire_by_the_clock_of_the_store() {
         let clock = ManualClock::new();
         let store = MemoryStore::new().clock(clock.clone());
         let values = values(store.clone());
@@ -310,7 +310,7 @@ mod memory {
         assert_eq!(values.stats().await.in_memory_keys, 2);
     }
 
-    /// Nothing makes room but time.
+    /// Only expiry frees memory.
     #[tokio::test]
     async fn when_it_is_full_a_write_fails_and_nothing_is_lost() {
         let clock = ManualClock::new();
@@ -340,7 +340,7 @@ mod memory {
     }
 
     #[tokio::test]
-    async fn clones_share_them() {
+    async fn clones_share_the_values() {
         let store = MemoryStore::new();
         let (one, two) = (values(store.clone()), values(store));
         one.set("a", "1", None).await.unwrap();
@@ -349,7 +349,7 @@ mod memory {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_at_once_count_right() {
+async fn concurrent_increments_are_counted_correctly() {
     let server = RedisServer::start().await;
     for values in [values(MemoryStore::new()), values(redis(&server))] {
         let mut tasks = JoinSet::new();
@@ -366,9 +366,9 @@ async fn many_at_once_count_right() {
     }
 }
 
-/// What it shows of itself is no key and no value.
+/// Debug output and errors contain no key and no value.
 #[tokio::test]
-async fn nothing_of_it_is_shown() {
+async fn debug_and_errors_show_no_key_or_value() {
     let values = values(MemoryStore::new().values_capacity(0));
     let error = values.set("key-of-mine", "value-of-mine", None).await.unwrap_err();
     let mut shown = format!("{values:?} {error:?} {error}");
@@ -416,7 +416,7 @@ mod model {
         ]
     }
 
-    /// What is expected, in the words of `Debug`.
+    /// The expected result in `Debug` format.
     fn expected(model: &mut HashMap<String, String>, step: &Step) -> String {
         let name = |key: &u8| format!("k{key}");
         let bytes = |value: Option<&String>| value.map(|text| text.as_bytes().to_vec());
@@ -468,9 +468,9 @@ mod model {
         })
     }
 
-    /// Memory, Redis, and the memory of an outage do what the model does.
+    /// Memory, Redis, and the memory of an outage follow the model.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn every_place_does_as_the_model_says() {
+    async fn every_store_follows_the_model() {
         let (server, away) = (RedisServer::start().await, RedisServer::stopped());
         let runtime = tokio::runtime::Handle::current();
         let all =
@@ -498,9 +498,9 @@ mod model {
         all.await.unwrap().unwrap();
     }
 
-    /// What an outage leaves in Redis when it is told is what Redis would have if it had been there.
+    /// After the replay, Redis has the same values as without the outage.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_told_is_what_would_have_been() {
+    async fn a_replay_gives_the_result_without_the_outage() {
         let runtime = tokio::runtime::Handle::current();
         let server = tokio::sync::Mutex::new(RedisServer::stopped());
         let all =
@@ -534,7 +534,7 @@ mod model {
         all.await.unwrap().unwrap();
     }
 
-    /// As Redis understands them, whatever they are.
+    /// Random patterns match as in Redis.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn patterns_match_as_in_redis() {
         let server = RedisServer::start().await;
@@ -570,9 +570,9 @@ mod model {
         all.await.unwrap().unwrap();
     }
 
-    /// Nobody can make it look for a match for ever.
+    /// Matching takes linear time.
     #[tokio::test]
-    async fn a_pattern_of_many_stars_costs_no_more_than_others() {
+    async fn a_pattern_of_many_stars_is_not_slower() {
         let values = values(MemoryStore::new());
         values.set(&"a".repeat(10_000), "", None).await.unwrap();
         assert_eq!(keys(&values, &format!("{}b", "*a".repeat(500))).await, [""; 0]);
@@ -582,9 +582,9 @@ mod model {
 mod lost_answers {
     use super::*;
 
-    /// Redis has done it, and nobody was told: it is not done again.
+    /// Redis applied it and the reply was lost: it is not repeated.
     #[tokio::test]
-    async fn incr_is_done_once() {
+    async fn incr_is_applied_once() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let manager = RedisConnectionManager::new(proxy.url()).unwrap();
@@ -610,9 +610,9 @@ mod lost_answers {
         }
     }
 
-    /// Told, and then away: the outage does not count it again, and Redis is not told it once more.
+    /// It was sent as the outage began: it is counted neither in memory nor by a replay.
     #[tokio::test]
-    async fn incr_that_meets_the_outage_is_not_done_in_memory_too() {
+    async fn an_incr_lost_as_the_outage_began_is_not_repeated_in_memory() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let store =
@@ -634,9 +634,9 @@ mod lost_answers {
         assert_eq!(server.get("sess:kv:n").await, "12");
     }
 
-    /// It is not known whether the difference has arrived: it is not told twice, and that is counted.
+    /// It is unknown whether the increment was applied: it is not replayed again, and a counter reports it.
     #[tokio::test]
-    async fn a_difference_is_told_once() {
+    async fn an_increment_is_replayed_once() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let store =
@@ -677,9 +677,9 @@ mod lost_answers {
         assert_eq!(server.keys().await, [""; 0]);
     }
 
-    /// A master that dies with the answer: its replica, which may have heard of it, is not told once more.
+    /// A master dies before its reply: the replica, which may have the write, does not get it again.
     #[tokio::test]
-    async fn incr_is_done_once_in_a_cluster_too() {
+    async fn incr_is_applied_once_in_a_cluster() {
         let mut cluster = Cluster::start().await;
         let nodes = cluster.nodes.iter().map(RedisServer::address);
         let config = RedisConfig::cluster(nodes).unwrap().timeout(MINUTE);
@@ -706,7 +706,7 @@ mod lost_answers {
     }
 }
 
-/// Waits until all is told and Redis is asked again.
+/// Waits until everything is replayed and Redis is used again.
 async fn is_back(store: &Fallback<RedisStore>) {
     let is_back = async || {
         let _ = store.health().await;
@@ -715,7 +715,7 @@ async fn is_back(store: &Fallback<RedisStore>) {
     eventually("Redis is back", is_back).await;
 }
 
-/// A request that tells Redis what it has missed.
+/// A request that replays to Redis.
 fn keeps_telling(store: &Arc<Fallback<RedisStore>>) -> JoinHandle<()> {
     let store = store.clone();
     tokio::spawn(async move {
@@ -726,7 +726,7 @@ fn keeps_telling(store: &Arc<Fallback<RedisStore>>) -> JoinHandle<()> {
     })
 }
 
-/// How often Redis has refused a command before it did anything.
+/// The number of commands that Redis has rejected.
 async fn rejected(server: &RedisServer, command: &str) -> u64 {
     let info = format!("{:?}", server.command("INFO commandstats").await);
     let Some((_, line)) = info.split_once(&format!("cmdstat_{command}:")) else { return 0 };
@@ -746,7 +746,7 @@ mod outages {
     use super::*;
 
     #[tokio::test]
-    async fn reject_and_stale_acknowledge_nothing_and_keep_nothing() {
+    async fn reject_and_stale_acknowledge_and_store_nothing() {
         for mode in [REJECT, STALE] {
             let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
             let (store, values) = service(mode, &server).await;
@@ -768,7 +768,7 @@ mod outages {
         }
     }
 
-    /// Whoever meets it first.
+    /// The first request in the outage.
     #[tokio::test]
     async fn sessions_and_values_have_the_same_outage() {
         for values_first in [true, false] {
@@ -788,7 +788,7 @@ mod outages {
             let stats = values.stats().await;
             assert_eq!((stats.connected, stats.using_fallback), (false, true));
             server.run().await;
-            // And whoever sees it back.
+            // The request that notices the recovery.
             let back = async || {
                 if values_first {
                     values.get("a").await.unwrap();
@@ -805,7 +805,7 @@ mod outages {
     }
 
     #[tokio::test]
-    async fn drop_forgets_what_was_written() {
+    async fn drop_discards_the_writes() {
         let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
         let (store, values) = service(DROP, &server).await;
         server.stop();
@@ -824,7 +824,7 @@ mod outages {
     }
 
     #[tokio::test]
-    async fn merge_tells_what_became_of_each_key_and_touches_no_other() {
+    async fn merge_replays_each_changed_key_and_no_other() {
         let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
         let clock = ManualClock::new();
         let store = Arc::new(Fallback::new(redis(&server), MERGE).probe_interval(Duration::ZERO).clock(clock.clone()));
@@ -896,9 +896,9 @@ mod outages {
         assert_eq!(store.stats().dropped, 1, "what cannot be added to");
     }
 
-    /// While it is being told, and what is written then, too.
+    /// During the replay, including concurrent writes.
     #[tokio::test]
-    async fn nobody_sees_half_of_it() {
+    async fn a_replay_is_atomic() {
         let mut server = RedisServer::start().await;
         let (store, values) = service(MERGE, &server).await;
         server.stop();
@@ -921,9 +921,9 @@ mod outages {
         assert!(stats.replayed >= 3001, "{stats:?}");
     }
 
-    /// What was on its way, and what is added before anybody looks again.
+    /// An increment in flight, and increments before the next query.
     #[tokio::test]
-    async fn a_difference_that_may_have_been_lost_is_counted_whatever_is_added_to_it() {
+    async fn an_increment_that_may_be_lost_is_counted() {
         let mut server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let store =
@@ -946,9 +946,9 @@ mod outages {
         assert_eq!(store.stats().dropped, 1, "nobody has heard of the first");
     }
 
-    /// A request that goes away while it tells loses nothing but what must not be told twice, and that is counted.
+    /// A replaying request that is cancelled loses only what must not be sent twice, and a counter reports it.
     #[tokio::test]
-    async fn if_the_request_that_tells_is_cancelled_the_next_goes_on() {
+    async fn if_the_replaying_request_is_cancelled_the_next_continues() {
         let mut server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         let store =
@@ -981,9 +981,9 @@ mod outages {
         assert!(dropped <= 1);
     }
 
-    /// In memory is what was added in the outage, and not what the main store has.
+    /// Memory has the increments of the outage, and not the value in the main store.
     #[tokio::test]
-    async fn a_time_to_live_for_a_counter_that_was_told_leaves_its_number_alone() {
+    async fn a_ttl_for_a_replayed_counter_keeps_its_number() {
         let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
         let proxy = Proxy::start(server.port()).await;
         let store =
@@ -993,7 +993,7 @@ mod outages {
         server.stop();
         values.get("n").await.unwrap();
         assert_eq!(values.incr_by("n", 5).await.unwrap(), 5);
-        // More than is told at once: when the last is told, the number has been.
+        // More than one batch: the number is replayed before the last one.
         for i in 0..100 {
             values.set(&format!("k{i}"), "1", None).await.unwrap();
         }
@@ -1011,9 +1011,9 @@ mod outages {
         assert_eq!(store.stats().dropped, 0);
     }
 
-    /// What Redis refuses for good keeps the sessions from nothing.
+    /// Values that Redis always refuses do not delay the sessions.
     #[tokio::test]
-    async fn a_value_that_may_not_be_written_does_not_hold_sessions_up() {
+    async fn a_refused_value_does_not_delay_sessions() {
         let rights = "resetchannels ~sess:* -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha";
         let user = format!("--user app on >app-password {rights}");
         let mut server = RedisServer::stopped_with(&user.split(' ').collect::<Vec<_>>());
@@ -1031,7 +1031,7 @@ mod outages {
     }
 
     #[tokio::test]
-    async fn a_redis_that_was_emptied_has_what_was_written_in_the_outage() {
+    async fn an_emptied_redis_gets_the_writes_of_the_outage() {
         let mut server = RedisServer::start().await;
         let (store, values) = service(MERGE, &server).await;
         server.stop();
@@ -1041,9 +1041,9 @@ mod outages {
         assert_eq!(keys(&values, "*").await, ["a"]);
     }
 
-    /// Full is not away: errors, no fallback. And it goes on when there is room.
+    /// A full Redis is not down: errors, no fallback. When there is room again, writes work.
     #[tokio::test]
-    async fn a_full_redis_is_not_away() {
+    async fn a_full_redis_is_not_down() {
         let server = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]).await;
         let (store, values) = service(MERGE, &server).await;
         server.command("CONFIG SET maxmemory 1").await;
@@ -1058,16 +1058,16 @@ mod outages {
         assert_eq!(values.incr("n").await.unwrap(), 1);
     }
 
-    /// What it has no room for when it is back is told again, and served from memory meanwhile.
+    /// Values without room in Redis after the recovery are replayed again, and served from memory until then.
     #[tokio::test]
-    async fn what_redis_has_no_room_for_is_told_again() {
+    async fn values_that_a_full_redis_refuses_are_replayed_again() {
         let mut server = RedisServer::stopped_with(&["--maxmemory-policy", "noeviction", "--maxmemory", "1"]);
         let store = Arc::new(Fallback::new(redis(&server), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
         values.set("a", "1", None).await.unwrap();
         assert_eq!(values.incr_by("n", 2).await.unwrap(), 2);
         server.run().await;
-        // Which tells it, as any request does.
+        // Any request replays.
         eventually("Redis answers", async || values.stats().await.connected).await;
         assert_eq!(values.incr("n").await.unwrap(), 3);
         assert!(rejected(&server, "set").await > 0 && rejected(&server, "incrby").await > 0, "it was told");
@@ -1079,9 +1079,9 @@ mod outages {
         assert_eq!(store.stats().dropped, 0);
     }
 
-    /// But not for ever: the sessions wait for it.
+    /// But not without limit, because the sessions wait for it.
     #[tokio::test]
-    async fn what_redis_has_no_room_for_does_not_keep_sessions_from_it() {
+    async fn values_that_a_full_redis_refuses_do_not_delay_sessions() {
         let mut server = RedisServer::stopped_with(&["--maxmemory-policy", "noeviction", "--maxmemory", "1"]);
         let store = Arc::new(Fallback::new(redis(&server), MERGE).probe_interval(Duration::ZERO));
         let values = values(store.clone());
@@ -1098,9 +1098,9 @@ mod outages {
         assert!(rejected(&server, "set").await >= 300, "each was told again");
     }
 
-    /// It closes the connection on which such a value comes, with all that is told there.
+    /// It closes the connection that sends such a value, with the whole batch.
     #[tokio::test]
-    async fn a_value_that_redis_never_takes_is_given_up_and_costs_no_other() {
+    async fn a_value_that_redis_always_refuses_is_dropped_alone() {
         let mut server = RedisServer::stopped_with(&["--client-query-buffer-limit", "1048576"]);
         let store = Arc::new(
             Fallback::new(RedisStore::new(config(&server.url()).timeout(SECOND / 2)), MERGE)
@@ -1119,9 +1119,9 @@ mod outages {
         assert_eq!(values.get("big").await.unwrap(), None);
     }
 
-    /// Bounded: what does not fit fails, what is there can be changed and deleted.
+    /// Writes beyond the limit fail. Existing values can be changed and deleted.
     #[tokio::test]
-    async fn no_more_is_kept_in_an_outage_than_may_be() {
+    async fn the_memory_of_an_outage_is_bounded() {
         let server = RedisServer::stopped();
         let store = Arc::new(Fallback::new(redis(&server), MERGE).values_capacity(4 * 1024));
         let values = values(store.clone());
@@ -1134,7 +1134,7 @@ mod outages {
         assert_eq!(store.stats().refused, 2);
         assert!(values.del("0").await.unwrap());
         values.set("1", "smaller", None).await.unwrap();
-        // What was deleted takes its place too, of another room.
+        // Deletions also use memory, within their own limit.
         let mut deleted = 0;
         while values.del(&format!("{deleted:03}")).await.is_ok() {
             deleted += 1;
@@ -1145,9 +1145,9 @@ mod outages {
         assert_eq!(keys(&values, "*").await, ["2", "3"]);
     }
 
-    /// A place that Redis knows nothing of: it may come from a link.
+    /// A cursor that Redis does not know: it may come from a link.
     #[tokio::test]
-    async fn a_scan_from_nowhere_begins_anew() {
+    async fn a_scan_from_an_invalid_cursor_starts_over() {
         let server = RedisServer::start().await;
         let values = values(redis(&server));
         values.set("a", "1", None).await.unwrap();
@@ -1157,9 +1157,9 @@ mod outages {
         }
     }
 
-    /// A page that was begun on the other store begins anew.
+    /// A page that was started on the other store starts over.
     #[tokio::test]
-    async fn a_scan_goes_through_an_outage() {
+    async fn a_scan_continues_through_an_outage() {
         let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
         let (store, values) = service(MERGE, &server).await;
         for i in 0..100 {
@@ -1187,7 +1187,7 @@ mod outages {
     }
 
     #[tokio::test]
-    async fn a_guard_leaves_a_dead_server_alone() {
+    async fn a_guard_does_not_query_a_dead_server() {
         let mut server = RedisServer::start().await;
         let values = values(Guard::new(redis(&server)).open_after(1));
         values.set("a", "1", None).await.unwrap();

@@ -1,4 +1,4 @@
-//! Two stores as one: what every store must pass, and every way in which operations can meet while a session moves.
+//! Two stores as one: the contract of a store, and all interleavings of operations while a session moves.
 
 use std::{
     future::Future,
@@ -27,9 +27,9 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 mod contract {
     use super::*;
 
-    /// Sessions begin in the old store, as they did before the migration; everything else asks both.
+    /// Sessions are created in the old store, as before the migration. Everything else uses both.
     ///
-    /// Where a limit binds, they begin as they do now: an old store alone cannot know of those that have moved.
+    /// With a limit, they are created by both: an old store alone does not know the moved sessions.
     struct BeginsInOld {
         old: Arc<dyn SessionStore>,
         inner: MigratingStore,
@@ -40,7 +40,7 @@ mod contract {
         fn create<'a>(&'a self, id: &'a SessionId, new: Entry, limits: Limits) -> StoreFuture<'a, Created> {
             StoreFuture::boxed(async move {
                 let _one_at_a_time = self.creating.lock().await;
-                // What the new store knows did not begin before it.
+                // A session that the new store knows was not created before it.
                 let is_new = matches!(self.inner.load(id).await?, Found::Unknown);
                 let room = match (new.record.user(), limits.sessions()) {
                     (Some(user), Some(limit)) => StoreExt::list(&self.inner, user).await?.len() < limit,
@@ -115,28 +115,28 @@ mod contract {
     }
 
     #[tokio::test]
-    async fn it_is_kept_from_memory_to_memory() {
+    async fn holds_from_memory_to_memory() {
         let (clock, both, begins_in_old) = memories();
         assert_kept(&testing::run(&*both, async |time| clock.advance(time)).await);
         assert_kept(&testing::run(&*begins_in_old, async |time| clock.advance(time)).await);
     }
 
     #[tokio::test]
-    async fn it_is_kept_from_memory_to_redis() {
+    async fn holds_from_memory_to_redis() {
         let server = RedisServer::start().await;
         let (both, _) = pair(MemoryStore::new(), in_redis(&server));
         assert_kept(&testing::run(&*both, tokio::time::sleep).await);
     }
 
     #[tokio::test]
-    async fn it_is_kept_from_memory_to_redis_by_sessions_of_memory() {
+    async fn holds_from_memory_to_redis_for_sessions_created_in_memory() {
         let server = RedisServer::start().await;
         let (_, begins_in_old) = pair(MemoryStore::new(), in_redis(&server));
         assert_kept(&testing::run(&*begins_in_old, tokio::time::sleep).await);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn it_is_kept_for_many_threads() {
+    async fn holds_for_many_threads() {
         let (from, to) = (RedisServer::start().await, RedisServer::start().await);
         let in_memory = pair(MemoryStore::new(), MemoryStore::new());
         let in_redis = pair(in_redis(&from), in_redis(&to));
@@ -154,7 +154,7 @@ fn id(n: usize) -> SessionId {
     Token::parse(format!("{}{}", SessionId::slot_tag_of("ana"), letter.repeat(44))).unwrap().id()
 }
 
-/// Of a session that is the older the smaller its number is, in one of its versions.
+/// Of a session that is older the smaller its number is, in one of its versions.
 fn record(n: usize, version: usize) -> Arc<Record> {
     let stored = format!(
         r#"{{"v":2,"n":"AAAA{n:06}{version:06}","t":[{},0,86400000,864000000],"user":"ana","data":{{"n":{n}}}}}"#,
@@ -171,11 +171,11 @@ fn claim(n: usize) -> Version {
     record(9, n).version()
 }
 
-/// What is done at once.
+/// A concurrent operation.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
     Load(usize),
-    /// From the first version on, to this.
+    /// From the first version to this one.
     Update(usize, usize),
     Touch(usize),
     End(usize),
@@ -186,7 +186,7 @@ enum Deed {
     EndOthers(usize),
     List,
     Create(usize),
-    /// Within a limit of one.
+    /// With a limit of one.
     CreateOnly(usize),
     CreateIfFree(usize),
     MoveAll,
@@ -194,7 +194,7 @@ enum Deed {
 
 use Deed::*;
 
-/// What was answered, as a text that says everything.
+/// The complete reply as a string.
 async fn perform(store: &dyn SessionStore, both: Option<&MigratingStore>, deed: Deed) -> String {
     let found = |found: Found| match found {
         Found::Live(loaded) => seen(&loaded),
@@ -247,7 +247,7 @@ fn seen(loaded: &Loaded) -> String {
     format!("{} for {:?}", String::from_utf8(loaded.record.encode()).unwrap(), loaded.ttl)
 }
 
-/// A store that lets others go first before every answer.
+/// A store that yields before every reply.
 struct InTurn {
     inner: MemoryStore,
 }
@@ -271,11 +271,11 @@ impl StoreWrapper for InTurn {
     }
 }
 
-/// Where a session is when something happens to it.
+/// The place of a session before the operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     InOld,
-    /// Whoever moved it was cut off after so many steps.
+    /// The move was cancelled after this many steps.
     OnTheWay(usize),
     InNew,
 }
@@ -283,7 +283,7 @@ enum Place {
 const PLACES: [Place; 6] =
     [Place::InOld, Place::OnTheWay(2), Place::OnTheWay(3), Place::OnTheWay(4), Place::OnTheWay(5), Place::InNew];
 
-/// Two stores, each behind an instance of its own; and the single store that they must not be told from.
+/// Two stores, each behind its own instance, and the single store that they must be equivalent to.
 struct World {
     clock: ManualClock,
     old: MemoryStore,
@@ -318,12 +318,12 @@ impl World {
         Self { clock, old, instances }
     }
 
-    /// What can be known of all sessions now; and nothing of that changes as time passes, but that ends are forgotten.
+    /// All observable state. It does not change with time, except that tombstones are removed.
     fn end_state(&self) -> Vec<String> {
         let state = state_of(&self.instances[0]);
         assert_eq!(now(StoreExt::count(&self.old)).unwrap(), 0, "what was looked at has moved");
         let live = now(StoreExt::list(&self.instances[1], "ana")).unwrap().len();
-        // Longer than what ended is remembered, and shorter than sessions live.
+        // Longer than tombstones are kept, and shorter than sessions live.
         self.clock.advance(2 * HOUR);
         now(self.instances[2].move_all()).unwrap();
         let later = now(StoreExt::list(&self.instances[2], "ana")).unwrap();
@@ -337,7 +337,7 @@ fn state_of(store: &dyn SessionStore) -> Vec<String> {
     (0..4).map(Load).chain([List]).map(|deed| now(perform(store, None, deed))).collect()
 }
 
-/// What one store answers when the deeds are done one after the other, and what is left.
+/// The replies of one store to the operations in this order, and the final state.
 fn alone(sessions: usize, deeds: &[Deed], clock: &ManualClock) -> (Vec<String>, Vec<String>) {
     let store = MemoryStore::new().clock(clock.clone());
     for n in 0..sessions {
@@ -351,7 +351,7 @@ fn poll<T>(future: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Runs what nobody else interrupts.
+/// Runs an operation without interruption.
 fn now<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     for _ in 0..10_000 {
@@ -362,15 +362,15 @@ fn now<T>(future: impl Future<Output = T>) -> T {
     panic!("it does not end");
 }
 
-/// How often one interrupts the other at most: all orders of their steps are millions, and more turns find no more.
+/// The maximum number of switches between the operations. All orders of their steps are millions, and more switches find no more.
 const MAX_TURNS: usize = 2;
 
-/// In which order the steps of what happens at once are made: every choice there was, and how many there were to choose from.
+/// A schedule of the steps of two operations: every choice, and the number of alternatives.
 #[derive(Default)]
 struct Schedule {
     choices: Vec<(usize, usize)>,
     made: usize,
-    /// Who made the last step.
+    /// The operation that made the last step.
     last: usize,
     turns: usize,
 }
@@ -383,14 +383,14 @@ impl Schedule {
         if self.made == self.choices.len() {
             self.choices.push((0, options));
         }
-        let turn = self.choices[self.made].0; // 0: go on
+        let turn = self.choices[self.made].0; // 0: continue
         self.turns += usize::from(self.made > 0 && turn > 0);
         self.made += 1;
         self.last = (self.last + turn) % options;
         self.last
     }
 
-    /// The next one that was not tried.
+    /// The next schedule that was not tried.
     fn next(mut self) -> Option<Self> {
         while let Some((chosen, options)) = self.choices.pop() {
             if chosen + 1 < options {
@@ -402,7 +402,7 @@ impl Schedule {
     }
 }
 
-/// What was answered, and when it was begun and answered.
+/// A reply, with the times of its start and end.
 struct Done {
     deed: Deed,
     answer: String,
@@ -435,12 +435,12 @@ fn at_once(world: &World, deeds: &[Deed], mut choose: impl FnMut(usize) -> usize
     done.collect()
 }
 
-/// Some order of the deeds explains every answer and what is left: one in which what was answered before
-/// another began comes first.
+/// Some order of the operations explains every reply and the final state: one in which an operation that ended before
+/// another started comes first.
 #[track_caller]
 fn assert_explained(sessions: usize, place: Place, world: &World, done: &[Done]) {
     let state = world.end_state();
-    // Ends say when they were: by the time of then.
+    // Tombstones have the time of the end, so the clock is set to it.
     let clock = ManualClock::new();
     let strip = |text: &String| text.split(", at: ").next().unwrap_or_default().to_owned();
     let mut explained = false;
@@ -494,7 +494,7 @@ const DEEDS: [Deed; 13] = [
 
 const CREATIONS: [Deed; 4] = [Create(0), Create(1), CreateOnly(1), CreateIfFree(1)];
 
-/// What concerns all sessions of a user asks one store after the other: what is done between the two is half seen. The docs say so.
+/// Operations on all sessions of a user use one store after the other, so a concurrent change between the two is seen in part. The docs say so.
 fn may_be_half_seen(first: Deed, second: Deed) -> bool {
     matches!(
         (first, second),
@@ -502,10 +502,10 @@ fn may_be_half_seen(first: Deed, second: Deed) -> bool {
     )
 }
 
-/// Two operations of two instances on one session, wherever it is and wherever they interrupt each other: together they answer
-/// and leave what one store does.
+/// Two operations of two instances on one session, in every place and interleaving: the replies and the final state are
+/// those of a single store.
 #[test]
-fn two_at_once_are_one_after_the_other() {
+fn two_concurrent_operations_are_serializable() {
     let tried: usize = thread::scope(|scope| {
         PLACES.map(|place| scope.spawn(move || two_at_once(place))).map(|tried| tried.join().unwrap())
     })
@@ -514,11 +514,11 @@ fn two_at_once_are_one_after_the_other() {
     assert!(tried > 20_000, "{tried}");
 }
 
-/// Returns how many schedules there were.
+/// Returns the number of schedules.
 fn two_at_once(place: Place) -> usize {
     let mut schedules = 0;
     for (i, first) in DEEDS.into_iter().enumerate() {
-        // Who is first does not matter: either may begin.
+        // Either operation may start first.
         for second in DEEDS[i..].iter().chain(&CREATIONS).copied().filter(|second| !may_be_half_seen(first, *second)) {
             let mut schedule = Some(Schedule::default());
             while let Some(mut tried) = schedule {
@@ -533,7 +533,7 @@ fn two_at_once(place: Place) -> usize {
     schedules
 }
 
-/// A store that cannot be reached, or has no place for more, when it is told so.
+/// A store that can be made unreachable or full.
 mod failing {
     use std::{
         any::Any,
@@ -599,7 +599,7 @@ mod failing {
     }
 
     #[tokio::test]
-    async fn without_the_old_store_those_that_have_moved_are_served() {
+    async fn without_the_old_store_moved_sessions_are_served() {
         let Scene { old, both, .. } = scene().await;
         old.becomes(AWAY);
         assert!(both.load(&id(0)).await.unwrap().live().is_some());
@@ -624,7 +624,7 @@ mod failing {
     }
 
     #[tokio::test]
-    async fn without_the_new_store_nothing_is_served_and_nothing_lost() {
+    async fn without_the_new_store_nothing_is_served_and_nothing_is_lost() {
         let Scene { new, both, old } = scene().await;
         new.becomes(AWAY);
         assert!(both.load(&id(0)).await.is_err() && both.load(&id(1)).await.is_err());
@@ -636,7 +636,7 @@ mod failing {
     }
 
     #[tokio::test]
-    async fn while_the_new_store_is_full_the_old_ones_are_read_and_ended() {
+    async fn while_the_new_store_is_full_old_sessions_are_read_and_ended() {
         let Scene { new, both, .. } = scene().await;
         new.becomes(FULL);
         assert!(both.load(&id(1)).await.unwrap().live().is_some());

@@ -1,4 +1,4 @@
-//! A service whose handler does what the request tells it: `POST /do` with a list of steps returns the list of their results.
+//! A service whose handler does what the request says: `POST /do` with a list of steps returns the list of their results.
 //!
 //! ```json
 //! [["insert", "k", 1], ["get", "k"], ["login", "ana"], ["save"], ["status", 500]]
@@ -32,7 +32,7 @@ pub struct App {
     server: JoinHandle<()>,
 }
 
-/// Places where a handler waits for the test.
+/// Points where a handler waits for the test.
 #[derive(Clone, Default)]
 struct Gates(Arc<Mutex<HashMap<String, Arc<Gate>>>>);
 
@@ -54,12 +54,12 @@ impl App {
         Self::serve(|router| router.layer(layer)).await
     }
 
-    /// And with `/me`, where the session says whose it is: see [`who`].
+    /// With `/me` in addition, which returns the session's user: see [`who`].
     pub async fn with_me(layer: SessionLayer) -> Self {
         Self::serve(|router| router.route("/me", get(me).post(me)).layer(layer)).await
     }
 
-    /// With whatever `wrap` puts around the routes.
+    /// With `wrap` around the routes.
     pub async fn serve(wrap: impl FnOnce(Router) -> Router) -> Self {
         let gates = Gates::default();
         let router = Router::new()
@@ -81,7 +81,7 @@ impl App {
         self.addr
     }
 
-    /// A new user agent.
+    /// A new client.
     pub fn client(&self) -> Client {
         Client::new(&self.url())
     }
@@ -91,7 +91,7 @@ impl App {
         self.gates.get(name).reached.notified().await;
     }
 
-    /// Lets one handler that is there, or comes there, go on.
+    /// Releases one handler at the gate, now or later.
     pub fn open(&self, name: &str) {
         self.gates.get(name).opened.notify_one();
     }
@@ -101,7 +101,7 @@ pub async fn me(session: Session) -> Result<String, SessionError> {
     Ok(session.user()?.as_deref().unwrap_or("nobody").to_owned())
 }
 
-/// Who the server takes a request with these headers for.
+/// The user that the server sees for a request with these headers.
 pub async fn who(app: &App, headers: &[(&str, &str)]) -> String {
     let reply = app.client().request(Method::GET, "/me", headers, Bytes::new()).await;
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
@@ -136,7 +136,7 @@ async fn perform(
     session: axum::Extension<Session>,
     Json(steps): Json<Vec<Vec<Value>>>,
 ) -> Result<Response, Response> {
-    // Loads at the first step that is not "unloaded": steps before it meet a session that nobody has looked up.
+    // Loads at the first step that is not "unloaded": earlier steps use a session that is not loaded.
     let mut status = StatusCode::OK;
     let mut headers = Vec::new();
     let mut results = Vec::new();
@@ -199,7 +199,7 @@ async fn act(session: &Session, name: &str, args: &[Value]) -> Result<Value, Ses
             let lifetime = Lifetime::new(seconds(&args[0]), seconds(&args[1])).unwrap();
             json!(session.set_lifetime(lifetime.persistent(args[2].as_bool().unwrap()))?)
         }
-        // What an accessor says before the session is loaded.
+        // The results of the accessors before the session is loaded.
         "unloaded" => match session.get::<Value>("any") {
             Err(SessionError::NotLoaded) => json!("NotLoaded"),
             other => json!(format!("{other:?}")),

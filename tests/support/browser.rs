@@ -1,7 +1,7 @@
-//! Chromium without a window, told what to do by the DevTools protocol.
+//! Headless Chromium, controlled by the DevTools protocol.
 //!
-//! The protocol goes through two pipes (`--remote-debugging-pipe`): a JSON text and a NUL, either way. It needs no port, no
-//! web socket, and ends with the browser.
+//! The protocol uses two pipes (`--remote-debugging-pipe`): JSON messages that end with a NUL. It needs no port and no
+//! WebSocket, and ends with the browser.
 
 use std::{env, process::Stdio, sync::Arc, time::Duration};
 
@@ -15,10 +15,10 @@ use tokio::{
 
 use super::{dir::Dir, eventually, example::PATIENCE};
 
-/// What it may be called.
+/// Possible names of the program.
 const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
-/// A browser that knows nothing yet. Killed when dropped, with all it has learnt.
+/// A browser with an empty profile. Killed when dropped, and the profile is deleted.
 pub struct Browser {
     wire: Arc<Mutex<Wire>>,
     child: Child,
@@ -31,11 +31,11 @@ struct Wire {
     last: u64,
 }
 
-/// What the browser answered.
+/// The reply of the browser.
 type Answer = Result<Value, Value>;
 
 impl Browser {
-    /// All names that end in `.test` are this machine; so are certificates with a key of this SHA-256 (base64) good.
+    /// All names that end in `.test` resolve to this machine, and certificates with a key of this SHA-256 (base64) are accepted.
     pub async fn start(trusted_key: Option<&str>) -> Self {
         let dir = Dir::new();
         let mut command = Command::new("sh");
@@ -52,7 +52,7 @@ impl Browser {
             "--disable-sync",
             "--disable-dev-shm-usage",
             "--site-per-process",
-            // As browsers will, or do: no cookies across sites, unless they are partitioned.
+            // As in current browsers: no cross-site cookies unless they are partitioned.
             "--test-third-party-cookie-phaseout",
             "--host-resolver-rules=MAP *.test 127.0.0.1",
             "--remote-debugging-pipe",
@@ -72,7 +72,7 @@ impl Browser {
         self.attach(target["targetId"].as_str().unwrap()).await
     }
 
-    /// What is in the iframe whose address begins like this, once there is one.
+    /// The iframe whose address begins like this, once it exists.
     pub async fn frame(&self, url: &str) -> Tab {
         let mut found = None;
         eventually("an iframe of another site", async || {
@@ -92,7 +92,7 @@ impl Browser {
         Tab { wire: self.wire.clone(), session: attached["sessionId"].as_str().unwrap().to_owned() }
     }
 
-    /// All cookies that it keeps.
+    /// All stored cookies.
     pub async fn cookies(&self) -> Vec<Value> {
         self.call("Storage.getCookies", json!({})).await["cookies"].as_array().unwrap().clone()
     }
@@ -101,7 +101,7 @@ impl Browser {
         self.wire.lock().await.call(None, method, params).await.unwrap()
     }
 
-    /// Ends it, and returns when it has ended.
+    /// Closes the browser, and returns when it has exited.
     pub async fn close(mut self) {
         self.call("Browser.close", json!({})).await;
         timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap();
@@ -111,7 +111,7 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.child.start_kill();
-        // What it still writes would outlive the directory.
+        // Pending writes would outlive the directory.
         for _ in 0..500 {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 break;
@@ -129,7 +129,7 @@ fn binary() -> String {
 }
 
 impl Wire {
-    /// Events in between are nobody's concern.
+    /// Events between replies are ignored.
     async fn call(&mut self, session: Option<&str>, method: &str, params: Value) -> Answer {
         self.last += 1;
         let mut message = json!({ "id": self.last, "method": method, "params": params });
@@ -154,7 +154,7 @@ impl Wire {
     }
 }
 
-/// Whether the page that was asked went before it could answer, because the tab went on to another.
+/// Whether the queried page was replaced by another before it replied.
 fn is_gone(error: &Value) -> bool {
     let told = error["message"].as_str().unwrap_or_default();
     ["Inspected target navigated or closed", "Execution context was destroyed", "Cannot find default execution context"]
@@ -162,7 +162,7 @@ fn is_gone(error: &Value) -> bool {
         .any(|gone| told.contains(gone))
 }
 
-/// A tab, or what is in an iframe of another site.
+/// A tab, or a cross-site iframe.
 pub struct Tab {
     wire: Arc<Mutex<Wire>>,
     session: String,
@@ -177,7 +177,7 @@ impl Tab {
         self.try_call(method, params).await.unwrap_or_else(|error| panic!("{method}: {error}"))
     }
 
-    /// Goes there; returns when there is an answer.
+    /// Navigates. Returns when there is a response.
     pub async fn goto(&self, url: &str) {
         let navigated = self.call("Page.navigate", json!({ "url": url })).await;
         assert!(navigated.get("errorText").is_none(), "{url}: {navigated}");
@@ -190,8 +190,8 @@ impl Tab {
         .await;
     }
 
-    /// The value of a JavaScript expression in the page; it is evaluated even where the page's own scripts are turned off.
-    /// If the tab goes to another page meanwhile, then in that one.
+    /// The value of a JavaScript expression in the page, even if the page's own scripts are disabled. If the tab navigates, the expression
+    /// is evaluated in the new page.
     pub async fn eval(&self, expression: &str) -> Value {
         let mut answer = Ok(Value::Null);
         eventually("a page answers", async || {
@@ -211,7 +211,7 @@ impl Tab {
         }
     }
 
-    /// The visible text; none while the page is loading.
+    /// The visible text, or none while the page loads.
     pub async fn text(&self) -> String {
         self.try_eval("document.readyState === 'complete' ? document.body.innerText : ''")
             .await
@@ -220,7 +220,7 @@ impl Tab {
             .unwrap_or_default()
     }
 
-    /// Waits until the visible text holds this.
+    /// Waits until the visible text contains this.
     #[track_caller]
     pub fn shows(&self, text: &str) -> impl Future<Output = ()> {
         let caller = std::panic::Location::caller();
@@ -236,7 +236,7 @@ impl Tab {
         }
     }
 
-    /// A click with the mouse in the middle of the first element of this selector.
+    /// Clicks into the middle of the first element with this selector.
     pub async fn click(&self, selector: &str) {
         let place = format!(
             "(() => {{ const e = document.querySelector({}); e.scrollIntoView({{ block: 'center' }}); \
@@ -247,21 +247,21 @@ impl Tab {
         for kind in ["mousePressed", "mouseReleased"] {
             let event = json!({ "type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1 });
             match self.try_call("Input.dispatchMouseEvent", event).await {
-                // It was a link, and is followed already.
+                // It was a link, and the page has changed already.
                 Err(error) if kind == "mouseReleased" && is_gone(&error) => {}
                 answer => drop(answer.unwrap_or_else(|error| panic!("{selector}: {kind}: {error}"))),
             }
         }
     }
 
-    /// Clicks into a field, and types over what it holds.
+    /// Replaces the content of a field.
     pub async fn fill(&self, selector: &str, text: &str) {
         self.click(selector).await;
         self.eval(&format!("document.querySelector({}).select()", json!(selector))).await;
         self.call("Input.insertText", json!({ "text": text })).await;
     }
 
-    /// From now on no script of a page runs.
+    /// Disables the scripts of pages from now on.
     pub async fn without_scripts(&self) {
         self.call("Emulation.setScriptExecutionDisabled", json!({ "value": true })).await;
     }

@@ -1,4 +1,4 @@
-//! Certificates for servers and clients, made anew for each test.
+//! Certificates for servers and clients, created for each test.
 
 use std::{
     fs,
@@ -12,11 +12,11 @@ use rcgen::{
 
 use super::dir::Dir;
 
-/// Two authorities and what they vouch for, all in PEM files. Removed when dropped.
+/// Two authorities and their certificates, in PEM files. Removed when dropped.
 pub struct Certificates {
-    /// The certificate of the authority that has signed all that is not called strange.
+    /// The certificate of the trusted authority. It has signed everything that is not called strange.
     pub authority: PathBuf,
-    /// The certificate of an authority that nobody has reason to trust.
+    /// The certificate of an authority that is not trusted.
     pub strange_authority: PathBuf,
     /// For `127.0.0.1` and `localhost`.
     pub server: Certificate,
@@ -43,7 +43,7 @@ impl Certificates {
         let dir = Dir::new();
         let authority = Authority::new(&dir, "authority");
         let strange = Authority::new(&dir, "strange-authority");
-        // A node of a cluster is a client of the others.
+        // A cluster node is a client of the others.
         let server = || vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let here = || named(&["127.0.0.1", "localhost"], server());
         let elsewhere = named(&["elsewhere.example"], server());

@@ -1,4 +1,4 @@
-//! An HTTP client that keeps cookies as a browser would, and shows everything it is told.
+//! An HTTP client with a cookie jar like that of a browser, which shows complete responses.
 
 use std::sync::Mutex;
 
@@ -11,7 +11,7 @@ use hyper_util::{
 };
 use serde_json::Value;
 
-/// One user agent.
+/// A client with its own cookie jar.
 pub struct Client {
     http: HyperClient<HttpConnector, Full<Bytes>>,
     base: String,
@@ -41,7 +41,7 @@ impl Client {
         Self { http, base: base.to_owned(), jar: Mutex::default() }
     }
 
-    /// Another user agent with the same cookies: a second tab, or a thief.
+    /// Another client with the same cookies: a second tab, or a thief.
     pub fn twin(&self) -> Self {
         Self { http: self.http.clone(), base: self.base.clone(), jar: Mutex::new(self.jar.lock().unwrap().clone()) }
     }
@@ -51,7 +51,7 @@ impl Client {
         Self { base: base.to_owned(), ..self.twin() }
     }
 
-    /// Where its server is.
+    /// The address of its server.
     pub fn base(&self) -> &str {
         &self.base
     }
@@ -78,7 +78,7 @@ impl Client {
         self.request(Method::POST, path, &[("content-type", "application/json")], json.to_string().into()).await
     }
 
-    /// Any request; `headers` may repeat names, and a `cookie` among them replaces the jar's.
+    /// Any request. `headers` may repeat names, and a `cookie` header replaces those of the jar.
     pub async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Reply {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {

@@ -1,4 +1,4 @@
-//! A Redis Cluster whose nodes fail and whose slots move.
+//! A Redis Cluster with failing nodes and moving slots.
 
 use std::ops::RangeInclusive;
 
@@ -12,9 +12,9 @@ const MASTERS: usize = 3;
 const SLOTS: u16 = 16_384;
 
 /// Six nodes: at first 0, 1 and 2 are masters of a third of the slots each, and 3, 4 and 5 are their replicas in that
-/// order. All gone when dropped.
+/// order. Stopped when dropped.
 ///
-/// A node is named by its number, which it keeps whatever its role. Two nodes that share slots stay together.
+/// A node is identified by its number, whatever its role. Two nodes with the same slots stay partners.
 pub struct Cluster {
     pub nodes: Vec<RedisServer>,
     password: Option<String>,
@@ -25,8 +25,8 @@ impl Cluster {
         Self::start_with(&[]).await
     }
 
-    /// With more arguments for the nodes: `&["--appendonly", "yes"]`, so that a node that is restarted still has its
-    /// keys. Returns when every node sees a cluster that is whole.
+    /// With more arguments for the nodes: `&["--appendonly", "yes"]`, so that a restarted node still has its
+    /// keys. Returns when every node sees a complete cluster.
     pub async fn start_with(args: &[&str]) -> Self {
         Self::start_reached(&Reached::Directly, args).await
     }
@@ -34,7 +34,7 @@ impl Cluster {
     pub async fn start_reached(how: &Reached<'_>, args: &[&str]) -> Self {
         let mut all = vec!["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"];
         all.extend(["--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"]);
-        // A replica takes over however long it has not heard its master, and stays with its slots.
+        // A replica takes over however old its data is, and keeps its slots.
         all.extend(["--cluster-replica-validity-factor", "0", "--cluster-migration-barrier", "9"]);
         all.extend(args);
         let password = args.iter().position(|arg| *arg == "--requirepass").map(|place| args[place + 1].to_owned());
@@ -74,7 +74,7 @@ impl Cluster {
         }
         for (i, replica) in self.nodes.iter().enumerate().skip(MASTERS) {
             let master = text(&self.nodes[i - MASTERS].command("CLUSTER MYID").await);
-            // Once it knows its master.
+            // As soon as it knows its master.
             let replicate = async || replica.try_command(&format!("CLUSTER REPLICATE {master}")).await.is_ok();
             eventually("the node replicates", replicate).await;
         }
@@ -86,16 +86,16 @@ impl Cluster {
         self.nodes.iter().map(RedisServer::url).collect()
     }
 
-    /// From now on, and until it is started again, no node takes over from one that is away: on a busy machine it seems to be sooner than a
-    /// test means it.
+    /// From now on, until it is started again, no replica takes over: on a busy machine a node seems to be down sooner than a test
+    /// wants.
     pub async fn is_patient(&self) {
         for node in &self.nodes {
             node.command("CONFIG SET cluster-node-timeout 600000").await;
         }
     }
 
-    /// Waits until all nodes that are up see all the slots served, agree on who is master, and replicas are in sync with
-    /// masters that are up.
+    /// Waits until all running nodes agree on the masters and see all slots served, and replicas are in sync with running
+    /// masters.
     pub async fn settled(&self) {
         eventually("the cluster is whole", async || self.is_settled().await).await;
     }
@@ -110,7 +110,7 @@ impl Cluster {
         text(&self.up().command(&format!("CLUSTER KEYSLOT {key}")).await).parse().unwrap()
     }
 
-    /// Who serves `slot`: of all who are said to, by nodes that are up, the one of the latest epoch.
+    /// The master of `slot`: of all that running nodes name, the one of the latest epoch.
     pub async fn node_of_slot(&self, slot: u16) -> usize {
         let mut owners = Vec::new();
         for node in self.nodes.iter().filter(|node| node.is_up()) {
@@ -120,12 +120,12 @@ impl Cluster {
         self.number(owner.port)
     }
 
-    /// Who serves the slot of `key`.
+    /// The master of the slot of `key`.
     pub async fn node_of_key(&self, key: &str) -> usize {
         self.node_of_slot(self.slot(key).await).await
     }
 
-    /// The master of the slots of `node`: itself or its partner, as the nodes that are up have it.
+    /// The master of the slots of `node`: itself or its partner, according to the running nodes.
     pub async fn master_of(&self, node: usize) -> usize {
         let up = view(self.up()).await;
         if up.iter().any(|seen| seen.is_master_at(&self.nodes[node])) { node } else { self.partner(node) }
@@ -144,19 +144,19 @@ impl Cluster {
         self.nodes[node].resume();
     }
 
-    /// Starts a node again that was killed, or that runs; it remembers the cluster. Returns when it answers: see
+    /// Restarts a node. It remembers the cluster. Returns when it replies: see
     /// [`settled`](Self::settled).
     pub async fn restart(&mut self, node: usize) {
         self.nodes[node].run().await;
     }
 
-    /// Has the replica take over from `node`, which is well; returns when all nodes know.
+    /// A planned failover from `node` to its replica. Returns when all nodes know.
     pub async fn failover(&self, node: usize) -> usize {
         self.nodes[self.partner(node)].command("CLUSTER FAILOVER").await;
         self.failed_over(node).await
     }
 
-    /// Waits until the replica of `node` is master in its place and all nodes that are up know; returns who it is.
+    /// Waits until the replica of `node` is the master and all running nodes know. Returns it.
     pub async fn failed_over(&self, node: usize) -> usize {
         let new = self.partner(node);
         let took_over = async || {
@@ -172,7 +172,7 @@ impl Cluster {
         new
     }
 
-    /// Begins to move `slot`, and moves nothing yet.
+    /// Starts to move `slot`, without any key yet.
     pub async fn migration(&self, slot: u16, to: usize) -> Migration<'_> {
         let from = self.node_of_slot(slot).await;
         let (source, target) = (self.id(from).await, self.id(to).await);
@@ -181,7 +181,7 @@ impl Cluster {
         Migration { cluster: self, slot, from, to }
     }
 
-    /// Moves `slot` with all its keys; returns when all nodes know.
+    /// Moves `slot` with all its keys. Returns when all nodes know.
     pub async fn migrate_slot(&self, slot: u16, to: usize) {
         let migration = self.migration(slot, to).await;
         migration.move_keys().await;
@@ -225,7 +225,7 @@ impl Cluster {
     }
 }
 
-/// A slot on its way. It stays half way if it is not [finished](Self::finish).
+/// A slot that is being moved. It stays half way unless it is [finished](Self::finish).
 pub struct Migration<'a> {
     cluster: &'a Cluster,
     pub slot: u16,
@@ -234,7 +234,7 @@ pub struct Migration<'a> {
 }
 
 impl Migration<'_> {
-    /// The keys that are not moved yet.
+    /// The keys that have not moved yet.
     pub async fn remaining(&self) -> Vec<String> {
         match self.source().command(&format!("CLUSTER GETKEYSINSLOT {} 100000", self.slot)).await {
             Value::Array(keys) => keys.iter().map(text).collect(),
@@ -253,14 +253,14 @@ impl Migration<'_> {
         cmd.exec_async(&mut self.source().connect().await.unwrap()).await.unwrap();
     }
 
-    /// Moves the keys that are there now.
+    /// Moves the current keys.
     pub async fn move_keys(&self) {
         for key in self.remaining().await {
             self.move_key(&key).await;
         }
     }
 
-    /// Gives the slot to its new node; returns when all nodes know. Keys that were not moved are lost.
+    /// Assigns the slot to its new node. Returns when all nodes know. Keys that were not moved are lost.
     pub async fn finish(self) {
         let id = self.cluster.id(self.to).await;
         let order = format!("CLUSTER SETSLOT {} NODE {id}", self.slot);
@@ -278,7 +278,7 @@ impl Migration<'_> {
         eventually("all know where the slot is", known).await;
     }
 
-    /// Leaves the slot where it was. Only if no key was moved.
+    /// Cancels the move. Only if no key was moved.
     pub async fn give_up(self) {
         for node in [self.from, self.to] {
             self.cluster.nodes[node].command(&format!("CLUSTER SETSLOT {} STABLE", self.slot)).await;
@@ -290,7 +290,7 @@ impl Migration<'_> {
     }
 }
 
-/// What a node sees of another, or of itself.
+/// A node as another node, or itself, sees it.
 struct Seen {
     port: u16,
     flags: Vec<String>,
@@ -303,7 +303,7 @@ impl Seen {
     fn parse(line: &str) -> Self {
         let words: Vec<_> = line.split(' ').collect();
         let address = words[1].split('@').next().unwrap();
-        // Slots on their way look like `[93-<-id]`.
+        // Slots that are being moved look like `[93-<-id]`.
         let slots = words[8..].iter().filter(|word| !word.starts_with('[')).map(|word| {
             let (first, last) = word.split_once('-').unwrap_or((word, word));
             first.parse().unwrap()..=last.parse().unwrap()
@@ -320,7 +320,7 @@ impl Seen {
         self.flags.iter().any(|flag| flag == "master")
     }
 
-    /// Whether this is a node of ours that has slots.
+    /// Whether this is a running node with slots.
     fn is_master_at(&self, node: &RedisServer) -> bool {
         node.is_at(self.port) && self.is_master() && !self.slots.is_empty()
     }
@@ -334,7 +334,7 @@ async fn view(node: &RedisServer) -> Vec<Seen> {
     text(&node.command("CLUSTER NODES").await).lines().map(Seen::parse).collect()
 }
 
-/// Whether the node serves its slots, and sees all slots served.
+/// Whether the node serves its slots and sees all slots served.
 async fn is_whole(node: &RedisServer) -> bool {
     let info = text(&node.command("CLUSTER INFO").await);
     let has = |wanted: String| info.lines().any(|line| line == wanted);

@@ -16,7 +16,7 @@ impl Dir {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("tower-keep-{}-{number}", process::id()));
-        let _ = fs::remove_dir_all(&path); // left by a process of the same id that was killed
+        let _ = fs::remove_dir_all(&path); // left by a killed process with the same id
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }

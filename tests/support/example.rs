@@ -18,10 +18,10 @@ use tokio::{
 
 use super::{client::Client, dir::Dir, eventually, redis_server::RedisServer};
 
-/// Only there so that a broken test ends.
+/// Only so that a broken test ends.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The example `name`, in an environment without anything that is about Redis or secrets.
+/// The example `name`, in an environment without variables for Redis or secrets.
 pub fn example(name: &str) -> Command {
     let this = env::current_exe().unwrap();
     let path: PathBuf = this.parent().unwrap().parent().unwrap().join("examples").join(name);
@@ -51,7 +51,7 @@ impl Server {
         Self::of(command).await
     }
 
-    /// Runs what says where it listens, as the examples do.
+    /// Runs a program that logs its address, as the examples do.
     pub async fn of(mut command: Command) -> Self {
         command.stdout(Stdio::piped());
         let dir = Dir::new();
@@ -68,7 +68,7 @@ impl Server {
         Self::start(name, &[("REDIS_URL", &redis.url())]).await
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap()
     }
@@ -91,7 +91,7 @@ impl Server {
     }
 }
 
-/// Returns when the process has a handler for SIGTERM: it says where it listens a moment before.
+/// Returns when the process handles SIGTERM: it logs its address a moment before.
 async fn listens_to_sigterm(pid: u32) {
     eventually("the process listens to SIGTERM", async || {
         let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return true };

@@ -1,4 +1,4 @@
-//! What is logged, at the most talkative level.
+//! Captured logs, at level TRACE.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,7 +13,7 @@ thread_local! {
     static WRITTEN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Everything that this thread has logged since: with a runtime of one thread, everything that the test did.
+/// Everything that this thread has logged since: with a single-threaded runtime, everything of the test.
 pub struct Log(());
 
 impl Log {

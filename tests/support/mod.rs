@@ -1,7 +1,7 @@
-//! What the tests stand on: real Redis servers, a real HTTP server whose handlers do what a request tells them, and a
+//! The test harness: real Redis servers, a real HTTP server whose handlers do what a request says, and a
 //! client with a cookie jar.
 
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code)] // each test binary uses a part
 
 pub mod app;
 pub mod browser;
@@ -25,8 +25,8 @@ pub mod watch;
 
 use std::time::Duration;
 
-/// Waits until `condition` holds. The limit is only there so that a broken test ends: on a machine that is so busy that a Sentinel
-/// mistrusts its clock, that one alone does nothing for 30 seconds.
+/// Waits until `condition` holds. The limit only ends broken tests: on a busy machine a Sentinel that distrusts its clock
+/// pauses for 30 seconds.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     for _ in 0..12_000 {
         if condition().await {

@@ -1,4 +1,4 @@
-//! Ports that stay the test's own, whether a server is up or down.
+//! Ports reserved for a test, whether its server is up or down.
 
 use std::{
     net::{TcpListener, UdpSocket},
@@ -6,10 +6,10 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-/// A TCP port of 127.0.0.1 that nobody else takes while this lives.
+/// A TCP port of 127.0.0.1 that no other test takes while this lives.
 ///
-/// The claim is the UDP port of the same number: other test processes see it, the server does not, and it ends with this
-/// process however that ends.
+/// The reservation is the UDP port of the same number: other test processes see it, the server does not, and it ends with this
+/// process in every case.
 pub struct Port {
     number: u16,
     _claims: Vec<UdpSocket>,
@@ -25,7 +25,7 @@ impl Port {
         }
     }
 
-    /// For a node of a cluster: the port 10000 above, where nodes talk to each other, is its own too.
+    /// For a cluster node: the port 10000 above, for the cluster bus, is reserved too.
     pub fn free_with_bus() -> Self {
         loop {
             let number = 10_000 + next() % 10_000;
@@ -40,7 +40,7 @@ impl Port {
     }
 }
 
-/// Below those that the kernel gives to whoever asks for any; each process begins elsewhere.
+/// Below the range from which the kernel assigns ports. Each process starts elsewhere.
 fn next() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let process = (process::id() as u16).wrapping_mul(127);

@@ -1,4 +1,4 @@
-//! A running `redis-server`: as a server, as a node of a cluster, or as a Sentinel.
+//! A running `redis-server`: a server, a cluster node, or a Sentinel.
 
 use std::{
     env,
@@ -19,13 +19,13 @@ pub struct Process {
     log: PathBuf,
 }
 
-/// The server that is tried.
+/// The binary under test.
 pub fn binary() -> String {
     env::var("REDIS_SERVER_BIN").unwrap_or_else(|_| "redis-server".into())
 }
 
 impl Process {
-    /// Runs the binary of `REDIS_SERVER_BIN`, or the `redis-server` of the path; what it prints is in `dir/log`.
+    /// Runs the binary of `REDIS_SERVER_BIN`, or `redis-server` of the path. Its output is in `dir/log`.
     pub fn start(dir: &Path, args: &[String]) -> Self {
         let binary = binary();
         let log = dir.join("log");
@@ -39,7 +39,7 @@ impl Process {
         Self { binary, child: Mutex::new(child), paused: AtomicBool::new(false), log }
     }
 
-    /// Not if it ended by itself: then says why.
+    /// Fails with the reason if it has exited by itself.
     pub fn assert_runs(&self) {
         if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
             let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -49,7 +49,7 @@ impl Process {
         }
     }
 
-    /// SIGSTOP: it hangs; connections stay open, and new ones are accepted by the kernel.
+    /// SIGSTOP: it hangs. Connections stay open, and the kernel accepts new ones.
     pub fn pause(&self) {
         self.signal("-STOP");
         self.paused.store(true, Ordering::Relaxed);
@@ -74,7 +74,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let child = self.child.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let _ = child.kill(); // SIGKILL, which ends it even when it is paused
+        let _ = child.kill(); // SIGKILL, which also works when it is paused
         let _ = child.wait();
     }
 }

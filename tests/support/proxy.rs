@@ -1,7 +1,7 @@
-//! What lies between a service and Redis: it carries everything, and fails as networks do when told to.
+//! A TCP proxy between a service and Redis, with the faults of a network.
 //!
-//! It knows nothing but bytes, so that TLS passes too; only the orders that name a command need a plain connection. Sentinels and
-//! replicas that come through it fare well in any weather: the network between Redis and us is not that between its servers.
+//! It forwards bytes, so TLS works too. Only faults that name a command need a plain connection. Sentinels and
+//! replicas connect directly: the network of the service is not the network between the servers.
 
 use std::{
     collections::VecDeque,
@@ -24,7 +24,7 @@ use tokio::{
 
 use super::port::Port;
 
-/// A proxy in front of a Redis server. Gone when dropped, and its connections too.
+/// A proxy in front of a Redis server. Dropped with its connections.
 pub struct Proxy {
     port: Port,
     redis_port: u16,
@@ -36,21 +36,21 @@ struct Wire {
     orders: Mutex<Vec<(String, Order)>>,
     held: watch::Sender<Held>,
     weather: watch::Sender<Weather>,
-    /// How many there were ever: each connection has its number, from 1 on.
+    /// The number of connections so far. Each connection has its number, from 1 on.
     connections: AtomicUsize,
     open: AtomicUsize,
 }
 
-/// What happens to everything on the wire.
+/// The current faults.
 #[derive(Clone, Copy, Default)]
 struct Weather {
     black_hole: bool,
     delay: Duration,
     /// Connections up to this number carry nothing any more, and stay open.
     stranded: usize,
-    /// Connections up to this number are to end as they do when a program ends.
+    /// Connections up to this number are closed normally.
     closed: usize,
-    /// Connections up to this number are to end with a RST.
+    /// Connections up to this number are reset.
     reset: usize,
 }
 
@@ -64,11 +64,11 @@ impl Weather {
     }
 }
 
-/// What to do when a command was carried to Redis.
+/// The fault of a forwarded command.
 enum Order {
-    /// Wait for the reply, carry so many bytes of it, and close the connection.
+    /// Wait for the reply, forward this many bytes of it, and close the connection.
     Lose(usize),
-    /// Carry no reply until told otherwise.
+    /// Hold the reply until released.
     Hold,
 }
 
@@ -76,7 +76,7 @@ enum Order {
 enum Held {
     No,
     Yes,
-    /// Not any more: the connection is to be closed.
+    /// The connection is to be closed.
     Cut,
 }
 
@@ -102,41 +102,41 @@ impl Proxy {
         format!("redis://127.0.0.1:{}/", self.port())
     }
 
-    /// Nobody gets through: bytes stay where they are in both directions, and so do connections, old and new ones.
+    /// A black hole: data and connections, old and new, are held in both directions.
     pub fn black_hole(&self) {
         self.wire.weather.send_modify(|weather| weather.black_hole = true);
     }
 
-    /// The end of the black hole and of delays. What was sent meanwhile arrives, as TCP sends it again.
+    /// Ends the black hole and delays. Held data arrives, as after a TCP retransmission.
     pub fn heal(&self) {
         self.wire.weather.send_modify(|weather| (weather.black_hole, weather.delay) = (false, Duration::ZERO));
     }
 
-    /// The connections that are there will never carry anything again and nobody is told, as when a firewall forgets
-    /// them; new ones work.
+    /// Existing connections silently carry nothing any more, as after a firewall has forgotten
+    /// them. New ones work.
     pub fn strand_connections(&self) {
         let all = self.connections();
         self.wire.weather.send_modify(|weather| weather.stranded = all);
     }
 
-    /// Each reply comes so much later; those on their way come as they would have.
+    /// Delays each reply. Replies in transit are not delayed.
     pub fn delay_replies(&self, delay: Duration) {
         self.wire.weather.send_modify(|weather| weather.delay = delay);
     }
 
-    /// Closes the connections that are there, to both sides.
+    /// Closes existing connections on both sides.
     pub fn close_connections(&self) {
         let all = self.connections();
         self.wire.weather.send_modify(|weather| weather.closed = all);
     }
 
-    /// Resets the connections that are there (RST), to both sides; what they carried is lost.
+    /// Resets existing connections (RST) on both sides. Data in transit is lost.
     pub fn reset_connections(&self) {
         let all = self.connections();
         self.wire.weather.send_modify(|weather| weather.reset = all);
     }
 
-    /// New connections are refused, as if nobody listened; the others go on. Until [`accept`](Self::accept).
+    /// Refuses new connections, like a closed port. Existing ones continue. Until [`accept`](Self::accept).
     pub async fn refuse(&self) {
         let listening = self.listening.lock().unwrap().take();
         if let Some(task) = listening {
@@ -145,7 +145,7 @@ impl Proxy {
         }
     }
 
-    /// Takes new connections, as it does from the beginning.
+    /// Accepts new connections again.
     pub fn accept(&self) {
         let mut listening = self.listening.lock().unwrap();
         if listening.is_some() {
@@ -169,27 +169,27 @@ impl Proxy {
         }));
     }
 
-    /// How many connections there were so far.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.wire.connections.load(Ordering::Relaxed)
     }
 
-    /// How many connections there are now.
+    /// The number of open connections.
     pub fn open_connections(&self) -> usize {
         self.wire.open.load(Ordering::Relaxed)
     }
 
-    /// Redis will be given the next `command`, and its reply will be lost.
+    /// The next `command` reaches Redis, and its reply is lost.
     pub fn lose_reply_to(&self, command: &str) {
         self.order(command, Order::Lose(0));
     }
 
-    /// As above, after `bytes` bytes of the reply.
+    /// The same, after `bytes` bytes of the reply.
     pub fn cut_reply_to(&self, command: &str, bytes: usize) {
         self.order(command, Order::Lose(bytes));
     }
 
-    /// From the next `command` on no reply comes through.
+    /// From the next `command` on, replies are held.
     pub fn hold_reply_to(&self, command: &str) {
         self.order(command, Order::Hold);
     }
@@ -208,7 +208,7 @@ impl Proxy {
         self.wire.held.send_replace(Held::Cut);
     }
 
-    /// Whether everything it was told to do has happened.
+    /// Whether all requested faults have happened.
     pub fn is_done(&self) -> bool {
         self.wire.orders.lock().unwrap().is_empty()
     }
@@ -229,7 +229,7 @@ impl Drop for Proxy {
 
 impl Wire {
     async fn serve(&self, near: TcpStream, redis_port: u16, number: usize) -> io::Result<()> {
-        // Redis hears of it when it can.
+        // Redis notices when it can.
         let mut weather = self.weather.subscribe();
         let weather = weather.wait_for(|weather| weather.carries(number) || weather.ends(number)).await;
         drop(weather);
@@ -261,7 +261,7 @@ impl Wire {
             let carries = weather.carries(number);
             let due = delayed.front().map(|(due, _)| *due);
             select! {
-                biased; // after a change of the weather nothing passes as before
+                biased; // a change of the faults applies before more data
                 _ = changes.changed() => {}
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if carries && due.is_some() => {
                     if let Some((_, reply)) = delayed.pop_front() {
@@ -306,7 +306,7 @@ impl Wire {
         contains(request, command.as_bytes()).then(|| orders.remove(0).1)
     }
 
-    /// Whether a reply that may be held is not to be carried at last.
+    /// Whether a reply that may be held is dropped.
     async fn is_cut(&self, number: usize) -> bool {
         let (mut held, mut weather) = (self.held.subscribe(), self.weather.subscribe());
         select! {

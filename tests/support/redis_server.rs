@@ -68,8 +68,8 @@ impl RedisServer {
         Self::start_with(&["--unixsocket", SOCKET]).await
     }
 
-    /// Speaks TLS at [`tls_url`](Self::tls_url), and shows `shown` there; with `mutual` clients must show a certificate of
-    /// the same authority. The test's own connections stay plain, on the [`port`](Self::port).
+    /// With TLS at [`tls_url`](Self::tls_url), and the certificate `shown`. With `mutual`, clients need a certificate of
+    /// the same authority. The test's own connections are plain, on the [`port`](Self::port).
     pub async fn start_tls_as(certificates: &Certificates, shown: &Certificate, mutual: bool) -> Self {
         let mut server = Self::stopped();
         server.speak_tls(certificates, shown, mutual);
@@ -77,12 +77,12 @@ impl RedisServer {
         server
     }
 
-    /// As above, with a certificate that is in order.
+    /// The same, with a valid certificate.
     pub async fn start_tls(certificates: &Certificates, mutual: bool) -> Self {
         Self::start_tls_as(certificates, &certificates.server, mutual).await
     }
 
-    /// A replica of `master`, once it has everything that the master has. It stays a replica when it is restarted.
+    /// A replica of `master`, in sync. It stays a replica when it is restarted.
     pub async fn start_replica_of(master: &RedisServer) -> Self {
         let mut args = vec!["--repl-diskless-sync-delay", "0"];
         if let Some(password) = &master.password {
@@ -93,7 +93,7 @@ impl RedisServer {
         replica
     }
 
-    /// Not started yet: a port on which nobody answers.
+    /// Not started yet: a closed port.
     pub fn stopped() -> Self {
         Self::stopped_with(&[])
     }
@@ -111,7 +111,7 @@ impl RedisServer {
         server
     }
 
-    /// A Sentinel, not started yet: to tests it is a server like any other.
+    /// A Sentinel, not started yet. Tests use it like any other server.
     pub fn stopped_sentinel() -> Self {
         let port = Port::free();
         let config = format!("port {}\nbind 127.0.0.1\n", port.number());
@@ -120,7 +120,7 @@ impl RedisServer {
         sentinel
     }
 
-    /// Adds lines to the file of its configuration, before it is started.
+    /// Adds lines to its configuration file, before it is started.
     pub fn configure(&mut self, lines: &str) {
         let file = self.dir.join(CONFIG);
         fs::write(&file, fs::read_to_string(&file).unwrap() + lines).unwrap();
@@ -160,7 +160,7 @@ impl RedisServer {
         self.args.iter().any(|arg| arg == "--cluster-enabled")
     }
 
-    /// The file of its configuration is its own: it may be told to write it anew.
+    /// It has its own configuration file, which it may rewrite.
     fn of(port: Port, config: &str) -> Self {
         let dir = Dir::new();
         let file = dir.join(CONFIG);
@@ -173,22 +173,22 @@ impl RedisServer {
         self.port.number()
     }
 
-    /// Where everybody but this test finds it.
+    /// The address for everybody but this test.
     pub fn public_port(&self) -> u16 {
         self.proxy.as_ref().map(Proxy::port).or(self.tls_port.as_ref().map(Port::number)).unwrap_or(self.port())
     }
 
-    /// Whether it is found at this port, by the test or by others.
+    /// Whether the server has this port, directly or through its proxy.
     pub fn is_at(&self, port: u16) -> bool {
         [self.port(), self.public_port()].contains(&port)
     }
 
-    /// Where nodes of a cluster meet it: 10000 above they talk.
+    /// The port for cluster nodes: the bus port is 10000 above.
     pub fn meeting_port(&self) -> u16 {
         self.tls_port.as_ref().unwrap_or(&self.port).number()
     }
 
-    /// What it is reached through.
+    /// The proxy in front of it.
     pub fn proxy(&self) -> &Proxy {
         self.proxy.as_ref().expect("a server behind a proxy")
     }
@@ -203,33 +203,33 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}/", self.proxy.as_ref().map_or(self.port(), Proxy::port))
     }
 
-    /// As the user of that name.
+    /// With this user name.
     pub fn url_as(&self, user: &str, password: &str) -> String {
         format!("redis://{}:{}@127.0.0.1:{}/", percent_encoded(user), percent_encoded(password), self.port())
     }
 
-    /// Of a server that was started with [`start_unix`](Self::start_unix).
+    /// For a server started with [`start_unix`](Self::start_unix).
     pub fn unix_url(&self) -> String {
         format!("unix://{}", path(&self.dir.join(SOCKET)))
     }
 
-    /// Of a server that speaks TLS.
+    /// For a server with TLS.
     pub fn tls_port(&self) -> u16 {
         self.tls_port.as_ref().expect("a server with TLS").number()
     }
 
-    /// Of a server that speaks TLS.
+    /// For a server with TLS.
     pub fn tls_url(&self) -> String {
         format!("rediss://127.0.0.1:{}/", self.tls_port())
     }
 
-    /// Starts the server, again if need be, on the same port; returns when it answers.
+    /// Starts or restarts the server on the same port. Returns when it replies.
     pub async fn run(&mut self) {
         self.launch();
         self.answers().await;
     }
 
-    /// As above, and does not wait.
+    /// The same, without waiting.
     pub fn launch(&mut self) {
         self.stop();
         self.process = Some(Process::start(&self.dir, &self.args));
@@ -243,12 +243,12 @@ impl RedisServer {
         eventually("redis-server answers", answers).await;
     }
 
-    /// Ends the server at once (SIGKILL).
+    /// Kills the server (SIGKILL).
     pub fn stop(&mut self) {
         self.process = None;
     }
 
-    /// SIGSTOP: the server hangs; connections stay open, and new ones are accepted by the kernel.
+    /// SIGSTOP: the server hangs. Connections stay open, and the kernel accepts new ones.
     pub fn pause(&self) {
         self.process().pause();
     }
@@ -267,7 +267,7 @@ impl RedisServer {
         self.process.as_ref().expect("a server that was started")
     }
 
-    /// A connection of the test's own.
+    /// A connection of the test.
     pub async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
         let mut settings = RedisConnectionInfo::default();
         if let Some(password) = &self.password {
@@ -290,13 +290,13 @@ impl RedisServer {
         command_on(&mut self.connect().await?, command).await
     }
 
-    /// Changes the password; the test logs in with the new one from then on.
+    /// Changes the password. The test uses the new one from then on.
     pub async fn set_password(&mut self, password: &str) {
         self.command(&format!("CONFIG SET requirepass {password}")).await;
         self.password = Some(password.to_owned());
     }
 
-    /// Adds a user who may do what `rules` say: `"~keep:* +get +set"`.
+    /// Adds a user with these ACL rules: `"~keep:* +get +set"`.
     pub async fn add_user(&self, user: &str, password: &str, rules: &str) {
         let mut cmd = redis::cmd("ACL");
         cmd.arg("SETUSER").arg(user).arg("reset").arg("on").arg(format!(">{password}"));
@@ -306,14 +306,14 @@ impl RedisServer {
         cmd.exec_async(&mut self.connect().await.unwrap()).await.unwrap();
     }
 
-    /// Makes it a replica of `master`; returns when it has everything that the master has.
+    /// Makes it a replica of `master`. Returns when it is in sync.
     pub async fn replicate(&self, master: &RedisServer) {
         self.command(&format!("REPLICAOF 127.0.0.1 {}", master.public_port())).await;
         self.command("CONFIG REWRITE").await;
         eventually("the replica is in sync", async || self.is_in_sync().await).await;
     }
 
-    /// Whether this is a replica that hears its master.
+    /// Whether this is a replica with a link to its master.
     pub async fn is_in_sync(&self) -> bool {
         let info = self.try_info("replication").await.unwrap_or_default();
         info.get("master_link_status").is_some_and(|status| status == "up")
@@ -324,12 +324,12 @@ impl RedisServer {
         self.info("replication").await["role"].clone()
     }
 
-    /// What `INFO` says in one of its sections.
+    /// A section of `INFO`.
     pub async fn info(&self, section: &str) -> HashMap<String, String> {
         self.try_info(section).await.unwrap()
     }
 
-    /// As above; a server that becomes a replica closes the connections of its clients.
+    /// The same. A server that becomes a replica closes the connections of its clients.
     pub async fn try_info(&self, section: &str) -> redis::RedisResult<HashMap<String, String>> {
         let info = text(&self.try_command(&format!("INFO {section}")).await?);
         let pairs = info.lines().filter_map(|line| line.split_once(':'));
@@ -343,11 +343,11 @@ impl RedisServer {
         }
     }
 
-    /// The keys of live sessions: not what is remembered of those that ended, no index.
+    /// The keys of live sessions, without tombstones and indexes.
     pub async fn sessions(&self) -> Vec<String> {
         let mut sessions = Vec::new();
         for key in self.keys().await {
-            let beginning = self.try_command(&format!("GETRANGE {key} 0 4")).await; // or it is no string
+            let beginning = self.try_command(&format!("GETRANGE {key} 0 4")).await; // or it is not a string
             if beginning.is_ok_and(|beginning| text(&beginning) == "{\"v\":") {
                 sessions.push(key);
             }
@@ -360,7 +360,7 @@ impl RedisServer {
         text(&self.command(&format!("GET {key}")).await)
     }
 
-    /// How many milliseconds a key lives from now; negative as Redis says it.
+    /// The TTL of a key in milliseconds, or the negative codes of Redis.
     pub async fn pttl(&self, key: &str) -> i64 {
         match self.command(&format!("PTTL {key}")).await {
             Value::Int(millis) => millis,
@@ -368,7 +368,7 @@ impl RedisServer {
         }
     }
 
-    /// Watches every command the server is given from now on.
+    /// Records every command that the server receives from now on.
     pub async fn monitor(&self) -> Monitor<'_> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port())).await.unwrap();
         if let Some(password) = &self.password {
@@ -385,7 +385,7 @@ impl RedisServer {
         &self.dir
     }
 
-    /// Calls of each command so far, from `INFO commandstats`.
+    /// The number of calls per command so far, from `INFO commandstats`.
     pub async fn calls(&self, command: &str) -> u64 {
         let info = text(&self.command("INFO commandstats").await);
         let line =
@@ -399,14 +399,14 @@ fn is_redis_6() -> bool {
     String::from_utf8_lossy(&version).contains("v=6.")
 }
 
-/// A server that loads its data, and takes its time.
+/// A server that takes long to load its data.
 pub struct Loading {
     control: MultiplexedConnection,
     reload: JoinHandle<redis::RedisResult<Value>>,
 }
 
 impl Loading {
-    /// What the server must be started with.
+    /// The arguments that the server needs.
     pub fn args() -> Vec<&'static str> {
         let mut args = vec!["--rdbcompression", "no"];
         if !is_redis_6() {
@@ -415,9 +415,9 @@ impl Loading {
         args
     }
 
-    /// Begins; with the data that is there, and some more, whose keys begin with `tag`.
+    /// Starts loading its data, and more with keys that begin with `tag`.
     pub async fn of(server: &RedisServer, tag: &str) -> Self {
-        // Between two keys it answers: before Redis 7 only after two megabytes.
+        // It replies between two keys: before Redis 7 only every two megabytes.
         let (keys, size) = if is_redis_6() { (12, 2_100_000) } else { (100, 2000) };
         for i in 0..keys {
             server.command(&format!("SET {tag}filler{i} {}", "x".repeat(size))).await;
@@ -431,10 +431,10 @@ impl Loading {
         Self { control, reload }
     }
 
-    /// It is done in a moment.
+    /// Lets it finish.
     pub async fn ends(mut self) {
         let at_once = "CONFIG SET key-load-delay 0";
-        // Before Redis 7 it cannot be told while it loads.
+        // Before Redis 7 it cannot be reconfigured while it loads.
         let told = command_on(&mut self.control, at_once).await;
         self.reload.await.unwrap().unwrap();
         if told.is_err() {
@@ -443,11 +443,11 @@ impl Loading {
     }
 }
 
-/// A server that cannot write its snapshot, and takes no writes for it (`MISCONF`). It must have been told to write one now and then.
+/// A server that cannot write its snapshot, and refuses writes (`MISCONF`). It must be configured to write snapshots.
 pub struct NoSnapshot {
-    /// Made before: it does not answer a ping any more.
+    /// Connected before: it refuses even a ping.
     control: MultiplexedConnection,
-    /// A directory is where the file belongs.
+    /// A directory in the place of the file.
     in_the_way: PathBuf,
 }
 
@@ -479,7 +479,7 @@ impl NoSnapshot {
     }
 }
 
-/// What `MONITOR` shows.
+/// The output of `MONITOR`.
 pub struct Monitor<'a> {
     server: &'a RedisServer,
     lines: Lines<BufReader<TcpStream>>,
@@ -503,7 +503,7 @@ impl Monitor<'_> {
     }
 }
 
-/// Runs one command on a connection that is already there.
+/// Sends one command over an existing connection.
 pub async fn command_on(connection: &mut MultiplexedConnection, command: &str) -> redis::RedisResult<Value> {
     let mut words = command.split_whitespace();
     let mut cmd = redis::cmd(words.next().unwrap());
@@ -513,7 +513,7 @@ pub async fn command_on(connection: &mut MultiplexedConnection, command: &str) -
     cmd.query_async(connection).await
 }
 
-/// A reply as text.
+/// A reply as a string.
 pub fn text(value: &Value) -> String {
     match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
@@ -533,7 +533,7 @@ pub fn pairs(value: &Value) -> HashMap<String, String> {
     }
 }
 
-/// Names in URLs and their like.
+/// Percent-encodes a name for a URL.
 fn percent_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),

@@ -11,18 +11,18 @@ use tokio::time::timeout;
 
 const SERVERS: usize = 3;
 const SENTINELS: usize = 3;
-/// What the Sentinels call the master.
+/// The name of the master.
 const NAME: &str = "keep";
 
-/// Three servers, of which one is the master, and three Sentinels, of which two must agree. All gone when dropped.
+/// Three servers, one of them the master, and three Sentinels with a quorum of two. Stopped when dropped.
 ///
-/// A server is named by its number, which it keeps whatever its role.
+/// A server is identified by its number, whatever its role.
 pub struct Sentinels {
     pub servers: Vec<RedisServer>,
     pub sentinels: Vec<RedisServer>,
 }
 
-/// What is asked of those who connect.
+/// The passwords.
 #[derive(Default, Clone, Copy)]
 pub struct Passwords<'a> {
     pub servers: Option<&'a str>,
@@ -35,7 +35,7 @@ impl Sentinels {
     }
 
     /// With passwords, and more arguments for the servers: `&["--min-replicas-to-write", "1"]`. Server 0 is the master at
-    /// first. Returns when everybody knows everybody.
+    /// first. Returns when all Sentinels know each other and all servers.
     pub async fn start_with(passwords: Passwords<'_>, args: &[&str]) -> Self {
         Self::start_reached(&Reached::Directly, passwords, args).await
     }
@@ -92,7 +92,7 @@ impl Sentinels {
         self.sentinels.iter().map(RedisServer::address).collect()
     }
 
-    /// Who the master is, as the first Sentinel that is up has it.
+    /// The master according to the first running Sentinel.
     pub async fn master(&self) -> usize {
         let sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_up()).expect("a Sentinel that is up");
         self.master_by(sentinel).await
@@ -102,29 +102,29 @@ impl Sentinels {
         &self.servers[self.master().await]
     }
 
-    /// Has the Sentinels replace the master, which is well; returns who it was. See [`switched`](Self::switched).
+    /// Starts a planned failover. Returns the old master. See [`switched`](Self::switched).
     pub async fn failover(&self) -> usize {
         let old = self.master().await;
         let sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_up()).expect("a Sentinel that is up");
-        // Not while another one is under way.
+        // Not during another failover.
         let agreed = async || sentinel.try_command(&format!("SENTINEL FAILOVER {NAME}")).await.is_ok();
         eventually("a failover begins", agreed).await;
         old
     }
 
-    /// Has another take the place of the master, which is well; returns who it was, when that is done.
+    /// A planned failover. Returns the old master when it is complete.
     pub async fn hands_over(&self) -> usize {
         loop {
             let old = self.failover().await;
-            // Sentinels that give it up, because it takes too long, do not begin it again.
+            // Sentinels that abort a slow failover do not retry it.
             if timeout(Duration::from_secs(15), self.switched(old)).await.is_ok() {
                 return old;
             }
         }
     }
 
-    /// Waits until all the Sentinels that are up agree on another master than `old`, and it knows that it is one; returns
-    /// who it is.
+    /// Waits until all running Sentinels agree on a master other than `old`, and it has the role. Returns
+    /// it.
     pub async fn switched(&self, old: usize) -> usize {
         let switched = async || match self.agreed().await {
             Some(new) if new != old && self.servers[new].is_up() => {
@@ -137,14 +137,14 @@ impl Sentinels {
         self.master().await
     }
 
-    /// From now on the Sentinels replace no master that is away: on a busy machine it seems to be sooner than a test means it.
+    /// From now on the Sentinels start no failover: on a busy machine a master seems to be down sooner than a test wants.
     pub async fn are_patient(&self) {
         for sentinel in &self.sentinels {
             sentinel.command(&format!("SENTINEL SET {NAME} down-after-milliseconds 600000")).await;
         }
     }
 
-    /// Waits until `server` is a replica of the present master, and in sync.
+    /// Waits until `server` is a replica of the current master, and in sync.
     pub async fn rejoined(&self, server: usize) {
         let rejoined = async || self.follows(server, self.master().await).await;
         eventually("the server is a replica", rejoined).await;
@@ -156,7 +156,7 @@ impl Sentinels {
             && info["master_link_status"] == "up"
     }
 
-    /// Waits until all the Sentinels that are up agree on a master, and all the other servers are its replicas, and in sync.
+    /// Waits until all running Sentinels agree on a master, and all other servers are its replicas, and in sync.
     pub async fn settled(&self) {
         let settled = async || {
             let Some(master) = self.agreed().await else { return false };
@@ -208,7 +208,7 @@ impl Sentinels {
     }
 }
 
-/// Connected, and a replica has been asked about its master.
+/// Connected, and known to be a replica of its master.
 fn is_well(seen: &Value) -> bool {
     let seen = pairs(seen);
     let flags: Vec<_> = seen["flags"].split(',').collect();
@@ -217,7 +217,7 @@ fn is_well(seen: &Value) -> bool {
         && seen.get("master-link-status").is_none_or(|status| status == "ok")
 }
 
-/// As a Sentinel writes it that has met the others: they need not find each other first, which takes seconds.
+/// The configuration of a Sentinel that knows the others: discovery would take seconds.
 fn config(i: usize, sentinels: &[u16], master: u16, passwords: Passwords<'_>) -> String {
     let id = |i: usize| format!("{:040x}", i + 1);
     let millis = |time: Duration| time.as_millis();

@@ -1,4 +1,4 @@
-//! A service whose Redis fails: what it answers meanwhile, and afterwards.
+//! A service whose Redis fails: its responses during the fault, and afterwards.
 
 use std::{
     sync::{
@@ -27,7 +27,7 @@ pub const OK: StatusCode = StatusCode::OK;
 pub const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 pub const HOUR: i64 = 3_600_000;
 
-/// A service, a tolerant part of it, and somebody who is logged in to it and has `k` = 1.
+/// A service, a tolerant route, and a logged-in client with `k` = 1.
 pub struct Service {
     pub layer: SessionLayer,
     pub app: App,
@@ -43,12 +43,12 @@ impl Service {
         service
     }
 
-    /// Nobody is logged in yet.
+    /// Without a login.
     pub async fn with(config: RedisConfig) -> Self {
         Self::of(SessionLayer::new(RedisStore::new(config))).await
     }
 
-    /// Nobody is logged in yet.
+    /// Without a login.
     pub async fn of(layer: SessionLayer) -> Self {
         let app = App::start(layer.clone()).await;
         let tolerant = App::start(layer.clone().on_outage(OnOutage::Anonymous)).await;
@@ -72,7 +72,7 @@ impl Service {
         assert_eq!(self.client.get("/public").await.status, OK);
     }
 
-    /// Nothing is known of any session.
+    /// No session can be read.
     pub async fn is_out(&self) {
         self.serves_the_public().await;
         assert_unavailable(&self.read().await);
@@ -83,12 +83,12 @@ impl Service {
         let seen = answer(&tolerated, json!([["is_degraded"], ["get", "k"], ["user"]])).await;
         assert_eq!((seen.status, seen.set_cookies()), (OK, vec![]));
         assert_eq!(seen.json(), json!([true, null, null]));
-        // To be anonymous is tolerated, to lose what is written is not.
+        // An anonymous response is tolerated, a lost write is not.
         let unsaved = answer(&tolerated, json!([["insert", "k", 99]])).await;
         assert_eq!((unsaved.status, unsaved.set_cookies()), (UNAVAILABLE, vec![]));
     }
 
-    /// Sessions are read, and nothing can be written.
+    /// Sessions can be read and not written.
     pub async fn only_reads(&self) {
         self.serves_the_public().await;
         for change in [json!(["insert", "k", 99]), json!(["rotate"]), json!(["login", "ben"])] {
@@ -99,7 +99,7 @@ impl Service {
         assert_unavailable(&answer(&self.app.client(), json!([["insert", "k", 1]])).await);
     }
 
-    /// By itself, with the cookie that the client has, and `k` as it was last saved.
+    /// The service recovers by itself, with the same cookie and the last saved `k`.
     pub async fn resumes(&self, value: u32) {
         eventually("serving resumes", async || self.read().await.status == OK).await;
         assert_eq!(self.read().await.json(), json!([value]));
@@ -111,7 +111,7 @@ impl Service {
     }
 }
 
-/// What the service answers; only what hangs takes seconds.
+/// The response of the service. Only hanging operations take seconds.
 pub async fn answer(client: &Client, steps: Value) -> Reply {
     timeout(Duration::from_secs(10), client.post("/do", &steps)).await.expect("the request hangs")
 }
@@ -122,7 +122,7 @@ pub fn assert_unavailable(reply: &Reply) {
     assert_eq!(reply.set_cookies(), [""; 0]);
 }
 
-/// A clock that somebody sets.
+/// A clock that the test sets.
 #[derive(Clone, Default)]
 pub struct WrongClock(Arc<AtomicI64>);
 

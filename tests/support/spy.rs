@@ -1,4 +1,4 @@
-//! A store in memory that shows what it is asked, and fails when it is told to.
+//! A store in memory that records calls and has faults.
 
 use std::{
     any::Any,
@@ -31,26 +31,26 @@ struct State {
     next: HashMap<&'static str, Fault>,
     no_ttl: bool,
     hangs_on_events: bool,
-    /// Goes away and comes back every so many calls.
+    /// Fails for this many calls, then works for as many.
     shift: Option<usize>,
     shifts: usize,
 }
 
 #[derive(Clone)]
 enum Fault {
-    /// Nothing is done, and the store does not answer.
+    /// Nothing is applied, and the call fails.
     Down,
-    /// What is there cannot be read.
+    /// The record is corrupt.
     Corrupt,
-    /// Nothing is done, and nothing is ever said.
+    /// Nothing is applied, and the call hangs.
     Hung,
-    /// It is done after so long.
+    /// Applied after this time.
     Slow(Duration),
-    /// It is done, and the answer is lost.
+    /// Applied, and the reply is lost.
     AnswerLost,
-    /// It is done when the test says so.
+    /// Applied when the test releases it.
     Held(Arc<Hold>),
-    /// It is done, and answered when the test says so.
+    /// Applied, and the reply arrives when the test releases it.
     AnswerHeld(Arc<Hold>),
 }
 
@@ -80,7 +80,7 @@ impl Spy {
         Self { base: Base(MemoryStore::new().clock(clock)), state: Arc::default() }
     }
 
-    /// The operations it was asked for since the last time somebody looked.
+    /// The operations since the last call of this method.
     pub fn calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.state().calls)
     }
@@ -89,44 +89,44 @@ impl Spy {
         self.base.0.len()
     }
 
-    /// The sessions themselves, as another instance of the service sees them.
+    /// The sessions, as another instance of the service sees them.
     pub fn memory(&self) -> &MemoryStore {
         &self.base.0
     }
 
-    /// From now on nothing is answered.
+    /// From now on every call fails.
     pub fn go_down(&self) {
         self.state().down = Some(Fault::Down);
     }
 
-    /// From now on it is away for so many calls, and there for as many.
+    /// From now on it alternately fails and works for this many calls.
     pub fn come_and_go(&self, calls: usize) {
         self.state().shift = Some(calls);
     }
 
-    /// No more of that.
+    /// Ends that.
     pub fn stay(&self) {
         let mut state = self.state();
         state.shift = None;
         state.down = None;
     }
 
-    /// From now on nothing is said, not even that it is down.
+    /// From now on every call hangs, even a health check.
     pub fn hang(&self) {
         self.state().down = Some(Fault::Hung);
     }
 
-    /// From now on everything takes so long.
+    /// From now on every call takes this long.
     pub fn slow_down(&self, delay: Duration) {
         self.state().down = Some(Fault::Slow(delay));
     }
 
-    /// From now on `operation` is not answered.
+    /// From now on `operation` fails.
     pub fn fail(&self, operation: &'static str) {
         self.state().faults.insert(operation, Fault::Down);
     }
 
-    /// From now on `operation` finds what cannot be read.
+    /// From now on `operation` finds a corrupt record.
     pub fn corrupt(&self, operation: &'static str) {
         self.state().faults.insert(operation, Fault::Corrupt);
     }
@@ -138,12 +138,12 @@ impl Spy {
         state.next.clear();
     }
 
-    /// The next `operation` is not done and not answered.
+    /// The next `operation` fails without being applied.
     pub fn fail_next(&self, operation: &'static str) {
         self.state().next.insert(operation, Fault::Down);
     }
 
-    /// The next `operation` is done, but not answered.
+    /// The next `operation` is applied, and fails.
     pub fn lose_next_answer(&self, operation: &'static str) {
         self.state().next.insert(operation, Fault::AnswerLost);
     }
@@ -155,19 +155,19 @@ impl Spy {
         hold
     }
 
-    /// The next `operation` is done, and its answer waits to be released.
+    /// The next `operation` is applied, and its reply waits to be released.
     pub fn hold_next_answer(&self, operation: &'static str) -> Arc<Hold> {
         let hold = Arc::<Hold>::default();
         self.state().next.insert(operation, Fault::AnswerHeld(hold.clone()));
         hold
     }
 
-    /// From now on no event is taken, and none refused.
+    /// From now on publishing an event hangs.
     pub fn hang_on_events(&self) {
         self.state().hangs_on_events = true;
     }
 
-    /// From now on no session has a time to live, as if somebody had run `PERSIST` on all of them.
+    /// From now on no session has a TTL, as after `PERSIST` on all of them.
     pub fn lose_ttls(&self) {
         self.state().no_ttl = true;
     }
@@ -235,7 +235,7 @@ impl StoreWrapper for Spy {
     fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
         let (name, no_ttl) = (operation.name(), self.state().no_ttl);
         if name == "publish" || name == "events" {
-            // Not among the calls: no session depends on events.
+            // Not recorded: no session depends on events.
             return if self.state().hangs_on_events {
                 StoreFuture::boxed(std::future::pending())
             } else {
@@ -258,7 +258,7 @@ impl StoreWrapper for Spy {
     }
 }
 
-/// A store in memory that takes events, and has no values.
+/// A store in memory with events and without values.
 #[derive(Clone, Default)]
 pub struct Base(MemoryStore);
 

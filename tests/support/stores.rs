@@ -1,4 +1,4 @@
-//! Stores in the Redis of a test, and what every one of them must pass.
+//! Stores in the Redis of a test, and the contract suite.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,10 @@ use tower_keep::{
     },
 };
 
-/// How long a machine may be busy with something else.
+/// How long a machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// With all the time there is: nothing of this test is about time.
+/// With a long timeout: no such test is about time.
 pub fn patient(config: RedisConfig) -> RedisConfig {
     config.timeout(PATIENCE).connect_timeout(PATIENCE)
 }
@@ -22,7 +22,7 @@ pub fn sessions(config: RedisConfig) -> Sessions {
     SessionLayer::new(RedisStore::new(config)).sessions()
 }
 
-/// Sessions begin and are found, and the health is good.
+/// Sessions can be created and loaded, and the health is up.
 pub async fn assert_serves(config: RedisConfig) {
     let sessions = sessions(patient(config));
     let token = sessions.create("ana").await.unwrap();
@@ -31,14 +31,14 @@ pub async fn assert_serves(config: RedisConfig) {
     assert_eq!((health.status, health.cause), (HealthStatus::Up, None));
 }
 
-/// All of the public suite.
+/// The whole public suite.
 pub async fn assert_keeps_the_contract(config: RedisConfig) {
     let report = testing::run(&RedisStore::new(patient(config)), tokio::time::sleep).await;
     report.assert_passed();
     assert!(report.passed() > 8_000, "{report}");
 }
 
-/// What of it is about callers at once: on a runtime with several threads.
+/// The concurrent part, on a multi-threaded runtime.
 pub async fn assert_keeps_the_contract_for_many(config: RedisConfig) {
     let store = Arc::new(RedisStore::new(patient(config)));
     let report = testing::run_parallel(store, |task| drop(tokio::spawn(task))).await;

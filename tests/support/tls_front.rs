@@ -1,4 +1,4 @@
-//! What stands in front of an HTTP server where there is TLS: it takes TLS off, and carries everything else.
+//! A TLS terminator in front of an HTTP server.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls};
 
-/// A key, and a certificate that it has signed itself, for these names.
+/// A key and a self-signed certificate for these names.
 pub struct Identity {
     config: Arc<rustls::ServerConfig>,
     /// The SHA-256 of the public key, in base64.
@@ -38,7 +38,7 @@ impl Identity {
     }
 }
 
-/// Gone when dropped, and its connections too.
+/// Stopped when dropped, with its connections.
 pub struct TlsFront {
     pub port: u16,
     task: JoinHandle<()>,
@@ -55,7 +55,7 @@ impl TlsFront {
             while let Ok((client, _)) = listener.accept().await {
                 let (acceptor, address) = (acceptor.clone(), address.clone());
                 connections.spawn(async move {
-                    // Whoever goes away does so.
+                    // A disconnect is not an error.
                     if let (Ok(mut client), Ok(mut server)) =
                         (acceptor.accept(client).await, TcpStream::connect(&address).await)
                     {

@@ -1,5 +1,5 @@
-//! What a program that uses the crate shows to those who watch it: metrics, spans and security events. Each of this thread only:
-//! with a runtime of one thread, of one test.
+//! The metrics, spans and security events of this thread: with a single-threaded runtime,
+//! those of one test.
 
 use std::{
     cell::RefCell,
@@ -17,7 +17,7 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context};
 
-/// Collects what is measured from here on.
+/// Collects metrics from here on.
 pub struct Metrics {
     handle: PrometheusHandle,
     _recording: LocalRecorderGuard<'static>,
@@ -40,7 +40,7 @@ impl Metrics {
         Self { handle: recorder.handle(), _recording: recording }
     }
 
-    /// What is served as `/metrics`.
+    /// The response of `/metrics`.
     pub fn handle(&self) -> PrometheusHandle {
         self.handle.clone()
     }
@@ -49,13 +49,13 @@ impl Metrics {
         Scrape::of(&self.handle.render())
     }
 
-    /// The value of one series now; 0 when it is not there.
+    /// The current value of one series, or 0 if it does not exist.
     pub fn get(&self, series: &str) -> f64 {
         self.scrape().get(series)
     }
 }
 
-/// What `/metrics` says.
+/// The content of `/metrics`.
 #[derive(Clone, Default)]
 pub struct Scrape {
     pub text: String,
@@ -84,7 +84,7 @@ impl Scrape {
     }
 }
 
-/// A span or an event, with everything that was ever recorded on it.
+/// A span or an event, with all recorded fields.
 #[derive(Clone, Debug)]
 pub struct Said {
     pub target: String,
@@ -104,7 +104,7 @@ thread_local! {
     static EVENTS: RefCell<Vec<Said>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Everything that is traced from here on.
+/// All traces from here on.
 pub struct Trace(());
 
 impl Trace {
@@ -119,7 +119,7 @@ impl Trace {
         SPANS.with_borrow(|spans| spans.iter().map(|(_, span)| span.clone()).collect())
     }
 
-    /// Of the crate: the operations of stores.
+    /// Those of store operations.
     pub fn spans(&self) -> Vec<Said> {
         self.all_spans().into_iter().filter(|span| span.target == "tower_keep::store").collect()
     }
@@ -128,12 +128,12 @@ impl Trace {
         EVENTS.with_borrow(Clone::clone)
     }
 
-    /// Of the target of security.
+    /// Those of security events.
     pub fn security(&self) -> Vec<Said> {
         self.events().into_iter().filter(|event| event.target == "tower_keep::security").collect()
     }
 
-    /// Everything, as text.
+    /// Everything as a string.
     pub fn text(&self) -> String {
         format!("{:?} {:?}", SPANS.with_borrow(Clone::clone), self.events())
     }

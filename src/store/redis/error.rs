@@ -288,7 +288,7 @@ enum Cause {
     #[error("unexpected reply from Redis")]
     UnexpectedReply,
     #[cfg(any(feature = "redis-sentinel", feature = "redis-cluster"))]
-    #[error("there is no master at the moment")]
+    #[error("no master is known")]
     NoMaster,
     #[cfg(feature = "redis-sentinel")]
     #[error("no Sentinel knows a master of this name")]

@@ -41,7 +41,7 @@ impl Operation<'_> {
             release.arg(id.to_string());
         }
         if let Err(failure) = self.write(&key, &release).await {
-            tracing::debug!(error = %ErrorChain(&failure.error), "places of ended sessions not freed");
+            tracing::debug!(error = %ErrorChain(&failure.error), "the count of sessions was not corrected");
         }
     }
 

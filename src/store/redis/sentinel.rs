@@ -123,7 +123,7 @@ impl Sentinels {
                 && name == self.master
                 && let Some(address) = port.parse().ok().and_then(|port| Address::tcp(host, port).ok())
             {
-                tracing::warn!(master = %name, server = %address, "there is another master");
+                tracing::warn!(master = %name, server = %address, "the master has changed");
                 *self.named.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
                 switched();
             }

@@ -244,7 +244,7 @@ impl<C: Clock> ScanStore for SimpleStore<C> {
 
 #[cfg(test)]
 #[tokio::test]
-async fn it_keeps_the_contract() {
+async fn bb8_keeps_the_contract() {
     let clock = tower_keep::ManualClock::new();
     let store = SimpleStore::new(clock.clone());
     tower_keep::store::testing::run(&store, async |time| clock.advance(time)).await.assert_passed();

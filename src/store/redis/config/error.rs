@@ -54,7 +54,7 @@ pub(in crate::store::redis) enum Problem {
     NoSentinels,
     #[error("a login to Sentinels without Sentinels")]
     LoginWithoutSentinels,
-    #[error("conflicts with another setting for the address of Redis")]
+    #[error("conflicts with another setting for the Redis address")]
     TwoPlaces,
     #[error("the file cannot be read: {0}")]
     File(io::ErrorKind),

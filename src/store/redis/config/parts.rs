@@ -46,7 +46,7 @@ pub(super) struct Parts {
 
 /// Deserializes a string. The error does not contain the value.
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    Option::deserialize(deserializer).map_err(|_| D::Error::custom("a password or a URL that is no text"))
+    Option::deserialize(deserializer).map_err(|_| D::Error::custom("a password or a URL that is not a string"))
 }
 
 /// The name of a setting in the environment, and in a file.
