@@ -1,7 +1,7 @@
-//! What a way to connect costs: reads a second of 64 callers, over the store's own connection and over a pool of the application's,
-//! beside the same commands, and a bare `GET`, on one multiplexed connection of the client library. Starts a `redis-server` of its own.
+//! The cost of kinds of connections: reads per second of 64 callers, over the store's own connection and over a pool of the application,
+//! compared with the same commands, and a bare `GET`, on one multiplexed connection of the client library. Starts its own `redis-server`.
 //!
-//! Rounds of all of them take turns, so what the machine does else meets all alike; the ratios of a round are what counts.
+//! Rounds of all kinds alternate, so other load on the machine affects all alike. Compare the ratios within a round.
 //!
 //! ```text
 //! cargo bench --bench connections
@@ -36,10 +36,10 @@ const ROUNDS: usize = 15;
 #[tokio::main]
 async fn main() {
     if std::env::args().any(|arg| arg == "--test") {
-        return; // `cargo test --benches` only wants to know that it starts
+        return; // `cargo test --benches` only checks that it starts
     }
     let server = RedisServer::start().await;
-    // Nobody is to be turned away here, however busy the machine is.
+    // No request may time out, however busy the machine is.
     let patient = |config: RedisConfig| RedisStore::new(config.timeout(Duration::from_secs(60)));
     let own = patient(RedisConfig::from_url(&server.url()).unwrap());
     let pool = |size| {
@@ -78,7 +78,7 @@ async fn main() {
     }
 }
 
-/// Reads a second.
+/// Reads per second.
 async fn reads<F: Future<Output = ()> + Send + 'static>(read: impl Fn() -> F + Clone + Send + 'static) -> f64 {
     let began = Instant::now();
     let mut callers = JoinSet::new();

@@ -1,12 +1,12 @@
-//! What the examples cost: commands and round trips to Redis, bytes there, and requests a second beside a bare axum server.
+//! The cost of the examples: commands and round trips to Redis, stored bytes, and requests per second compared with a bare axum server.
 //!
 //! ```text
 //! cargo build --release --examples && cargo bench --bench examples           # all
 //! cargo build --release --examples && cargo bench --bench examples -- admin  # one
 //! ```
 //!
-//! The load comes from this process, over 64 connections, each of which waits for an answer before it asks again. It shares the machine with the
-//! servers: compare the columns of one run, not the runs. Rounds of the servers alternate.
+//! The load comes from this process, over 64 connections that each wait for a response before the next request. It shares the machine with the
+//! servers: compare the columns of one run, not different runs. Rounds of the servers alternate.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -41,17 +41,17 @@ use tokio::{
 const CONNECTIONS: usize = 64;
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
-/// How many sessions the bytes are averaged over.
+/// The number of sessions for the average of bytes.
 const SESSIONS: usize = 200;
-/// Says that this process is to be the bare server.
+/// Marks the process of the bare server.
 const BARE: &str = "TOWER_KEEP_BARE_SERVER";
 
-/// What is asked over and over.
+/// The repeated request.
 #[derive(Clone, Debug)]
 enum Ask {
     /// The same request.
     Again { path: &'static str, header: (&'static str, String) },
-    /// A single-use session is made and used, in turn.
+    /// A single-use session is created and consumed, in turn.
     Handshake,
 }
 
@@ -69,7 +69,7 @@ const CASES: [Case; 5] = [
 ];
 
 impl Case {
-    /// Logs a user in, and says what to ask then.
+    /// Logs a user in, and returns the request to repeat.
     async fn log_in(&self, client: &Client, user: &str) -> Ask {
         let reply = client.post(self.login, &json!({ "username": user, "password": user })).await;
         assert!(reply.status.is_success(), "{reply:?}");
@@ -86,7 +86,7 @@ impl Case {
         }
     }
 
-    /// One request of somebody who has logged in.
+    /// One request of a logged-in user.
     async fn request(&self, client: &Client, ask: &Ask, login: &Value) {
         let reply = match ask {
             Ask::Again { path, header: (name, value) } => {
@@ -97,13 +97,13 @@ impl Case {
         assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
     }
 
-    /// What a login and a request cost Redis.
+    /// The cost of a login and of a request in Redis.
     async fn costs(&self) {
         let redis = RedisServer::start().await;
         let wire = Wire::start(redis.port()).await;
         let server = Server::start(self.example, &[("REDIS_URL", &wire.url())]).await;
         let client = server.client();
-        let warm = self.log_in(&client, "warm").await; // Redis has the scripts now
+        let warm = self.log_in(&client, "warm").await; // now Redis has the scripts
         if let Ask::Again { .. } = warm {
             self.request(&client, &warm, &Value::Null).await;
         }
@@ -168,12 +168,12 @@ impl Case {
     }
 }
 
-/// Where the session that was made just now is used.
+/// The URL that consumes the session that was just created.
 fn validation(created: &Value) -> String {
     format!("/auth/validate-session?session_id={}", created["session_id"].as_str().expect("a session id"))
 }
 
-/// What all keys take in Redis.
+/// The memory of all keys in Redis.
 async fn bytes(redis: &RedisServer) -> i64 {
     let mut sum = 0;
     for key in redis.keys().await {
@@ -186,7 +186,7 @@ async fn bytes(redis: &RedisServer) -> i64 {
 
 #[derive(Default)]
 struct Measured {
-    /// Of each request, in microseconds.
+    /// The latency of each request in microseconds.
     took: Vec<u32>,
     time: Duration,
 }
@@ -267,7 +267,7 @@ impl Connection {
     }
 }
 
-/// Between an example and Redis: counts how often it asks something after it has been answered.
+/// A proxy between an example and Redis that counts round trips.
 struct Wire {
     addr: SocketAddr,
     turns: Arc<AtomicU64>,
@@ -289,7 +289,7 @@ impl Wire {
                         tokio::select! {
                             read = near.read(&mut question) => match read {
                                 Ok(read @ 1..) => {
-                                    // The connection is kept alive by its own questions.
+                                    // Not the pings that keep the connection alive.
                                     let is_ping = question[..read].ends_with(b"PING\r\n");
                                     turns.fetch_add(u64::from(!asked && !is_ping), Ordering::Relaxed);
                                     asked = true;

@@ -1,12 +1,12 @@
-//! What each fault of Redis costs requests: how long until the first is refused, whether any waits longer than the deadline, how fast
-//! those are refused that come when the fault is known, and how long until all is served again. Starts servers of its own.
+//! The effect of each Redis fault on requests: the time until the first failure, whether any request exceeds the deadline, how fast
+//! requests fail once the fault is known, and the time until everything is served again. Starts its own servers.
 //!
 //! ```text
 //! cargo bench --bench faults            # all
 //! cargo bench --bench faults -- killed  # those whose name contains this
 //! ```
 //!
-//! Eight clients read and write sessions all the while. A fault lasts two seconds, unless it has an end of its own.
+//! Eight clients read and write sessions all the time. A fault lasts two seconds, unless it ends by itself.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -35,16 +35,16 @@ use tower_keep::{
 };
 
 const CLIENTS: usize = 8;
-/// Between two requests of a client.
+/// The pause between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(2);
 const LASTS: Duration = Duration::from_secs(2);
-/// What a request waits at most with the defaults: twice what an operation of the store may take, which is 250 ms.
+/// The default deadline of a request: twice the timeout of a store operation, which is 250 ms.
 const DEADLINE: Duration = Duration::from_millis(500);
-/// What the machine may add to a request that has waited for its deadline.
+/// The tolerance for the scheduling of a busy machine.
 const SLACK: Duration = Duration::from_millis(50);
 const DISCONNECT: &str = "CLIENT KILL TYPE normal SKIPME yes";
 
-/// A request: when it was answered, how long that took, and whether it was served.
+/// A request: the time of its response, its duration, and whether it was served.
 struct Answered {
     at: Instant,
     took: Duration,
@@ -91,7 +91,7 @@ impl Load {
         Self { log, clients }
     }
 
-    /// Until everybody has been served for a while.
+    /// Waits until everything has been served for a while.
     async fn settles(&self) {
         let began = Instant::now();
         loop {
@@ -113,7 +113,7 @@ impl Load {
         let first = refused.first().map(|answered| answered.at - began);
         let late = log.iter().filter(|answered| answered.took > DEADLINE + SLACK).count();
         let longest = log.iter().map(|answered| answered.took).max().unwrap_or_default();
-        // Once it is known: half a second after the first, while the fault lasts.
+        // Once the fault is known: half a second after the first failure, while it lasts.
         let known = first.map(|first| began + first + Duration::from_millis(500));
         let mut fast: Vec<_> =
             refused.iter().filter(|one| known.is_some_and(|known| one.at > known && one.at < ended)).collect();
@@ -138,13 +138,13 @@ fn config(url: &str) -> RedisConfig {
     RedisConfig::from_url(url).unwrap()
 }
 
-/// Whether this one is wanted.
+/// Whether the fault is selected.
 fn wanted(name: &str) -> bool {
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     filters.is_empty() || filters.iter().any(|filter| name.contains(filter))
 }
 
-/// A fault that lasts from when `begins` is done until `ends` is.
+/// A fault that lasts from the end of `begins` to the end of `ends`.
 async fn case<T>(
     name: &str,
     config: RedisConfig,
@@ -162,7 +162,7 @@ async fn case<T>(
     load.report(name, began, ended).await;
 }
 
-/// Faults that commands make and end.
+/// Faults that consist of commands.
 const BY_COMMANDS: [(&str, &[&str], &[&str]); 10] = [
     ("CLIENT KILL", &[DISCONNECT], &[]),
     ("writes paused, as in a planned failover", &["CLIENT PAUSE 60000 WRITE"], &["CLIENT UNPAUSE"]),
@@ -295,7 +295,7 @@ async fn cluster() {
 #[tokio::main]
 async fn main() {
     if env::args().any(|arg| arg == "--test") {
-        return; // `cargo test --benches` only wants to know that it starts
+        return; // `cargo test --benches` only checks that it starts
     }
     println!(
         "{:44} {:>6} {:>6} {:>10} {:>4} {:>10} {:>12} {:>11}",

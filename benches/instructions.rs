@@ -4,10 +4,10 @@
 //! cargo bench --bench instructions
 //! ```
 //!
-//! The last column is with a recorder for the metrics of the feature `metrics`, which is on.
+//! The last column has a recorder for the metrics of the feature `metrics`, which is enabled.
 //!
-//! They are counted by valgrind (callgrind), which must be installed, and are the same whatever else the machine does. Each case
-//! is run twice in a process of its own, and the shorter run is subtracted, so that starting up does not count.
+//! They are counted by valgrind (callgrind), which must be installed, and do not depend on other load. Each case
+//! runs twice in its own process, and the shorter run is subtracted, so that the startup does not count.
 
 mod cases;
 

@@ -1,5 +1,5 @@
-//! What sessions cost a Redis server: calls and microseconds of each operation (`INFO commandstats`), bytes of a session, and how
-//! many conflicts are resolved a second. Starts a `redis-server` of its own.
+//! The cost of sessions for a Redis server: calls and microseconds of each operation (`INFO commandstats`), bytes per session, and
+//! resolved conflicts per second. Starts its own `redis-server`.
 //!
 //! ```text
 //! cargo bench --bench redis
@@ -29,7 +29,7 @@ const VALUE: &str = "0123456789abcdef0123456789abcdef";
 #[tokio::main]
 async fn main() {
     if std::env::args().any(|arg| arg == "--test") {
-        return; // `cargo test --benches` only wants to know that it starts
+        return; // `cargo test --benches` only checks that it starts
     }
     let server = RedisServer::start().await;
     operations(&server).await;
@@ -52,7 +52,7 @@ async fn costs(server: &RedisServer, what: &str, times: usize) {
         };
         let calls: usize = rest.split(',').next().unwrap().parse().unwrap();
         let micros: f64 = rest.split("usec=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
-        // What a script does inside is part of its time; the rest is the bench's own.
+        // The time of a script includes its commands. The rest is that of the benchmark.
         if calls >= times && ["get", "pttl", "set", "evalsha", "zscore"].contains(&name) {
             named.push(format!("{name} × {:.0}: {:.1} µs", calls as f64 / times as f64, micros / times as f64));
         }

@@ -1,14 +1,14 @@
-//! The sessions of a site's administrators, shared by several instances: in Redis as the environment says, in memory without it and while it
-//! is away.
+//! Administrator sessions that several instances share: in Redis if the environment configures it, otherwise in memory. Memory also serves
+//! while Redis is down.
 //!
 //! ```text
 //! cargo run --example admin
 //! curl -c jar -H 'content-type: application/json' -d '{"username":"admin","password":"admin"}' http://127.0.0.1:3000/admin/login
 //! curl -b jar http://127.0.0.1:3000/admin
 //! ```
-//! `/admin/operator` is the page for operators, for whoever is logged in; `/metrics` is for Prometheus.
+//! `/admin/operator` is the operator page, for every logged-in user; `/metrics` is for Prometheus.
 //!
-//! To move to Redis without logging anybody out, export what memory holds, and start with it:
+//! To move to Redis without logging anybody out, export the sessions in memory, and import them:
 //! ```text
 //! curl -b jar -X POST http://127.0.0.1:3000/admin/sessions/export > sessions.jsonl
 //! REDIS_URL=redis://127.0.0.1:6379 SESSION_IMPORT=sessions.jsonl cargo run --example admin
@@ -54,7 +54,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         let path = Path::new(&path);
         import(&sessions, path).await.map_err(|error| format!("SESSION_IMPORT={}: {error}", path.display()))?;
     }
-    // Whoever logs in here is an administrator, and may see all sessions.
+    // Every user of this example is an administrator, and may see all sessions.
     let page =
         OperatorPage::new(sessions.clone()).fallback(move || store.stats()).router().layer(layer.clone().require());
     let app = Router::new()
@@ -66,7 +66,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .with_state(sessions.clone())
         .layer(layer)
         .route_service("/health/{probe}", sessions.health_service())
-        .route("/metrics", support::metrics::route(sessions.clone())?); // for operators, not for the world
+        .route("/metrics", support::metrics::route(sessions.clone())?); // keep it private
     let listener = support::listen(sessions.store_name()).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
@@ -78,7 +78,7 @@ async fn admin(session: Session) -> Result<Json<serde_json::Value>, Rejection> {
     Ok(Json(json!({ "user": user, "since": since })))
 }
 
-/// A line for each session. Personal data, but nothing that opens a session.
+/// One line per session. Personal data, and no credential.
 async fn export(session: Session, State(sessions): State<Sessions>) -> Result<Response, Rejection> {
     session.require_user().await?;
     let headers = [(header::CONTENT_TYPE, "application/jsonl"), (header::CACHE_CONTROL, "no-store")];

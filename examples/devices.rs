@@ -1,4 +1,4 @@
-//! Each user sees where they are logged in, and ends what they do not know: at once, on every instance.
+//! Users see where they are logged in, and end unknown sessions: immediately, on every instance.
 //!
 //! ```text
 //! cargo run --example devices
@@ -44,7 +44,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/sessions/{id}", delete(end))
         .with_state(sessions.clone())
         .layer(layer)
-        .route("/metrics", support::metrics::route(sessions)?) // for operators, not for the world
+        .route("/metrics", support::metrics::route(sessions)?) // keep it private
         .into_make_service_with_connect_info::<SocketAddr>();
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;

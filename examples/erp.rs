@@ -1,20 +1,20 @@
-//! An ERP: Express-style sessions that live for 24 hours and are extended by activity, and a small key-value service beside them, in memory or, with
-//! `REDIS_URL` or its parts in the environment, in Redis. When Redis is away everything goes on in memory; when it is back it is told.
+//! An ERP: Express-style sessions that live for 24 hours and are extended by activity, and a small key-value service. In memory or, with
+//! `REDIS_URL` or its parts in the environment, in Redis. While Redis is down, memory serves; afterwards the changes are replayed.
 //!
 //! ```text
 //! cargo run --example erp
 //!
 //! curl -i -c jar -H 'content-type: application/json' -d '{"username":"admin","password":"admin"}' http://127.0.0.1:3000/api/auth/login
 //! curl -b jar http://127.0.0.1:3000/api/user/profile
-//! curl -b jar -X PUT http://127.0.0.1:3000/api/cart/apples -d 3                     # values of the session
+//! curl -b jar -X PUT http://127.0.0.1:3000/api/cart/apples -d 3                     # values in the session
 //! curl -b jar http://127.0.0.1:3000/api/cart
-//! curl -b jar -X PUT 'http://127.0.0.1:3000/api/kv/rate:usd?ttl=300' -d 1.08        # values beside it
+//! curl -b jar -X PUT 'http://127.0.0.1:3000/api/kv/rate:usd?ttl=300' -d 1.08        # the key-value service
 //! curl -b jar -X POST 'http://127.0.0.1:3000/api/kv/invoices/incr?by=1'
 //! curl -b jar 'http://127.0.0.1:3000/api/kv?pattern=rate:*'
 //! curl http://127.0.0.1:3000/api/session/stats
 //! ```
 //!
-//! | request | answer |
+//! | request | response |
 //! |---|---|
 //! | `POST /api/auth/login` `{"username","password"}` | `{"success":true}` and a cookie, or 401 |
 //! | `GET /api/user/profile` | `{"userId","username"}`, or 401 |
@@ -24,10 +24,10 @@
 //! | `GET`, `PUT`, `DELETE /api/kv/{key}`, `?ttl=` in seconds | the value, or 404; `{"success":true}`; `{"deleted"}` |
 //! | `GET /api/kv/{key}/exists`, `POST …/expire?ttl=`, `POST …/incr?by=` | `{"exists"}`; `{"exists"}`; `{"value"}`, or 409 |
 //! | `GET /api/kv?keys=a,b` | `{"values":{"a":…,"b":null}}` |
-//! | `GET /api/kv?pattern=a*&cursor=&count=` | `{"keys":[…],"cursor":null}`, or where to go on |
+//! | `GET /api/kv?pattern=a*&cursor=&count=` | `{"keys":[…],"cursor":null}`, or the cursor of the next page |
 //! | `GET /api/kv-status` | `{"ready","connected","usingFallback","inMemoryKeys"}` |
 //!
-//! Carts and keys are for whoever is logged in. `SESSION_TOUCH=false`: activity does not extend sessions, only changes do.
+//! Carts and keys need a login. `SESSION_TOUCH=false`: activity does not extend sessions, only changes do.
 
 mod support;
 
@@ -91,13 +91,13 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/api/kv-status", get(status))
         .with_state(state)
         .layer(layer)
-        .route("/metrics", support::metrics::route(sessions)?); // for operators, not for the world
+        .route("/metrics", support::metrics::route(sessions)?); // keep it private
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(())
 }
 
-/// 24 hours from the last request on, and a month in all.
+/// 24 hours from the last request, and at most a month.
 fn lifetime() -> Result<Lifetime, Box<dyn Error>> {
     let lifetime = Lifetime::new(DAY, 30 * DAY)?;
     match env::var("SESSION_TOUCH").as_deref() {
@@ -118,7 +118,7 @@ async fn login(session: Session, Json(credentials): Json<Credentials>) -> Result
         let error = json!({ "success": false, "error": "Invalid credentials" });
         return Ok((StatusCode::UNAUTHORIZED, Json(error)).into_response());
     };
-    session.login(&*username)?; // another token; then whatever the application wants to know
+    session.login(&*username)?; // changes the token; then store more about the user
     session.insert(USER_ID, &format!("user-{username}"))?;
     session.insert(USERNAME, &username)?;
     Ok(Json(json!({ "success": true })).into_response())
@@ -187,7 +187,7 @@ async fn empty_cart(session: Session) -> Result<Json<Value>, SessionError> {
     Ok(shown(&BTreeMap::new()))
 }
 
-// Values beside the sessions.
+// The key-value service.
 
 #[derive(Deserialize)]
 struct Ttl {
@@ -280,7 +280,7 @@ async fn status(State(erp): State<Erp>) -> Json<Value> {
     }))
 }
 
-/// Something outside the sessions failed.
+/// The key-value store failed.
 enum Failed {
     Value(KeyValueError),
     Store(StoreError),

@@ -1,4 +1,4 @@
-//! Sessions in a tonic server, and a client to see them with.
+//! Sessions in a tonic server, and a client.
 //!
 //! ```text
 //! cargo run --example grpc                        # the server
@@ -42,7 +42,7 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), Box<dyn Error>> {
     let layer = SessionLayer::new(store::from_env()?).without_cookie().bearer(Bearer::new());
     let store = layer.sessions().store_name();
-    // For operators, not for the world: `GET /metrics`, which Prometheus asks for by HTTP/1.1.
+    // Keep it private: `GET /metrics`, which Prometheus queries over HTTP/1.1.
     let metrics = support::metrics::route(layer.sessions())?;
     let routes = Routes::new(KeepServer::new(Service)).into_axum_router().layer(layer).route("/metrics", metrics);
     let stopped = support::stopped()?;
@@ -66,7 +66,7 @@ impl Keep for Service {
             return Err(Status::invalid_argument("a user needs a name"));
         }
         session.login(user)?;
-        session.save().await?; // now it is stored, and has its token
+        session.save().await?; // the session is stored and has its token
         let token = session.token()?.ok_or(Status::internal("no token"))?;
         Ok(Response::new(LoginReply { token: token.expose().to_owned() }))
     }

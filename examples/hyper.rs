@@ -1,4 +1,4 @@
-//! Sessions in a plain hyper server: no framework, hyper's own request body.
+//! Sessions in a plain hyper server, without a framework.
 //!
 //! ```text
 //! cargo run --example hyper
@@ -42,7 +42,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         let (with_sessions, metrics) = (with_sessions.clone(), metrics.clone());
         async move {
             match (request.method(), request.uri().path()) {
-                (&Method::GET, "/metrics") => scrape(&metrics).await, // for operators, not for the world
+                (&Method::GET, "/metrics") => scrape(&metrics).await, // keep it private
                 _ => with_sessions.oneshot(request).await,
             }
         }
@@ -56,7 +56,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
-                Err(_) => continue, // the client is gone already
+                Err(_) => continue, // the client has disconnected
             },
             () = &mut stopped => break,
         };
@@ -74,7 +74,7 @@ async fn scrape(metrics: &Metrics) -> Result<Answer, Box<dyn Error + Send + Sync
     Ok(Response::builder().header(header::CONTENT_TYPE, metrics::CONTENT_TYPE).body(body.into())?)
 }
 
-/// A rejection is a ready answer; any other error of a handler is a 500.
+/// A rejection is a complete response. Any other error of a handler is a 500.
 async fn route(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Send + Sync>> {
     handle(request).await.or_else(|error| match error.downcast::<Rejection>() {
         Ok(rejection) => Ok(rejection.into_response()),
@@ -121,7 +121,7 @@ async fn handle(request: Request<Incoming>) -> Result<Answer, Box<dyn Error + Se
     }
 }
 
-/// Somebody's word for it, or with the password of the other examples.
+/// Without a password, or with the password of the other examples.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Login {

@@ -1,18 +1,18 @@
-//! Sessions for a single use: a site asks for one and embeds a page of ours with it; the page uses it up, and gets a cookie
-//! session of its own in exchange, which works in an iframe on another site.
+//! Single-use sessions: a site requests one and embeds a page of ours with it. The page consumes it, and gets its own cookie
+//! session in exchange, which works in an iframe on another site.
 //!
 //! ```text
-//! cargo run --example iframe_auth                                        # http://127.0.0.1:3000 shows it
+//! cargo run --example iframe_auth                                        # a demonstration at http://127.0.0.1:3000
 //! curl -i -X POST http://127.0.0.1:3000/auth/create-session
-//! curl -i 'http://127.0.0.1:3000/auth/validate-session?session_id=…'     # 200, and 401 from then on
+//! curl -i 'http://127.0.0.1:3000/auth/validate-session?session_id=…'     # 200, then 401
 //! curl -i http://127.0.0.1:3000/auth/session-status
 //! curl -i http://127.0.0.1:3000/auth/redis-health
 //! ```
 //!
-//! There are two kinds of sessions, each with a store of its own:
-//! * a **handshake** is what `session_id` opens: anonymous, for 30 minutes, for a single use, at most 1000 at a time;
-//! * a **frame** is the cookie session of the page in the iframe. It remembers the handshake that it began with, and ends when that
-//!   would have: so the frames that live are the handshakes that were used.
+//! There are two kinds of sessions, each with its own store:
+//! * a **handshake** belongs to a `session_id`: anonymous, for 30 minutes, for a single use, at most 1000 at a time;
+//! * a **frame** is the cookie session of the page in the iframe. It stores its handshake, and expires when the handshake
+//!   would have. So the live frames are the consumed handshakes.
 
 mod support;
 
@@ -47,7 +47,7 @@ use tower_keep::{
 
 const MAX_SESSIONS: usize = 1000;
 const HALF_AN_HOUR: Duration = Duration::from_secs(30 * 60);
-/// What a frame remembers.
+/// The values of a frame.
 const HANDSHAKE: Key<Handshake> = Key::new("handshake");
 
 #[tokio::main]
@@ -60,7 +60,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let (handshakes, frames) = stores()?;
     let handshakes = SessionLayer::new(handshakes)
         .lifetime(Lifetime::new(HALF_AN_HOUR, HALF_AN_HOUR)?)
-        .client_info(support::client_info()) // for the log of security events
+        .client_info(support::client_info()) // for security events in the log
         .sessions();
     let cookie = SessionCookie::builder().name("__Host-frame").same_site(SameSite::None).partitioned(true).build()?;
     let cookie = cookie.signed(SessionSecret::from_env()?);
@@ -68,10 +68,10 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 
     let store = handshakes.store_name();
     let service = Service { handshakes, frames: frames.sessions(), counters: Counters(frames.sessions().key_value()?) };
-    let metrics = support::metrics::route(service.handshakes.clone())?; // for operators, not for the world
+    let metrics = support::metrics::route(service.handshakes.clone())?; // keep it private
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
-    // Outside of everything: not even the router sees the parameter.
+    // The outermost layer: not even the router sees the parameter.
     let app = SingleUseLayer::query(service.handshakes.clone(), "session_id").layer(app(service, metrics, frames));
     let app = ServiceExt::<Request>::into_make_service_with_connect_info::<SocketAddr>(app);
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
@@ -80,7 +80,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 
 type Store = Arc<dyn SessionStore>;
 
-/// For handshakes, and for frames.
+/// The layers for handshakes and for frames.
 fn stores() -> Result<(Store, Store), Box<dyn Error>> {
     Ok(match RedisConfig::from_env()? {
         Some(config) => {
@@ -96,9 +96,9 @@ fn stores() -> Result<(Store, Store), Box<dyn Error>> {
 }
 
 fn app(service: Service, metrics: MethodRouter<Service>, frames: SessionLayer<fn(&Rejection) -> Response>) -> Router {
-    // A handshake begins a frame of its own, whatever frame there is already.
+    // A handshake creates its own frame, even if there is one already.
     let enter = Router::new()
-        // A HEAD, which would do what a GET does, must not use anything up.
+        // HEAD is routed like GET, and must not consume anything.
         .route(
             "/auth/validate-session",
             get(validate).head(async || (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")])),
@@ -158,7 +158,7 @@ fn full() -> Response {
     (StatusCode::TOO_MANY_REQUESTS, Json(json!({ "error": error }))).into_response()
 }
 
-/// Uses the handshake up, and begins the frame.
+/// Consumes the handshake, and creates the frame.
 async fn validate(State(service): State<Service>, handshake: SingleUse, frame: Session) -> Result<Response, Rejection> {
     let used = match handshake.consume().await {
         Ok(Consumed::Now(session)) => session,
@@ -189,7 +189,7 @@ fn invalid(reason: &str) -> Response {
     (StatusCode::UNAUTHORIZED, [(header::CACHE_CONTROL, "no-store")], body).into_response()
 }
 
-/// A handshake that was used.
+/// A consumed handshake.
 #[derive(Serialize, Deserialize)]
 struct Handshake {
     created_at: String,
@@ -208,7 +208,7 @@ impl Handshake {
     }
 }
 
-/// Who the page in the iframe is, by its cookie.
+/// The session of the page in the iframe, by its cookie.
 async fn frame(frame: Session) -> Result<Response, Rejection> {
     Ok(match frame.get(HANDSHAKE)? {
         Some(handshake) => Json(handshake).into_response(),
@@ -216,8 +216,8 @@ async fn frame(frame: Session) -> Result<Response, Rejection> {
     })
 }
 
-/// What waits to be used is looked at by SCAN, and what was used as well; the totals are [counted](Counters).
-/// Without Redis nothing is known but that.
+/// Live and consumed handshakes are counted by SCAN. The totals are [counters](Counters).
+/// Without Redis only the totals of this process are known.
 async fn status(State(service): State<Service>) -> Response {
     let counted = service.counted().await.ok();
     let number = |place: usize| counted.map(|numbers| numbers[place]);
@@ -252,12 +252,12 @@ struct Status {
 const CREATED: &str = "total_created";
 const USED: &str = "total_used";
 
-/// How many sessions were ever created, and used: by all instances, beside the frames.
+/// The totals of created and consumed handshakes, over all instances.
 #[derive(Clone)]
 struct Counters(KeyValue);
 
 impl Counters {
-    /// What was done is done, whether it is counted or not.
+    /// A failed count does not fail the request.
     async fn count(&self, what: &str) {
         if let Err(error) = self.0.incr(what).await {
             tracing::warn!(what, %error, "not counted");
@@ -291,14 +291,14 @@ async fn redis_health(State(service): State<Service>) -> Response {
 }
 
 impl Service {
-    /// Active and used handshakes; those that were ever created, and used.
+    /// Active and consumed handshakes, and their totals.
     async fn counted(&self) -> Result<[u64; 4], SessionError> {
         let (active, used) = (self.handshakes.count().await?, self.frames.count().await?);
         let [total_created, total_used] = self.counters.read().await?;
         Ok([active, used, total_created, total_used])
     }
 
-    /// The causes name servers: they are for the log.
+    /// The causes name servers, so they go to the log.
     async fn redis_health(&self) -> Result<(), &'static str> {
         let health = self.handshakes.health().await;
         if health.store != "redis" {
@@ -329,7 +329,7 @@ async fn log_request(request: Request) -> Request {
     request
 }
 
-/// A file. It may be embedded anywhere: name the sites that may do so after `frame-ancestors`.
+/// A file that any site may embed. To restrict that, name the sites after `frame-ancestors`.
 fn page(kind: &'static str, text: &'static str) -> MethodRouter<Service> {
     const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-src 'self'; \
         base-uri 'none'; form-action 'none'; frame-ancestors *";

@@ -1,4 +1,4 @@
-//! Logins with JSON Web Tokens that can be revoked: a short-lived access token, and a refresh token that is used once.
+//! Logins with JSON Web Tokens that can be revoked: a short-lived access token, and a refresh token for a single use.
 //!
 //! ```text
 //! cargo run --example jwt_auth
@@ -11,10 +11,10 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `JWT_SECRET`, `REFRESH_SECRET` | what access and refresh tokens are signed with, 32 bytes at least; without, random ones for this run |
-//! | `ACCESS_TOKEN_EXPIRY` | how long an access token lives: `900`, `15m`, `1h`; default 15 minutes |
-//! | `REFRESH_TOKEN_EXPIRY` | how long a session lives without a refresh or another request; default `7d`. After 90 days everybody logs in again |
-//! | `REDIS_URL` and the like | where the sessions are; without, in memory. If Redis goes away, memory takes over; what began there is not carried back |
+//! | `JWT_SECRET`, `REFRESH_SECRET` | the signing keys of access and refresh tokens, at least 32 bytes; without them, random keys for this run |
+//! | `ACCESS_TOKEN_EXPIRY` | lifetime of an access token: `900`, `15m`, `1h`; default 15 minutes |
+//! | `REFRESH_TOKEN_EXPIRY` | idle timeout of a session; default `7d`. After 90 days everybody logs in again |
+//! | `REDIS_URL` and related | the Redis server; without it, sessions are in memory. Memory also serves while Redis is down, and its sessions are not replayed |
 
 mod support;
 
@@ -45,7 +45,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
     let jwt = Jwt::builder(key("JWT_SECRET")?)
         .refresh_key(key("REFRESH_SECRET")?)
-        .leeway(Duration::ZERO) // who signs verifies: there is one clock, or several that agree
+        .leeway(Duration::ZERO) // the same servers sign and verify, with one clock or synchronized ones
         .access_lifetime(duration("ACCESS_TOKEN_EXPIRY", Duration::from_secs(15 * 60))?)
         .build()?;
     let idle = duration("REFRESH_TOKEN_EXPIRY", 7 * DAY)?;
@@ -54,8 +54,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .without_cookie()
         .jwt(jwt.clone())
         .lifetime(lifetime)
-        .client_info(support::client_info()) // for the log of security events
-        .rotation_grace(Duration::ZERO) // a refresh token that is used twice ends its family at once
+        .client_info(support::client_info()) // for security events in the log
+        .rotation_grace(Duration::ZERO) // a refresh token that is used twice ends its session immediately
         .reject_with(rejected);
     for name in ["JWT_SECRET", "REFRESH_SECRET"].into_iter().filter(|name| variable(name).is_none()) {
         tracing::warn!("{name} is not set: this run has a random one, and tokens are good for it alone");
@@ -70,7 +70,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route_service("/health/{probe}", sessions.health_service())
         .with_state((jwt, sessions.clone()))
         .layer(layer)
-        .route("/metrics", support::metrics::route(sessions)?) // for operators, not for the world
+        .route("/metrics", support::metrics::route(sessions)?) // keep it private
         .into_make_service_with_connect_info::<SocketAddr>();
     let listener = support::listen(name).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
@@ -79,7 +79,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 
 type Tokens = State<(Jwt, Sessions)>;
 
-/// The session of the request, not looked up: a login and a refresh need none.
+/// The session of the request, not loaded: login and refresh do not need one.
 type Unused = Extension<Session>;
 
 async fn login(
@@ -101,7 +101,7 @@ async fn refresh(
     Extension(session): Unused,
     Json(body): Json<Value>,
 ) -> Result<Response, Rejection> {
-    let token = body["refresh_token"].as_str().unwrap_or_default(); // which is none
+    let token = body["refresh_token"].as_str().unwrap_or_default(); // empty: not a token
     Ok(pair(jwt.refresh(&sessions.for_client(session.client_ip()), token).await?))
 }
 
@@ -111,7 +111,7 @@ async fn logout(session: Session) -> Result<StatusCode, Rejection> {
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Whatever is wrong with a token, it is 401 here.
+/// Any invalid token is 401 here.
 fn rejected(rejection: &Rejection) -> Response {
     match rejection.reason() {
         Reason::MalformedCredential => StatusCode::UNAUTHORIZED.into_response(),
@@ -127,7 +127,7 @@ fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// The key in the environment variable `name`, or one that nobody else has.
+/// The key in the environment variable `name`, or a random one.
 fn key(name: &str) -> Result<JwtKey, Box<dyn Error>> {
     let secret = match variable(name) {
         Some(secret) => secret.into_encoded_bytes(),

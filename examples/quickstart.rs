@@ -38,10 +38,10 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/token", post(token))
         .route("/public", get(async || "open to everybody, whatever happens to the sessions\n"))
         .route("/health", get(health))
-        .route_service("/health/{probe}", sessions.health_service()) // live, ready, and the report, for operators
+        .route_service("/health/{probe}", sessions.health_service()) // live, ready, and a report for operators
         .with_state(sessions.clone())
         .layer(layer)
-        .route("/metrics", support::metrics::route(sessions)?); // for operators as well
+        .route("/metrics", support::metrics::route(sessions)?); // keep it private
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
@@ -68,7 +68,7 @@ struct Login {
     user: String,
 }
 
-/// From the form of the page; or as JSON with the password of the other examples.
+/// From the form of the page, or as JSON with the password of the other examples.
 async fn login(session: Session, request: Request) -> Result<Response, SessionError> {
     let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if content_type.is_some_and(|value| value.starts_with("application/json")) {
@@ -100,7 +100,7 @@ async fn me(session: Session) -> Result<Response, Rejection> {
     Ok(Json(json!({ "user": user, "visits": visits, "session_id": session.id()? })).into_response())
 }
 
-/// A session of its own for a script: `curl -H "Authorization: Bearer $TOKEN" …/me`.
+/// A separate session for a script: `curl -H "Authorization: Bearer $TOKEN" …/me`.
 async fn token(State(sessions): State<Sessions>, Json(Login { user }): Json<Login>) -> Result<Response, SessionError> {
     if user.trim().is_empty() {
         return Ok((StatusCode::BAD_REQUEST, "a user needs a name\n").into_response());

@@ -15,8 +15,8 @@ use tower_keep::{MemoryStore, Session, SessionCookie, SessionLayer};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Case {
-    /// No layer: the handler's request carries one shared value in its extensions. What any layer that hands something to a
-    /// handler pays to the `http` crate.
+    /// No layer: the handler's request has one shared value in its extensions. Every layer that passes something to a
+    /// handler pays this price to the `http` crate.
     Extension,
     Anonymous,
     Unused,
@@ -31,7 +31,7 @@ pub const CASES: [(&str, Case); 5] = [
     ("session read", Case::Read),
     ("session written", Case::Write),
 ];
-/// Serves so many requests.
+/// Serves this many requests.
 pub fn run(case: Case, bare: bool, times: u64) {
     let layer = SessionLayer::new(MemoryStore::new()).cookie(SessionCookie::development());
     let cookie = (!matches!(case, Case::Extension | Case::Anonymous)).then(|| log_in(&layer));
@@ -91,7 +91,7 @@ fn log_in(layer: &SessionLayer) -> String {
     cookie.split(';').next().unwrap().to_owned()
 }
 
-/// In memory nothing ever waits: no runtime is needed, and none is measured.
+/// In memory nothing ever waits, so there is no runtime to measure.
 fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,

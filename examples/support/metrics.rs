@@ -16,15 +16,15 @@ use tower_keep::{
     metrics::{DURATION_BUCKETS, LIFETIME_BUCKETS, PAYLOAD_BUCKETS, describe},
 };
 
-/// What the answer to a scrape is.
+/// The content type of the response.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
-/// Live sessions are counted this often at most: that walks through all of them.
+/// The minimum interval between two counts of live sessions, which scan all of them.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
-/// And no scrape waits longer for it.
+/// The maximum time that a scrape waits for a count.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a program has measured. It says how many sessions of whom come and go: for operators, not for the world.
+/// The metrics of the process. They show how many sessions come and go: keep them private.
 #[derive(Clone)]
 pub struct Metrics {
     recorded: PrometheusHandle,
@@ -33,7 +33,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Installs the recorder, once in a program.
+    /// Installs the recorder, once per process.
     pub fn install(sessions: Sessions) -> Result<Self, BuildError> {
         let recorded = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".into()), &DURATION_BUCKETS)?
@@ -44,10 +44,10 @@ impl Metrics {
         Ok(Self { recorded, sessions, counted: Arc::default() })
     }
 
-    /// The answer to a scrape.
+    /// The response to a scrape.
     pub async fn render(&self) -> String {
         if self.is_to_be_counted() {
-            // `session_active` is set by this; if the store does not answer, it stays what it was.
+            // This sets `session_active`. If the store fails, the gauge keeps its value.
             let _ = timeout(PATIENCE, self.sessions.count()).await;
         }
         self.recorded.render()
@@ -63,7 +63,7 @@ impl Metrics {
     }
 }
 
-/// `.route("/metrics", support::metrics::route(sessions)?)`, outside the session layer: a scrape is nobody's request.
+/// `.route("/metrics", support::metrics::route(sessions)?)`, outside the session layer: a scrape has no session.
 pub fn route<S: Clone + Send + Sync + 'static>(sessions: Sessions) -> Result<MethodRouter<S>, BuildError> {
     let metrics = Metrics::install(sessions)?;
     let answer = move || {

@@ -1,7 +1,7 @@
-//! What every example server does besides its business: listen where `ADDR` says, stop when asked to, and say in one line
-//! what is wrong with its configuration.
+//! The common part of the example servers: listen on `ADDR`, stop on a signal, and report configuration errors in
+//! one line.
 
-#![allow(dead_code)] // each example uses its part
+#![allow(dead_code)] // each example uses a part
 
 pub mod metrics;
 
@@ -43,20 +43,20 @@ pub fn addr() -> String {
     addr.map_or("127.0.0.1:3000".into(), |addr| addr.to_string_lossy().into_owned())
 }
 
-/// Listens there, and says so, and where the sessions are.
+/// Listens, and prints the address and the store.
 pub async fn listen(store: &str) -> Result<TcpListener, Box<dyn Error>> {
     let addr = addr();
     let listener = TcpListener::bind(&addr).await.map_err(|error| format!("ADDR={addr}: {error}"))?;
     match addr.strip_suffix(":0") {
-        Some(_) => println!("listening on http://{}", listener.local_addr()?), // with the port that there was
+        Some(_) => println!("listening on http:// with the actual port
         None => println!("listening on http://{addr}"),
     }
     tracing::info!(store, "sessions");
     Ok(listener)
 }
 
-/// Completes on Ctrl-C or SIGTERM, which from this call on no longer kill the program. Requests then have five seconds to end, or
-/// until the signal comes again.
+/// Completes on Ctrl-C or SIGTERM, which from this call on no longer kill the process. Requests then have five seconds to end, or
+/// until the next signal.
 pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
     #[cfg(unix)]
     {
@@ -81,23 +81,23 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
     Ok(async { drop(signal::ctrl_c().await) })
 }
 
-/// Redis or memory, as the environment says; and memory in place of Redis while that is away, from the start or later.
+/// Redis or memory, as the environment configures. Memory also serves while Redis is down, from the start or later.
 pub async fn store(on_recovery: OnRecovery) -> Result<Arc<Fallback<Arc<dyn SessionStore>>>, Box<dyn Error>> {
     let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_recovery });
     store.start().await;
     let store = Arc::new(store);
     let watched = store.clone();
-    tokio::spawn(async move { watched.watch().await }); // as long as the program runs
+    tokio::spawn(async move { watched.watch().await }); // for the lifetime of the process
     Ok(store)
 }
 
-/// The session cookie for plain http on localhost; behind TLS it is the default one that an application needs. Signed if there is a
-/// `SESSION_SECRET`.
+/// The session cookie for plain HTTP on localhost. Behind TLS, use the default cookie. Signed if `SESSION_SECRET`
+/// is set.
 pub fn cookie() -> Result<SessionCookie, InvalidSessionSecret> {
     Ok(SessionCookie::development().signed(SessionSecret::from_env()?))
 }
 
-/// Whose address and user agent it is: for servers `into_make_service_with_connect_info`. Behind a proxy, say which:
+/// Records IP address and user agent, for servers with `into_make_service_with_connect_info`. Behind a proxy, configure
 /// `ClientInfo::trust_proxies`.
 pub fn client_info() -> ClientInfo {
     ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()))
@@ -111,7 +111,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Who that is, if the password is right: in the examples it equals the name.
+    /// The user, if the password is right: in the examples it equals the name.
     pub fn user(self) -> Option<String> {
         (!self.username.is_empty() && self.password == self.username).then_some(self.username)
     }
@@ -124,7 +124,7 @@ pub async fn login(session: Session, Json(credentials): Json<Credentials>) -> Re
     Ok(Json(json!({ "user": user })).into_response())
 }
 
-/// Logs whoever it is out.
+/// Logs the user out.
 pub async fn logout(session: Session) -> Result<StatusCode, SessionError> {
     session.logout()?;
     Ok(StatusCode::NO_CONTENT)
