@@ -48,7 +48,7 @@ pub async fn listen(store: &str) -> Result<TcpListener, Box<dyn Error>> {
     let addr = addr();
     let listener = TcpListener::bind(&addr).await.map_err(|error| format!("ADDR={addr}: {error}"))?;
     match addr.strip_suffix(":0") {
-        Some(_) => println!("listening on http:// with the actual port
+        Some(_) => println!("listening on http://{}", listener.local_addr()?), // with the actual port
         None => println!("listening on http://{addr}"),
     }
     tracing::info!(store, "sessions");

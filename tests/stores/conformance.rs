@@ -412,29 +412,32 @@ impl ScanStore for BrokenStore {
 async fn a_store_that_breaks_a_promise_is_found() {
     // The broken promise, and the cases that must detect it.
     let found_by: [(Broken, &[&str]); 24] = [
-        (CreatesTwice, &["[Create, Create, ", "100 at once: one creates the id", "random"]),
-        (CreatesWhatEnded, &["[Create, Replace, Late]", "ended (Consumed), then [CreateLate", "random", "brings"]),
-        (IgnoresLimits, &["1 more than 1 sessions: the new is refused", "16 creations at once", "random"]),
-        (EvictsTheWrongOne, &["1 more than 2 sessions: the oldest goes", "the least recently used goes", "random"]),
-        (ForgetsWhatEnded, &["[Create, Replace, ", "ended (Whatever) for TokenReused: it is remembered", "random"]),
-        (ForgetsWhy, &["ended (Whatever) for Corrupt: it is remembered", "all 2 of a user end", "random"]),
-        (EndsNothing, &["[Create, End(Revoked), ", "ended (Whatever)", "random"]),
+        (CreatesTwice, &["[Create, Create, ", "100 concurrent callers: one creates the id", "random"]),
+        (CreatesWhatEnded, &["[Create, Replace, Late]", "ended (Consumed), then [CreateLate", "random", "resurrects"]),
+        (IgnoresLimits, &["1 over a limit of 1: the new session is refused", "16 concurrent creations", "random"]),
+        (
+            EvictsTheWrongOne,
+            &["1 over a limit of 2: the oldest is evicted", "the least recently used is evicted", "random"],
+        ),
+        (ForgetsWhatEnded, &["[Create, Replace, ", "ended (ForReason) for TokenReused: its reason is kept", "random"]),
+        (ForgetsWhy, &["ended (ForReason) for Corrupt: its reason is kept", "all 2 of a user end", "random"]),
+        (EndsNothing, &["[Create, End(Revoked), ", "ended (ForReason)", "random"]),
         (ReplacesAnyVersion, &["[Create, ReplaceStale, ", "random"]),
-        (ForgetsTheSuccessor, &["[Create, Replace, ", "2 at once: one replaces the version", "random"]),
-        (UpdatesAnyVersion, &["[Create, UpdateStale, ", "2 at once: one updates the version", "random"]),
-        (UpdatesNothing, &["[Create, Replace, Update]", "expired, then [Update", "time ends sessions", "random"]),
+        (ForgetsTheSuccessor, &["[Create, Replace, ", "2 concurrent callers: one replaces the version", "random"]),
+        (UpdatesAnyVersion, &["[Create, UpdateStale, ", "2 concurrent callers: one updates the version", "random"]),
+        (UpdatesNothing, &["[Create, Replace, Update]", "expired, then [Update", "sessions expire", "random"]),
         (CannotBeRepeated, &["[Create, Update, Again]", "random"]),
         (TouchesAnyVersion, &["[Create, TouchStale, ", "random"]),
-        (TouchesNothing, &["[Create, Touch, ", "a time to live of 1s is kept", "time ends sessions", "random"]),
-        (LivesTooLong, &["[Create, Update, ", "expired, then [Touch", "a time to live of", "time ends sessions"]),
-        (ConsumesForAll, &["[Create, Consume, ConsumeToo]", "2 at once: one consumes", "random"]),
+        (TouchesNothing, &["[Create, Touch, ", "a TTL of 1s is kept", "sessions expire", "random"]),
+        (LivesTooLong, &["[Create, Update, ", "expired, then [Touch", "a TTL of", "sessions expire"]),
+        (ConsumesForAll, &["[Create, Consume, ConsumeToo]", "2 concurrent callers: one consumes", "random"]),
         (ConsumesForNobodyAgain, &["[Create, Consume, Again]", "random"]),
         (ListsTheDead, &["[Create, Consume, ", "random", "all 1 of a user end"]),
-        (ListsNothing, &["[Create, Update, ", "random", "a user's record: no values"]),
-        (SparesNobody, &["all 1 of a user end, one spared: true", "an end of all can be repeated", "random"]),
-        (SparesAll, &["[Create, EndUser, ", "100 at once: none survives an end of all", "random"]),
-        (EndsOnlyTheFirst, &["all 2 of a user end", "counts for those before", "random"]),
-        (MissesHalfInAScan, &["a scan in pages of 7 ", "whoever writes"]),
+        (ListsNothing, &["[Create, Update, ", "random", "user record: no values"]),
+        (SparesNobody, &["all 1 of a user end, except one: true", "ending a user can be repeated", "random"]),
+        (SparesAll, &["[Create, EndUser, ", "100 concurrent callers: none survives the end of all", "random"]),
+        (EndsOnlyTheFirst, &["all 2 of a user end", "ending a user ends earlier", "random"]),
+        (MissesHalfInAScan, &["a scan in pages of 7 ", "during writes"]),
         (CountsTheDead, &["sessions are counted"]),
     ];
     let mut missed = Vec::new();
@@ -454,8 +457,8 @@ async fn a_store_that_breaks_a_promise_is_found() {
 async fn scripts_that_check_nothing_are_found() {
     let report = in_redis(RedisStore::without_guards).await;
     let cases =
-        ["Replace", "Late", "one consumes", "creations at once", "one replaces the version", "it is remembered"];
-    for what in cases.into_iter().chain(["random", "none brings an ended session back", "ended (Consumed), then"]) {
+        ["Replace", "Late", "one consumes", "concurrent creations", "one replaces the version", "its reason is kept"];
+    for what in cases.into_iter().chain(["random", "none resurrects an ended session", "ended (Consumed), then"]) {
         assert!(has_found(&report, what), "{what}: {report}");
     }
 }

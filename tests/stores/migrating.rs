@@ -359,7 +359,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
             return answer;
         }
     }
-    panic!("it does not end");
+    panic!("the scan does not end");
 }
 
 /// The maximum number of switches between the operations. All orders of their steps are millions, and more switches find no more.

@@ -1,4 +1,4 @@
-//! What has ended stays so, and keeps its reason.
+//! Ended sessions stay ended, and keep their reasons.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,31 +10,25 @@ use crate::{
     token::SessionId,
 };
 
-/// How a session may end, but for time.
+/// How a session ends, except by expiry.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
-    Whatever,
+    ForReason,
     Replaced,
-    BeforeItBegan,
+    BeforeCreation,
     Consumed,
-    AllOfItsUser,
+    UserEnded,
     Evicted,
 }
 
-const ENDINGS: [Ending; 6] = [
-    Ending::Whatever,
-    Ending::Replaced,
-    Ending::BeforeItBegan,
-    Ending::Consumed,
-    Ending::AllOfItsUser,
-    Ending::Evicted,
-];
+const ENDINGS: [Ending; 6] =
+    [Ending::ForReason, Ending::Replaced, Ending::BeforeCreation, Ending::Consumed, Ending::UserEnded, Ending::Evicted];
 
-/// What might bring it back, or change why it ended.
+/// Operations that must neither resurrect it nor change the reason.
 #[derive(Clone, Copy, Debug)]
 enum Attempt {
     CreateLate,
-    CreateAnother,
+    CreateAgain,
     Update,
     Touch,
     End,
@@ -44,7 +38,7 @@ enum Attempt {
 
 const ATTEMPTS: [Attempt; 7] = [
     Attempt::CreateLate,
-    Attempt::CreateAnother,
+    Attempt::CreateAgain,
     Attempt::Update,
     Attempt::Touch,
     Attempt::End,
@@ -60,11 +54,11 @@ fn sequences() -> impl Iterator<Item = [Attempt; 3]> {
 
 pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duration), report: &mut Report) {
     for of_user in [false, true] {
-        let whose = if of_user { "a user's" } else { "nobody's" };
+        let whose = if of_user { "user" } else { "anonymous" };
         let as_a_user = of_user && store.users().is_some();
         for ending in ENDINGS.into_iter().take(if as_a_user { 6 } else { 4 }) {
             for reason in EndReason::ALL {
-                let case = format!("{whose} session, ended ({ending:?}) for {reason:?}: it is remembered");
+                let case = format!("{whose} session, ended ({ending:?}) for {reason:?}: its reason is kept");
                 report.case(case, attempted(store, of_user, ending, reason, &[]).await);
             }
             let reasons = EndReason::ALL.into_iter().cycle();
@@ -82,21 +76,21 @@ pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duratio
     }
 }
 
-/// A session that is not alive any more.
-struct Dead<'a> {
+/// An ended session.
+struct EndedSession<'a> {
     store: &'a dyn SessionStore,
     id: SessionId,
-    /// What it was created as.
+    /// The record and time to live of its creation.
     entry: Entry,
-    /// Why, if the store remembers it.
+    /// The reason, if the store has a tombstone.
     reason: Option<EndReason>,
 }
 
-impl Dead<'_> {
+impl EndedSession<'_> {
     async fn attempt(&self, attempt: Attempt) -> Result<(), String> {
         let (store, id) = (self.store, &self.id);
         match attempt {
-            Attempt::CreateLate | Attempt::CreateAnother => {
+            Attempt::CreateLate | Attempt::CreateAgain => {
                 let new = match attempt {
                     Attempt::CreateLate => self.entry.clone(),
                     _ => new_entry(self.entry.record.user())?,
@@ -130,7 +124,7 @@ impl Dead<'_> {
         match (found, self.reason) {
             (Found::Ended(ended), Some(reason)) if ended.reason == reason => Ok(()),
             (Found::Ended(_) | Found::Unknown, None) => Ok(()),
-            (Found::Live(_), _) => Err("it lives again".into()),
+            (Found::Live(_), _) => Err("it was resurrected".into()),
             (other, _) => Err(format!("it is {other:?}, and ended for {:?}", self.reason)),
         }
     }
@@ -159,12 +153,12 @@ async fn attempted(
     let user = of_user.then(new_user).transpose()?;
     let user = user.as_deref();
     let (id, entry) = (new_id(user)?, new_entry(user)?);
-    if !matches!(ending, Ending::BeforeItBegan) {
+    if !matches!(ending, Ending::BeforeCreation) {
         let created = answered(store.create(&id, entry.clone(), Limits::none()).await)?;
         check!(matches!(created, Created::Done { .. }), "{created:?}");
     }
     let reason = match ending {
-        Ending::Whatever | Ending::BeforeItBegan => {
+        Ending::ForReason | Ending::BeforeCreation => {
             ended(store.end(&id, End::For(reason)).await)?;
             reason
         }
@@ -176,7 +170,7 @@ async fn attempted(
             answered(store.consume(&id, new_version()?).await)?;
             EndReason::Used
         }
-        Ending::AllOfItsUser => {
+        Ending::UserEnded => {
             answered(store.end_user(user.unwrap_or_default(), None, reason).await)?;
             reason
         }
@@ -186,10 +180,10 @@ async fn attempted(
             EndReason::Evicted
         }
     };
-    Dead { store, id, entry, reason: Some(reason) }.stays(attempts).await
+    EndedSession { store, id, entry, reason: Some(reason) }.stays(attempts).await
 }
 
-/// All of them expire in the same moment: waiting may be slow.
+/// All expire at the same time, because waiting may be slow.
 async fn expired(
     store: &dyn SessionStore,
     advance: &impl AsyncFn(Duration),
@@ -222,15 +216,15 @@ async fn expired_stays(
     attempts: &[Attempt],
 ) -> Result<(), String> {
     let reason = match answered(store.load(&id).await)? {
-        Found::Live(_) => return Err("it lives longer than it may".into()),
+        Found::Live(_) => return Err("it has not expired".into()),
         Found::Ended(ended) if ended.reason == EndReason::Expired => Some(EndReason::Expired),
-        Found::Ended(ended) => return Err(format!("nobody ended it, and it ended for {:?}", ended.reason)),
+        Found::Ended(ended) => return Err(format!("it expired, and its reason is {:?}", ended.reason)),
         Found::Unknown => None,
     };
-    // An id that is unknown may be created, and ended before that.
+    // An unknown id can be created, or ended before its creation.
     let begins = |attempt: &&Attempt| {
-        matches!(attempt, Attempt::CreateLate | Attempt::CreateAnother | Attempt::End | Attempt::Replace)
+        matches!(attempt, Attempt::CreateLate | Attempt::CreateAgain | Attempt::End | Attempt::Replace)
     };
     let attempts: Vec<_> = attempts.iter().filter(|attempt| reason.is_some() || !begins(attempt)).copied().collect();
-    Dead { store, id, entry: Entry { record, ttl: HOUR }, reason }.stays(&attempts).await
+    EndedSession { store, id, entry: Entry { record, ttl: HOUR }, reason }.stays(&attempts).await
 }

@@ -1,4 +1,4 @@
-//! What takes many sessions, many callers, or time.
+//! Tests that need many sessions, many callers, or time.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     token::SessionId,
 };
 
-/// Long enough for a clock of milliseconds to move on.
+/// Long enough for a clock with milliseconds to advance.
 const MOMENT: Duration = Duration::from_millis(3);
 
 pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duration), report: &mut Report) {
@@ -22,63 +22,60 @@ pub(super) async fn run(store: &dyn SessionStore, advance: &impl AsyncFn(Duratio
         scans_find_all(store, report).await;
     }
     for callers in [2, 16, 100] {
-        let case = |what: &str| format!("{callers} at once: {what}");
+        let case = |what: &str| format!("{callers} concurrent callers: {what}");
         report.case(case("one creates the id"), one_creates(store, callers).await);
         report.case(case("one updates the version"), one_updates(store, callers).await);
         report.case(case("one consumes"), one_consumes(store, callers).await);
         report.case(case("one replaces the version"), one_replaces(store, callers).await);
-        report.case(case("none brings an ended session back"), none_brings_back(store, callers).await);
+        report.case(case("none resurrects an ended session"), none_brings_back(store, callers).await);
     }
     for ttl in [crate::lifetime::LONGEST, Duration::from_secs(1)] {
-        report.case(format!("a time to live of {ttl:?} is kept"), time_to_live(store, ttl).await);
+        report.case(format!("a TTL of {ttl:?} is kept"), time_to_live(store, ttl).await);
     }
-    report.case("time ends sessions", expired(store, advance).await);
-    report.case("no time at all is a moment", no_time(store, advance).await);
+    report.case("sessions expire", expired(store, advance).await);
+    report.case("a TTL of zero expires immediately", no_time(store, advance).await);
 }
 
 async fn limits_hold(store: &dyn SessionStore, advance: &impl AsyncFn(Duration), report: &mut Report) {
     for limit in 1..=5 {
         for more in 1..=3 {
-            let case = |what: &str| format!("{more} more than {limit} sessions: {what}");
-            report.case(case("the new is refused"), refused(store, limit, more).await);
-            report.case(case("the oldest goes"), oldest_goes(store, advance, limit, more).await);
+            let case = |what: &str| format!("{more} over a limit of {limit}: {what}");
+            report.case(case("the new session is refused"), refused(store, limit, more).await);
+            report.case(case("the oldest is evicted"), oldest_goes(store, advance, limit, more).await);
             for policy in [WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
-                let case = case(&format!("the oldest of one millisecond goes, {policy:?}"));
+                let case = case(&format!("the oldest of one millisecond is evicted, {policy:?}"));
                 report.case(case, oldest_of_one_millisecond_goes(store, limit, more, policy).await);
             }
-            report.case(case("the least recently used goes"), least_used_goes(store, advance, limit, more).await);
+            report.case(case("the least recently used is evicted"), least_used_goes(store, advance, limit, more).await);
         }
         for policy in [WhenFull::Reject, WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
             for callers in [limit + 1, 16] {
-                let case = format!("{callers} creations at once, {limit} sessions allowed, {policy:?}");
+                let case = format!("{callers} concurrent creations, a limit of {limit}, {policy:?}");
                 report.case(case, creations_at_once(store, limit, policy, callers).await);
             }
-            let case = format!("a limit that became {limit}, {policy:?}");
+            let case = format!("a limit lowered to {limit}, {policy:?}");
             report.case(case, lowered_limit(store, limit, policy).await);
         }
-        let case = format!("an ended session makes room for another, {limit} allowed");
+        let case = format!("an ended session makes room, a limit of {limit}");
         report.case(case, ended_makes_room(store, limit).await);
     }
-    report.case("expired sessions make room for others", expired_make_room(store, advance).await);
+    report.case("expired sessions make room", expired_make_room(store, advance).await);
 }
 
 async fn users_end(store: &dyn SessionStore, report: &mut Report) {
     for callers in [2, 16, 100] {
-        let case = format!("{callers} at once: none survives an end of all");
+        let case = format!("{callers} concurrent callers: none survives the end of all");
         report.case(case, none_survives(store, callers).await);
     }
     for sessions in [0, 1, 2, 10] {
-        for spared in [false, true] {
-            let case = format!("all {sessions} of a user end, one spared: {spared}");
-            report.case(case, end_user(store, sessions, spared).await);
+        for excepted in [false, true] {
+            let case = format!("all {sessions} of a user end, except one: {excepted}");
+            report.case(case, end_user(store, sessions, excepted).await);
         }
     }
-    report.case(
-        "an end of all sessions of a user counts for those before, not for those after",
-        login_again(store).await,
-    );
-    report.case("an end of all can be repeated", end_user_twice(store).await);
-    report.case("who is spared must be the user's own", spared_stranger(store).await);
+    report.case("ending a user ends earlier sessions and not later ones", login_again(store).await);
+    report.case("ending a user can be repeated", end_user_twice(store).await);
+    report.case("the excepted session must be the user's", spared_stranger(store).await);
 }
 
 async fn scans_find_all(store: &dyn SessionStore, report: &mut Report) {
@@ -86,7 +83,7 @@ async fn scans_find_all(store: &dyn SessionStore, report: &mut Report) {
         report.case(format!("a scan in pages of {size} finds every live session"), scanned(store, size).await);
     }
     for size in [1, 7, 100] {
-        let case = format!("a scan in pages of {size} finds every session that is alive all the while, whoever writes");
+        let case = format!("a scan in pages of {size} finds every live session during writes");
         report.case(case, scanned_amid_writes(store, size).await);
     }
     report.case("sessions are counted", counted(store).await);
@@ -111,16 +108,16 @@ async fn is_live(store: &dyn SessionStore, id: &SessionId) -> Result<bool, Strin
     Ok(answered(store.load(id).await)?.live().is_some())
 }
 
-/// Exactly these are alive, and listed.
+/// Exactly these are live and listed.
 async fn alive(store: &dyn SessionStore, user: &str, ids: &[SessionId], of: &[SessionId]) -> Result<(), String> {
     for id in of {
         let live = is_live(store, id).await?;
         let place = of.iter().position(|other| other == id).unwrap_or_default();
-        check!(live == ids.contains(id), "number {place} is alive: {live}");
+        check!(live == ids.contains(id), "number {place} is live: {live}");
     }
     let Some(listed) = listed(store, user).await? else { return Ok(()) };
     let listed: HashSet<_> = listed.into_iter().map(|(id, _)| id).collect();
-    check!(listed == ids.iter().copied().collect(), "{} are listed, and {} alive", listed.len(), ids.len());
+    check!(listed == ids.iter().copied().collect(), "{} are listed, and {} are live", listed.len(), ids.len());
     Ok(())
 }
 
@@ -130,7 +127,7 @@ async fn refused(store: &dyn SessionStore, limit: usize, more: usize) -> Result<
     for n in 0..limit + more {
         let (id, created) = create(store, &user, limits).await?;
         let expected = if n < limit { Created::Done { evicted: Vec::new() } } else { Created::Full };
-        check!(created == expected, "{created:?}, not {expected:?}");
+        check!(created == expected, "{created:?} instead of {expected:?}");
         ids.push(id);
     }
     alive(store, &user, &ids[..limit], &ids).await
@@ -147,7 +144,7 @@ async fn oldest_goes(
     let mut ids: Vec<SessionId> = Vec::new();
     for n in 0..limit + more {
         let id = new_id(Some(&user))?;
-        // The age is what the record says: the store's clock may be another.
+        // The record has the age, because the store may have another clock.
         let mut record = crate::store::Record::clone(&base);
         record.version = new_version()?;
         record.created_at = record.created_at.minus(HOUR).plus(Duration::from_secs(n as u64));
@@ -157,7 +154,7 @@ async fn oldest_goes(
         check!(created == Created::Done { evicted: expected }, "number {n}: {created:?}");
         if let Some(oldest) = (n < limit).then(|| ids.first()).flatten() {
             advance(MOMENT).await;
-            // Use does not make it younger.
+            // A touch does not make it younger.
             let entry = Entry { ttl: 2 * HOUR, ..new };
             answered(store.touch(oldest, entry).await)?;
         }
@@ -171,7 +168,7 @@ async fn oldest_goes(
     alive(store, &user, left, &ids).await
 }
 
-/// Sessions of which the record says that they were created, and last used, at the same time.
+/// Sessions whose records have the same times of creation and last use.
 async fn oldest_of_one_millisecond_goes(
     store: &dyn SessionStore,
     limit: usize,
@@ -180,7 +177,7 @@ async fn oldest_of_one_millisecond_goes(
 ) -> Result<(), String> {
     let (user, limits) = (new_user()?, Limits::per_user(limit, policy));
     let mut record = crate::store::Record::clone(&*new_entry(Some(&user))?.record);
-    // The time to live says that the session was not used since it was written.
+    // According to the time to live, the session was not used since it was written.
     record.idle_timeout = crate::lifetime::LONGEST;
     record.absolute_timeout = crate::lifetime::LONGEST;
     let mut ids: Vec<SessionId> = Vec::new();
@@ -211,7 +208,7 @@ async fn least_used_goes(
         answered(store.create(&id, new.clone(), limits).await)?;
         sessions.push((id, new));
     }
-    // Used in the other order.
+    // Touched in reverse order.
     for (id, entry) in sessions.iter().rev() {
         advance(MOMENT).await;
         answered(store.touch(id, entry.clone()).await)?;
@@ -230,7 +227,7 @@ async fn least_used_goes(
     alive(store, &user, &expected, &ids).await
 }
 
-/// A session written long ago, so that only its use says how old it is; it lives as long as it may be idle.
+/// A session written long ago, so that only its last use determines its age.
 fn aged(user: &str) -> Result<Entry, String> {
     let mut record = crate::store::Record::clone(&*new_entry(Some(user))?.record);
     record.idle_timeout = HOUR;
@@ -250,14 +247,14 @@ async fn creations_at_once(
     let results: Vec<_> = results.into_iter().collect::<Result<_, _>>()?;
     let done = results.iter().filter(|(_, created)| matches!(created, Created::Done { .. })).count();
     let allowed = if policy == WhenFull::Reject { limit } else { callers };
-    check!(done == allowed, "{done} were created, {allowed} may be");
+    check!(done == allowed, "{done} were created, and {allowed} are allowed");
     let mut live = Vec::new();
     for (id, _) in &results {
         if is_live(store, id).await? {
             live.push(*id);
         }
     }
-    check!(live.len() == limit, "{} are alive", live.len());
+    check!(live.len() == limit, "{} are live", live.len());
     alive(store, &user, &live, &live).await
 }
 
@@ -270,7 +267,7 @@ async fn lowered_limit(store: &dyn SessionStore, limit: usize, policy: WhenFull)
     check!((result == Created::Full) == (policy == WhenFull::Reject), "{result:?}");
     let listed = answered(store.list(&user).await)?.len();
     check!(listed == expected, "{listed} are left, not {expected}");
-    check!(is_live(store, &id).await? == (policy != WhenFull::Reject), "the new one");
+    check!(is_live(store, &id).await? == (policy != WhenFull::Reject), "the new session");
     Ok(())
 }
 
@@ -278,14 +275,14 @@ async fn ended_makes_room(store: &dyn SessionStore, limit: usize) -> Result<(), 
     let (user, limits) = (new_user()?, Limits::per_user(limit, WhenFull::Reject));
     let ids = created(store, &user, limit).await?;
     for (n, id) in ids.iter().enumerate() {
-        check!(create(store, &user, limits).await?.1 == Created::Full, "there is room before");
+        check!(create(store, &user, limits).await?.1 == Created::Full, "there was room before");
         if n % 2 == 0 {
             ended(store.end(id, End::For(EndReason::LoggedOut)).await)?;
         } else {
             answered(store.consume(id, new_version()?).await)?;
         }
         let (_, created) = create(store, &user, limits).await?;
-        check!(matches!(created, Created::Done { .. }), "there is no room after: {created:?}");
+        check!(matches!(created, Created::Done { .. }), "no room after an end: {created:?}");
     }
     Ok(())
 }
@@ -305,9 +302,9 @@ async fn one_creates(store: &dyn SessionStore, callers: usize) -> Result<(), Str
                 Created::Full => return Err("it is full".into()),
             }
         }
-        let loaded = answered(store.load(&id).await)?.live().ok_or("it is not there")?;
+        let loaded = answered(store.load(&id).await)?.live().ok_or("it does not exist")?;
         let there = winner.is_some_and(|winner| loaded.record.version() == winner.record.version());
-        check!(there, "another is there than the one that was created");
+        check!(there, "the stored session is not the created one");
     }
     Ok(())
 }
@@ -327,7 +324,7 @@ async fn one_updates(store: &dyn SessionStore, callers: usize) -> Result<(), Str
         }
     }
     check!(done.len() == 1, "{} have replaced it", done.len());
-    check!(conflicts.iter().all(|version| *version == done[0]), "a conflict with something else than the winner");
+    check!(conflicts.iter().all(|version| *version == done[0]), "the conflict does not have the record of the winner");
     Ok(())
 }
 
@@ -365,12 +362,16 @@ async fn one_replaces(store: &dyn SessionStore, callers: usize) -> Result<(), St
                 winner = Some(*successor);
             }
             Outcome::Gone => {}
-            Outcome::Conflict(_) => return Err("a conflict, and nobody wrote".into()),
+            Outcome::Conflict(_) => return Err("a conflict without a write".into()),
         }
     }
     let found = answered(store.load(&id).await)?;
     let Found::Ended(ended) = found else { return Err(format!("{found:?}")) };
-    check!(winner.is_some() && ended.successor == winner, "{winner:?} was told, and {:?} is known", ended.successor);
+    check!(
+        winner.is_some() && ended.successor == winner,
+        "{winner:?} was confirmed, and {:?} is stored",
+        ended.successor
+    );
     Ok(())
 }
 
@@ -418,11 +419,11 @@ async fn none_brings_back(store: &dyn SessionStore, callers: usize) -> Result<()
     alive(store, &user, &[], &[id]).await
 }
 
-async fn end_user(store: &dyn SessionStore, sessions: usize, spared: bool) -> Result<(), String> {
+async fn end_user(store: &dyn SessionStore, sessions: usize, excepted: bool) -> Result<(), String> {
     let (user, other) = (new_user()?, new_user()?);
     let ids = created(store, &user, sessions).await?;
     let others = created(store, &other, 1).await?;
-    let except = ids.first().filter(|_| spared);
+    let except = ids.first().filter(|_| excepted);
     let ended = answered(store.end_user(&user, except, EndReason::Revoked).await)?;
     let left: Vec<_> = except.into_iter().copied().collect();
     check!(ended.len() == ids.len() - left.len(), "{} have ended", ended.len());
@@ -432,10 +433,10 @@ async fn end_user(store: &dyn SessionStore, sessions: usize, spared: bool) -> Re
     }
     alive(store, &user, &left, &ids).await?;
     alive(store, &other, &others, &others).await?;
-    // Who was spared goes on as before.
+    // The excepted session is unchanged.
     if let Some(id) = except {
         let loaded = answered(store.load(id).await)?.live().ok_or("it is gone")?;
-        check!(loaded.ttl.is_some_and(|ttl| ttl > HOUR / 2), "it has {:?} to live", loaded.ttl);
+        check!(loaded.ttl.is_some_and(|ttl| ttl > HOUR / 2), "its TTL is {:?}", loaded.ttl);
         let updated = answered(store.update(id, loaded.record.version(), new_entry(Some(&user))?).await)?;
         check!(matches!(updated, Outcome::Done), "{updated:?}");
         alive(store, &user, &left, &ids).await?;
@@ -495,21 +496,21 @@ async fn scanned(store: &dyn SessionStore, size: usize) -> Result<(), String> {
     for _ in 0..1_000_000 {
         let page = answered(store.scan(&from, size).await)?;
         for (id, _) in page.sessions {
-            check!(!dead.contains(&id), "it found one that has ended");
+            check!(!dead.contains(&id), "the scan found an ended session");
             live.remove(&id);
         }
         match page.next {
             Some(next) => from = next,
             None => {
-                check!(live.is_empty(), "it missed {}", live.len());
+                check!(live.is_empty(), "the scan missed {}", live.len());
                 return Ok(());
             }
         }
     }
-    Err("it does not end".into())
+    Err("the scan does not end".into())
 }
 
-/// Between two pages some end, some begin, and some are written.
+/// Between two pages some sessions end, some are created, and some are written.
 async fn scanned_amid_writes(store: &dyn SessionStore, size: usize) -> Result<(), String> {
     let user = new_user()?;
     let mut missing: HashSet<_> = created(store, &user, 30).await?.into_iter().collect();
@@ -533,12 +534,12 @@ async fn scanned_amid_writes(store: &dyn SessionStore, size: usize) -> Result<()
         match found.next {
             Some(next) => from = next,
             None => {
-                check!(missing.is_empty(), "it missed {}", missing.len());
+                check!(missing.is_empty(), "the scan missed {}", missing.len());
                 return Ok(());
             }
         }
     }
-    Err("it does not end".into())
+    Err("the scan does not end".into())
 }
 
 async fn time_to_live(store: &dyn SessionStore, ttl: Duration) -> Result<(), String> {
@@ -548,8 +549,8 @@ async fn time_to_live(store: &dyn SessionStore, ttl: Duration) -> Result<(), Str
         answered(store.create(&id, Entry { ttl, ..first.clone() }, limits(store)).await)?;
         let check = async |after: &str| {
             let left = answered(store.load(&id).await)?.live().and_then(|loaded| loaded.ttl).unwrap_or_default();
-            // However slow this goes: it is neither more, nor another.
-            check!(left <= ttl && left + HOUR / 2 > ttl, "after {after} it lives for {left:?}");
+            // Even on a slow machine the TTL is neither longer nor another one.
+            check!(left <= ttl && left + HOUR / 2 > ttl, "after {after} its TTL is {left:?}");
             Ok(())
         };
         check("its creation").await?;
@@ -567,11 +568,11 @@ async fn counted(store: &dyn SessionStore) -> Result<(), String> {
     let (user, before) = (new_user()?, answered(store.count().await)?);
     let ids = created(store, &user, 30).await?;
     let count = answered(store.count().await)?;
-    check!(count == before + 30, "{count}, and not {before} + 30");
+    check!(count == before + 30, "{count} instead of {before} + 30");
     ended(store.end(&ids[0], End::For(EndReason::LoggedOut)).await)?;
     answered(store.consume(&ids[1], new_version()?).await)?;
     let count = answered(store.count().await)?;
-    check!(count == before + 28, "{count}, and not {before} + 28");
+    check!(count == before + 28, "{count} instead of {before} + 28");
     match store.users() {
         Some(users) => drop(answered(users.end_user(&user, None, EndReason::Revoked).await)?),
         None => {
@@ -581,7 +582,7 @@ async fn counted(store: &dyn SessionStore) -> Result<(), String> {
         }
     }
     let count = answered(store.count().await)?;
-    check!(count == before, "{count}, and not {before}");
+    check!(count == before, "{count} instead of {before}");
     Ok(())
 }
 
@@ -606,16 +607,16 @@ async fn expired(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> 
     advance(short + short / 4).await;
     check!(is_live(store, &touched).await?, "a touched session has ended");
     check!(is_live(store, &updated).await?, "an updated session has ended");
-    check!(!is_live(store, &left).await?, "a session lives longer than it may");
+    check!(!is_live(store, &left).await?, "a session has not expired");
     for id in &of_user {
         let found = answered(store.load(id).await)?;
         check!(matches!(found, Found::Ended(ended) if ended.reason == EndReason::Expired), "of a user: {found:?}");
-        // Nothing brings it back.
+        // No operation resurrects it.
         answered(store.touch(id, Entry { ttl: HOUR, ..entry.clone() }).await)?;
         let outcome = answered(store.update(id, entry.record.version(), new_entry(Some(&user))?).await)?;
         check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
         let consumed = answered(store.consume(id, new_version()?).await)?;
-        check!(consumed.live().is_none(), "consumed when its time was over");
+        check!(consumed.live().is_none(), "an expired session was consumed");
         let outcome = ended(store.end(id, End::For(EndReason::LoggedOut)).await)?;
         check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
     }
@@ -644,13 +645,13 @@ async fn no_time(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> 
             let created = answered(store.create(&id, entry.clone(), limits(store)).await)?;
             check!(matches!(created, Created::Done { .. }), "{ttl:?}: {created:?}");
             advance(MOMENT).await;
-            check!(!is_live(store, &id).await?, "{ttl:?}: it lives");
+            check!(!is_live(store, &id).await?, "{ttl:?}: it is live");
             let (id, first) = (new_id(user)?, new_entry(user)?);
             answered(store.create(&id, first.clone(), limits(store)).await)?;
             let updated = answered(store.update(&id, first.record.version(), entry).await)?;
             check!(matches!(updated, Outcome::Done), "{ttl:?}: {updated:?}");
             advance(MOMENT).await;
-            check!(!is_live(store, &id).await?, "{ttl:?}: it lives after an update");
+            check!(!is_live(store, &id).await?, "{ttl:?}: it is live after an update");
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What every store must pass, for whoever writes one.
+//! Tests of the store contract, for the tests of a store.
 //!
 //! ```
 //! use std::time::Duration;
@@ -14,19 +14,19 @@
 //! # }
 //! ```
 //!
-//! Half of it are short stories: every sequence of three operations on one session, with writes that are sent twice or too
-//! late, against a [plain model](self) of the contract. The other half is what takes many sessions, many callers, or time.
+//! One half is every sequence of three operations on one session, with repeated and late writes, compared with a model of the
+//! contract. The other half needs many sessions, many callers, or time.
 //!
-//! Callers at once take turns there. [`run_parallel`] has them on threads of their own. And a store of which several instances
-//! share the data should pass with two of them behind one, which asks each in turn.
+//! Concurrent callers share one task. [`run_parallel`] runs them in separate tasks. A store that several instances share should also
+//! pass behind a wrapper that alternates between two instances.
 //!
-//! * `model.rs` — what the contract says of one session;
-//! * `stories.rs` — the sequences;
-//! * `endings.rs` — that what has ended stays so;
-//! * `random.rs` — long sequences, on some sessions of a user;
-//! * `many.rs` — users, limits, single use, scans, and callers at once;
-//! * `parallel.rs` — callers that are tasks;
-//! * `records.rs` — that what is written is what is read.
+//! * `model.rs`: the contract for one session;
+//! * `sequences.rs`: all sequences of three operations on one session;
+//! * `endings.rs`: ended sessions stay ended;
+//! * `random.rs`: long random sequences on several sessions of a user;
+//! * `many.rs`: users, limits, single use, scans, and concurrent callers;
+//! * `parallel.rs`: concurrent tasks;
+//! * `records.rs`: records are stored unchanged.
 
 mod endings;
 mod many;
@@ -34,7 +34,7 @@ mod model;
 mod parallel;
 mod random;
 mod records;
-mod stories;
+mod sequences;
 
 use std::{
     fmt,
@@ -55,39 +55,39 @@ use crate::{
     token::{SessionId, Tag, Token},
 };
 
-/// Asks `store` everything that the [contract](SessionStore) promises, and reports what it did not keep.
+/// Tests the [contract](SessionStore) of `store`, and reports violations.
 ///
-/// Of the optional abilities, it tests those that the store has: see [`Report::skipped`].
+/// It tests the optional abilities that the store has: see [`Report::skipped`].
 ///
-/// `advance` makes that time pass by which the store's sessions expire: it moves the store's clock, or waits. It is asked for some
-/// seconds in all. Nobody else may use the store meanwhile; what is in it may stay.
+/// `advance` lets time pass for the store: it advances the store's clock, or waits. It is called for some seconds in total. No other caller may
+/// use the store during the run. It may contain sessions.
 pub async fn run(store: &dyn SessionStore, advance: impl AsyncFn(Duration)) -> Report {
     let mut report = Report::new(store);
-    // Scans come first: every session that the others leave makes them longer.
+    // Scans come first, because the other tests leave sessions behind.
     many::run(store, &advance, &mut report).await;
     records::run(store, &mut report).await;
-    stories::run(store, &mut report).await;
+    sequences::run(store, &mut report).await;
     endings::run(store, &advance, &mut report).await;
     random::run(store, &mut report).await;
     report
 }
 
-/// What came out.
+/// The result of a run.
 #[derive(Clone, Debug)]
-#[must_use = "a report that nobody reads proves nothing"]
+#[must_use = "check the report, for example with `assert_passed`"]
 pub struct Report {
     passed: usize,
     failures: Vec<Failure>,
     skipped: Vec<Ability>,
 }
 
-/// A case in which the store did not keep the contract.
+/// A case in which the store violated the contract.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Failure {
-    /// What was tried.
+    /// The tested case.
     pub case: String,
-    /// What was wrong.
+    /// The violation.
     pub problem: String,
 }
 
@@ -98,12 +98,12 @@ impl Report {
         Self { passed: 0, failures: Vec::new(), skipped }
     }
 
-    /// How many cases passed.
+    /// The number of passed cases.
     pub fn passed(&self) -> usize {
         self.passed
     }
 
-    /// The cases that did not.
+    /// The failed cases.
     pub fn failures(&self) -> &[Failure] {
         &self.failures
     }
@@ -113,10 +113,10 @@ impl Report {
         &self.skipped
     }
 
-    /// Panics unless all passed, and names those that did not.
+    /// Panics with the failed cases unless all passed.
     ///
     /// # Panics
-    /// That is its purpose.
+    /// If a case failed.
     #[track_caller]
     #[allow(clippy::panic)] // for tests
     pub fn assert_passed(&self) {
@@ -146,7 +146,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// `Err` with a text unless a condition holds.
+/// Returns `Err` with a message unless the condition holds.
 macro_rules! check {
     ($condition:expr, $($text:tt)+) => {
         if !$condition {
@@ -158,7 +158,7 @@ use check;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Answers are asked for where the store answers: an outage fails the case.
+/// An outage of the store fails the case.
 fn answered<T>(answer: Result<T, StoreError>) -> Result<T, String> {
     answer.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string)))
 }
@@ -186,12 +186,12 @@ fn limits(store: &dyn SessionStore) -> Limits {
     if store.users().is_some() { Limits::default() } else { Limits::none() }
 }
 
-/// The id of a session that never was.
+/// The id of a session that was never created.
 fn new_id(user: Option<&str>) -> Result<SessionId, String> {
     Ok(Token::mint(user.map(Tag::of_user)).map_err(|error| error.to_string())?.id())
 }
 
-/// A user that nobody else is.
+/// A new user.
 fn new_user() -> Result<String, String> {
     Ok(format!("user-{}", new_id(None)?))
 }
@@ -200,7 +200,7 @@ fn new_version() -> Result<Version, String> {
     Version::first().map_err(|error| error.to_string())
 }
 
-/// A small record that nothing is equal to.
+/// A small, unique record.
 fn new_record(user: Option<&str>) -> Result<Arc<Record>, String> {
     let mut record = Record::new(SystemClock.now(), &Lifetime::default(), new_version()?);
     record.user = user.map(Arc::from);
@@ -212,7 +212,7 @@ fn new_entry(user: Option<&str>) -> Result<Entry, String> {
     Ok(Entry { record: new_record(user)?, ttl: HOUR })
 }
 
-/// All at once, in one task.
+/// Runs all concurrently in one task.
 async fn all<'a, T>(futures: impl IntoIterator<Item = impl Future<Output = T> + 'a>) -> Vec<T> {
     let mut futures: Vec<Pin<Box<dyn Future<Output = T> + 'a>>> =
         futures.into_iter().map(|future| Box::pin(future) as _).collect();

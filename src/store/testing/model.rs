@@ -1,4 +1,4 @@
-//! What the contract says of one session.
+//! The contract for one session.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     token::SessionId,
 };
 
-/// An operation on one session, complete.
+/// An operation on one session with its arguments.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Create(Entry),
@@ -24,11 +24,11 @@ pub(super) enum Op {
         successor: SessionId,
     },
     Consume(Version),
-    /// Of the session's user, or of somebody else if it has none.
+    /// Of the session's user, or another user if it is anonymous.
     EndUser,
 }
 
-/// What is known of the session.
+/// The state of the session.
 #[derive(Clone, Debug)]
 pub(super) enum Session {
     Unknown,
@@ -36,14 +36,14 @@ pub(super) enum Session {
     Ended { reason: EndReason, successor: Option<SessionId>, claim: Option<(Version, Arc<Record>)> },
 }
 
-/// What an operation must be answered.
+/// The expected reply.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     Created(bool),
     Done,
     Gone,
     Conflict(Arc<Record>),
-    /// A consumption, or a look-up.
+    /// Of a claim or a load.
     Found(Session),
     Nothing,
 }
@@ -57,7 +57,7 @@ impl Session {
         Self::Ended { reason: EndReason::Replaced, successor: Some(successor), claim: None }
     }
 
-    /// Does what the contract says, and says what it says.
+    /// Applies the operation, and returns the expected reply.
     pub(super) fn apply(&mut self, op: &Op) -> Answer {
         match (op, &*self) {
             (Op::Create(new), Self::Unknown) => {
@@ -134,33 +134,37 @@ impl Session {
         }
     }
 
-    /// Whether a store's answer says this.
+    /// Whether a store's reply agrees.
     pub(super) fn is(&self, found: &Found) -> Result<(), String> {
         match (self, found) {
             (Self::Unknown, Found::Unknown) => Ok(()),
             (Self::Live(entry), Found::Live(loaded)) => {
-                check!(loaded.record.encode() == entry.record.encode(), "another record is there than was written");
-                let ttl = loaded.ttl.ok_or("it lives for ever")?;
+                check!(loaded.record.encode() == entry.record.encode(), "the stored record is not the written one");
+                let ttl = loaded.ttl.ok_or("it has no TTL")?;
                 check!(
                     ttl <= entry.ttl && ttl + Duration::from_secs(60) > entry.ttl,
-                    "it lives for {ttl:?}, and not for {:?}",
+                    "its TTL is {ttl:?} instead of {:?}",
                     entry.ttl
                 );
                 Ok(())
             }
             (Self::Ended { reason, successor, .. }, Found::Ended(ended)) => {
-                check!(ended.reason == *reason, "it ended for {:?}, and not for {reason:?}", ended.reason);
-                check!(ended.successor == *successor, "{:?} carries it on, and not {successor:?}", ended.successor);
+                check!(ended.reason == *reason, "its reason is {:?} instead of {reason:?}", ended.reason);
+                check!(
+                    ended.successor == *successor,
+                    "its successor is {:?} instead of {successor:?}",
+                    ended.successor
+                );
                 Ok(())
             }
-            _ => Err(format!("it is {}, and must be {}", name(found), self.name())),
+            _ => Err(format!("it is {} instead of {}", name(found), self.name())),
         }
     }
 
     fn name(&self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
-            Self::Live(_) => "alive",
+            Self::Live(_) => "live",
             Self::Ended { .. } => "ended",
         }
     }
@@ -169,7 +173,7 @@ impl Session {
 fn name(found: &Found) -> &'static str {
     match found {
         Found::Unknown => "unknown",
-        Found::Live(_) => "alive",
+        Found::Live(_) => "live",
         Found::Ended(_) => "ended",
     }
 }
@@ -177,7 +181,7 @@ fn name(found: &Found) -> &'static str {
 impl Answer {
     pub(super) fn is_created(&self, created: &Created) -> Result<(), String> {
         let done = matches!(created, Created::Done { .. });
-        check!(matches!(self, Self::Created(expected) if *expected == done), "create: {created:?}, not {self:?}");
+        check!(matches!(self, Self::Created(expected) if *expected == done), "create: {created:?} instead of {self:?}");
         Ok(())
     }
 
@@ -187,14 +191,14 @@ impl Answer {
             (Self::Conflict(record), Outcome::Conflict(loaded)) => loaded.record.encode() == record.encode(),
             _ => false,
         };
-        check!(right, "{outcome:?}, not {self:?}");
+        check!(right, "{outcome:?} instead of {self:?}");
         Ok(())
     }
 
     pub(super) fn is_found(&self, found: &Found) -> Result<(), String> {
         match self {
             Self::Found(session) => session.is(found),
-            other => Err(format!("{found:?}, not {other:?}")),
+            other => Err(format!("{found:?} instead of {other:?}")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Callers that really are at once: each is a task of its own.
+//! Concurrent callers in separate tasks.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,14 +17,13 @@ use crate::{
     token::SessionId,
 };
 
-/// What [`run_parallel`] wants to be run: `|task| drop(tokio::spawn(task))`.
+/// A task that [`run_parallel`] starts: `|task| drop(tokio::spawn(task))`.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Asks `store` by many tasks at once what of the [contract](SessionStore) is about callers at once, and reports what it did not
-/// keep.
+/// Tests the concurrent part of the [contract](SessionStore) of `store` with many tasks, and reports violations.
 ///
-/// [`run`](super::run) has one task. That shows what an answer that takes time does to others, and not what threads do to
-/// each other: run this on a runtime that has several. `spawn` starts a task, and does not wait for it.
+/// [`run`](super::run) uses one task, which interleaves operations but does not run them in parallel. So run this on a multi-threaded runtime.
+/// `spawn` starts a task without waiting for it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -43,10 +42,10 @@ pub async fn run_parallel(store: Arc<dyn SessionStore>, spawn: impl Fn(Task)) ->
     for callers in [2, 8, 32] {
         let ring = Ring { store: store.clone(), spawn: &spawn, callers };
         for round in 1..=5 {
-            let case = |what: &str| format!("{callers} tasks at once, round {round}: {what}");
+            let case = |what: &str| format!("{callers} concurrent tasks, round {round}: {what}");
             for limit in [1, 3].into_iter().filter(|_| has_users) {
                 for policy in [WhenFull::Reject, WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
-                    let what = format!("{limit} sessions allowed, {policy:?}");
+                    let what = format!("a limit of {limit}, {policy:?}");
                     report.case(case(&what), ring.limited(Limits::per_user(limit, policy)).await);
                 }
             }
@@ -55,9 +54,9 @@ pub async fn run_parallel(store: Arc<dyn SessionStore>, spawn: impl Fn(Task)) ->
             report.case(case("one consumes"), ring.one_consumes().await);
             report.case(case("one replaces the version"), ring.one_replaces().await);
             report.case(case("no write is lost"), ring.none_is_lost().await);
-            report.case(case("none brings an ended session back"), ring.none_brings_back().await);
+            report.case(case("none resurrects an ended session"), ring.none_brings_back().await);
             if has_users {
-                report.case(case("none survives an end of all"), ring.none_survives().await);
+                report.case(case("none survives the end of all"), ring.none_survives().await);
             }
         }
     }
@@ -71,7 +70,7 @@ struct Ring<'a, S> {
 }
 
 impl<S: Fn(Task)> Ring<'_, S> {
-    /// One `job` for each caller, all at once.
+    /// One concurrent `job` per caller.
     async fn each<T, F>(&self, mut job: impl FnMut(usize, Arc<dyn SessionStore>) -> F) -> Result<Vec<T>, String>
     where
         T: Send + 'static,
@@ -84,13 +83,13 @@ impl<S: Fn(Task)> Ring<'_, S> {
             let (job, start) = (job(caller, self.store.clone()), start.clone());
             (self.spawn)(Box::pin(async move {
                 start.wait().await;
-                let _ = answer.send(job.await); // or nobody waits for it any more
+                let _ = answer.send(job.await); // or the receiver is gone
             }));
             answers.push(wait);
         }
         let mut results = Vec::new();
         for answer in answers {
-            results.push(answer.await.map_err(|_| "a task did not end as it should")??);
+            results.push(answer.await.map_err(|_| "a task panicked")??);
         }
         Ok(results)
     }
@@ -106,7 +105,7 @@ impl<S: Fn(Task)> Ring<'_, S> {
 
     async fn dead(&self, user: &str, ids: &[SessionId]) -> Result<(), String> {
         for id in ids {
-            check!(answered(self.store.load(id).await)?.live().is_none(), "one is alive");
+            check!(answered(self.store.load(id).await)?.live().is_none(), "one is live");
         }
         check!(listed(&*self.store, user).await?.unwrap_or_default().is_empty(), "one is listed");
         Ok(())
@@ -122,7 +121,7 @@ impl<S: Fn(Task)> Ring<'_, S> {
                     let id = new_id(Some(&user))?;
                     let created = answered(store.create(&id, new_entry(Some(&user))?, limits).await)?;
                     let listed = answered(store.list(&user).await)?.len();
-                    check!(listed <= limit, "{listed} are alive");
+                    check!(listed <= limit, "{listed} are live");
                     Ok((id, created))
                 }
             })
@@ -139,12 +138,12 @@ impl<S: Fn(Task)> Ring<'_, S> {
             }
         }
         for id in &evicted {
-            check!(done.remove(id), "one was evicted twice, or never was");
+            check!(done.remove(id), "one was evicted twice, or never created");
         }
         let listed: HashSet<_> = answered(self.store.list(&user).await)?.into_iter().map(|(id, _)| id).collect();
         let expected = limit.min(self.callers);
-        check!(listed.len() == expected, "{} are alive, not {expected}", listed.len());
-        check!(listed == done, "others are alive than were created and not evicted");
+        check!(listed.len() == expected, "{} are live instead of {expected}", listed.len());
+        check!(listed == done, "the live sessions are not those that were created and not evicted");
         Ok(())
     }
 
@@ -164,8 +163,8 @@ impl<S: Fn(Task)> Ring<'_, S> {
             .await?;
         let winners: Vec<_> = created.into_iter().flatten().collect();
         check!(winners.len() == 1, "{} have created it", winners.len());
-        let loaded = answered(self.store.load(&id).await)?.live().ok_or("it is not there")?;
-        check!(loaded.record.version() == winners[0], "another is there than the one that was created");
+        let loaded = answered(self.store.load(&id).await)?.live().ok_or("it does not exist")?;
+        check!(loaded.record.version() == winners[0], "the stored session is not the created one");
         Ok(())
     }
 
@@ -190,7 +189,7 @@ impl<S: Fn(Task)> Ring<'_, S> {
         check!(winners == 1, "{winners} have replaced it");
         check!(
             outcomes.iter().all(|(_, version)| *version == outcomes[0].1),
-            "a conflict with something else than the winner"
+            "the conflict does not have the record of the winner"
         );
         Ok(())
     }
@@ -210,7 +209,10 @@ impl<S: Fn(Task)> Ring<'_, S> {
         for found in found {
             match found {
                 (Found::Live(first), Found::Live(again)) => {
-                    check!(first.record.version() == again.record.version(), "a claim that is repeated gets another");
+                    check!(
+                        first.record.version() == again.record.version(),
+                        "a repeated claim returned another record"
+                    );
                     winners += 1;
                 }
                 (Found::Ended(_), Found::Ended(ended)) => check!(ended.reason == EndReason::Used, "{ended:?}"),
@@ -229,7 +231,7 @@ impl<S: Fn(Task)> Ring<'_, S> {
             match ended(store.replace(&id, Some(version), &successor).await)? {
                 Outcome::Done => Ok(Some(successor)),
                 Outcome::Gone => Ok(None),
-                Outcome::Conflict(_) => Err("a conflict, and nobody wrote".into()),
+                Outcome::Conflict(_) => Err("a conflict without a write".into()),
             }
         });
         let winners: Vec<_> = replaces.await?.into_iter().flatten().collect();
@@ -239,7 +241,7 @@ impl<S: Fn(Task)> Ring<'_, S> {
         self.dead(&user, &[id]).await
     }
 
-    /// Every caller writes three times, each upon what it finds.
+    /// Every caller writes three times, each over the version that it finds.
     async fn none_is_lost(&self) -> Result<(), String> {
         let user = new_user()?;
         let (id, first) = self.session(&user).await?;
@@ -272,9 +274,9 @@ impl<S: Fn(Task)> Ring<'_, S> {
             version = next.clone();
             writes += 1;
         }
-        check!(writes == after.len(), "only {writes} of {} writes follow one upon the other", after.len());
-        let loaded = answered(self.store.load(&id).await)?.live().ok_or("it is not there")?;
-        check!(loaded.record.version().to_string() == version, "the last write is not there");
+        check!(writes == after.len(), "only {writes} of {} writes form a chain", after.len());
+        let loaded = answered(self.store.load(&id).await)?.live().ok_or("it does not exist")?;
+        check!(loaded.record.version().to_string() == version, "the last write was lost");
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Long sequences of operations that nobody thought of, on some sessions of one user.
+//! Long random sequences of operations on several sessions of one user.
 
 use std::collections::HashSet;
 
@@ -46,15 +46,15 @@ impl Random {
     }
 }
 
-/// What is done: to one session, or to all of the user.
+/// An operation on one session, or on all sessions of the user.
 #[derive(Clone, Debug)]
-enum Deed {
+enum Action {
     One(usize, Op, Limits),
-    /// But for the one that is spared.
+    /// Except one.
     All(Option<usize>, EndReason),
 }
 
-/// A user's sessions, as the contract says that they are.
+/// The sessions of a user in the model.
 struct World<'a> {
     store: &'a dyn SessionStore,
     random: Random,
@@ -62,8 +62,8 @@ struct World<'a> {
     sessions: Vec<(SessionId, Session)>,
     /// The claims of two callers.
     claims: [Version; 2],
-    done: Vec<Deed>,
-    /// How many records there were; each is younger than the one before.
+    done: Vec<Action>,
+    /// The number of records so far. Each is younger than the previous one.
     records: u32,
 }
 
@@ -72,7 +72,7 @@ async fn sequence(store: &dyn SessionStore, seed: u64) -> Result<(), String> {
     let ids = (0..SESSIONS).map(|_| new_id(Some(&user)).map(|id| (id, Session::Unknown)));
     let mut world = World {
         store,
-        // Small seeds are alike, and none may be zero.
+        // Small seeds are similar, and zero is invalid.
         random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
         sessions: ids.collect::<Result<_, _>>()?,
         user,
@@ -81,15 +81,15 @@ async fn sequence(store: &dyn SessionStore, seed: u64) -> Result<(), String> {
         records: 0,
     };
     for step in 1..=OPERATIONS {
-        let deed = world.choose()?;
-        world.perform(&deed).await.map_err(|problem| format!("step {step}, {deed:?}: {problem}"))?;
-        world.done.push(deed);
+        let action = world.choose()?;
+        world.perform(&action).await.map_err(|problem| format!("step {step}, {action:?}: {problem}"))?;
+        world.done.push(action);
     }
     world.check_all().await
 }
 
 impl World<'_> {
-    fn choose(&mut self) -> Result<Deed, String> {
+    fn choose(&mut self) -> Result<Action, String> {
         let place = self.random.below(SESSIONS);
         let current = match &self.sessions[place].1 {
             Session::Live(live) => live.clone(),
@@ -107,10 +107,10 @@ impl World<'_> {
             11 => Op::Replace { expected: Some(new_version()?), successor: new_id(None)? },
             12 => Op::Consume(self.claims[self.random.below(2)]),
             13 if self.store.users().is_some() => {
-                let spared = self.random.below(SESSIONS + 1);
-                return Ok(Deed::All((spared < SESSIONS).then_some(spared), reason));
+                let excepted = self.random.below(SESSIONS + 1);
+                return Ok(Action::All((excepted < SESSIONS).then_some(excepted), reason));
             }
-            // Something that was done before: its answer was lost, or it comes too late.
+            // An earlier operation again, as after a lost reply or a delay.
             _ => match self.random.below(self.done.len() + 1) {
                 before if before < self.done.len() => return Ok(self.done[before].clone()),
                 _ => Op::Touch(current),
@@ -123,13 +123,13 @@ impl World<'_> {
             0..=1 => Limits::none(),
             limit => Limits::per_user(limit, policy),
         };
-        Ok(Deed::One(place, op, limits))
+        Ok(Action::One(place, op, limits))
     }
 
     fn new_entry(&mut self, place: usize) -> Result<Entry, String> {
         let mut record = Record::clone(&*new_entry(Some(&self.user))?.record);
         self.records += 1;
-        // A session is as old as it was at first, whatever is written to it.
+        // A write does not change the time of creation.
         record.created_at = match &self.sessions[place].1 {
             Session::Live(live) => live.record.created_at,
             _ => record.created_at.minus(HOUR).plus(std::time::Duration::from_secs(self.records.into())),
@@ -144,18 +144,18 @@ impl World<'_> {
     }
 
     fn place_of(&self, id: &SessionId) -> Result<usize, String> {
-        self.sessions.iter().position(|(other, _)| other == id).ok_or_else(|| "nobody knows this id".into())
+        self.sessions.iter().position(|(other, _)| other == id).ok_or_else(|| "an unknown id".into())
     }
 
-    async fn perform(&mut self, deed: &Deed) -> Result<(), String> {
-        match deed {
-            Deed::One(place, Op::Create(new), limits) => self.create(*place, new, *limits).await?,
-            Deed::One(place, op, _) => self.other(*place, op).await?,
-            Deed::All(spared, reason) => self.end_all(*spared, *reason).await?,
+    async fn perform(&mut self, action: &Action) -> Result<(), String> {
+        match action {
+            Action::One(place, Op::Create(new), limits) => self.create(*place, new, *limits).await?,
+            Action::One(place, op, _) => self.other(*place, op).await?,
+            Action::All(excepted, reason) => self.end_all(*excepted, *reason).await?,
         }
-        let checked = match deed {
-            Deed::One(place, ..) => *place,
-            Deed::All(..) => self.random.below(SESSIONS),
+        let checked = match action {
+            Action::One(place, ..) => *place,
+            Action::All(..) => self.random.below(SESSIONS),
         };
         self.check(checked).await
     }
@@ -170,11 +170,11 @@ impl World<'_> {
         let live = self.live();
         let over = (live.len() + 1).saturating_sub(limits.sessions().unwrap_or(usize::MAX));
         if over > 0 && limits.when_full() == WhenFull::Reject {
-            check!(created == Created::Full, "{created:?}, and there is no place");
+            check!(created == Created::Full, "{created:?} over the limit");
             return Ok(());
         }
         check_evicted(&created, over)?;
-        let Created::Done { evicted } = created else { return Err(format!("{created:?}, and there is a place")) };
+        let Created::Done { evicted } = created else { return Err(format!("{created:?} within the limit")) };
         for id in &evicted {
             let gone = self.place_of(id)?;
             if let (WhenFull::EvictOldest, Session::Live(gone)) = (limits.when_full(), &self.sessions[gone].1) {
@@ -182,12 +182,12 @@ impl World<'_> {
                     Session::Live(live) => live.record.created_at < gone.record.created_at,
                     _ => false,
                 });
-                check!(older.count() < over, "an older one was there than the one that made room");
+                check!(older.count() < over, "an older session was not evicted");
             }
         }
         for id in &evicted {
             let gone = self.place_of(id)?;
-            check!(matches!(self.sessions[gone].1, Session::Live(_)), "what made room was not alive");
+            check!(matches!(self.sessions[gone].1, Session::Live(_)), "an evicted session was not live");
             self.sessions[gone].1 = Session::ended(EndReason::Evicted);
         }
         self.sessions[place].1.apply(&Op::Create(new.clone()));
@@ -212,7 +212,7 @@ impl World<'_> {
             }
             Op::Consume(claim) => {
                 let mut found = answered(store.consume(&id, *claim).await)?;
-                // How long a session would live that was consumed before is not said.
+                // The TTL of a session that was consumed before is not specified.
                 if let (Found::Live(loaded), false) = (&mut found, was_live) {
                     loaded.ttl = Some(HOUR);
                 }
@@ -222,15 +222,15 @@ impl World<'_> {
         }
     }
 
-    async fn end_all(&mut self, spared: Option<usize>, reason: EndReason) -> Result<(), String> {
-        let except = spared.map(|place| self.sessions[place].0);
+    async fn end_all(&mut self, excepted: Option<usize>, reason: EndReason) -> Result<(), String> {
+        let except = excepted.map(|place| self.sessions[place].0);
         let ended = answered(self.store.end_user(&self.user, except.as_ref(), reason).await)?;
         let mut expected = self.live();
-        expected.retain(|place| Some(*place) != spared);
+        expected.retain(|place| Some(*place) != excepted);
         let ended: HashSet<_> = ended.into_iter().collect();
         check!(
             ended == expected.iter().map(|place| self.sessions[*place].0).collect(),
-            "others have ended than were alive"
+            "the ended sessions are not those that were live"
         );
         for place in expected {
             self.sessions[place].1 = Session::ended(reason);
@@ -249,7 +249,7 @@ impl World<'_> {
         }
         let Some(listed) = listed(self.store, &self.user).await? else { return Ok(()) };
         let live = self.live();
-        check!(listed.len() == live.len(), "{} are listed, and {} alive", listed.len(), live.len());
+        check!(listed.len() == live.len(), "{} are listed, and {} are live", listed.len(), live.len());
         for (id, loaded) in listed {
             self.sessions[self.place_of(&id)?].1.is(&Found::Live(loaded))?;
         }
@@ -260,7 +260,7 @@ impl World<'_> {
 fn check_evicted(created: &Created, over: usize) -> Result<(), String> {
     if let Created::Done { evicted } = created {
         let different: HashSet<_> = evicted.iter().collect();
-        check!(evicted.len() == over && different.len() == over, "{} made room, not {over}", evicted.len());
+        check!(evicted.len() == over && different.len() == over, "{} were evicted instead of {over}", evicted.len());
     }
     Ok(())
 }

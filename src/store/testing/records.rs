@@ -1,4 +1,4 @@
-//! What is written is what is read.
+//! Records are stored unchanged.
 
 use std::{collections::BTreeMap, net::Ipv6Addr, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 pub(super) async fn run(store: &dyn SessionStore, report: &mut Report) {
     for (name, change) in SHAPES {
         for of_user in [false, true] {
-            let whose = if of_user { "a user's" } else { "nobody's" };
+            let whose = if of_user { "user" } else { "anonymous" };
             report.case(format!("{whose} record: {name}"), round_trip(store, of_user, *change).await);
         }
     }
@@ -29,11 +29,11 @@ const SHAPES: &[(&str, Change)] = &[
     ("characters of all kinds", |record| {
         set(record, "\u{1F5DD} ключ \"'\\ \u{7f}\n\0", &"\u{10FFFF}\u{0}\r\n\t{}[]:,")
     }),
-    ("what looks like a record", |record| set(record, "k", &r#"{"v":2,"n":"AAAAAAAAAAAAAAAA","t":[1,2,3,4]}"#)),
-    ("what looks like an end", |record| set(record, r#"{"end":"revoked","at":1}"#, &1)),
+    ("a value like a record", |record| set(record, "k", &r#"{"v":2,"n":"AAAAAAAAAAAAAAAA","t":[1,2,3,4]}"#)),
+    ("a key like a tombstone", |record| set(record, r#"{"end":"revoked","at":1}"#, &1)),
     ("numbers", |record| set(record, "n", &(u64::MAX, i64::MIN, 0.1 + 0.2, f64::MIN_POSITIVE, 1e300, -0.0))),
     ("numbers beyond 64 bits", |record| set(record, "n", &(u128::MAX, i128::MIN))),
-    ("nothing, true and false", |record| set(record, "n", &((), true, false, None::<u8>))),
+    ("null, true and false", |record| set(record, "n", &((), true, false, None::<u8>))),
     ("lists in maps in lists", |record| {
         set(record, "n", &[BTreeMap::from([("a", vec![vec![BTreeMap::from([("b", 1)])]])])])
     }),
@@ -41,20 +41,20 @@ const SHAPES: &[(&str, Change)] = &[
         let metadata = Metadata::default().with_ip(Ipv6Addr::LOCALHOST.into()).with_user_agent("curl/8 \u{1F5DD}");
         record.metadata = Arc::new(metadata.with_field("device", "Ana's \"phone\""));
     }),
-    ("a token that was rotated", |record| rotate(record, Duration::from_secs(30))),
-    ("a token that was rotated twice", |record| {
+    ("a rotated token", |record| rotate(record, Duration::from_secs(30))),
+    ("a token rotated twice", |record| {
         rotate(record, Duration::from_secs(30));
         rotate(record, Duration::ZERO);
     }),
-    ("a predecessor", |record| record.replaces = new_id(None).ok()),
-    ("a cookie that outlives the browser", |record| record.persistent = true),
+    ("a replaced session", |record| record.replaces = new_id(None).ok()),
+    ("a persistent cookie", |record| record.persistent = true),
     ("the shortest lifetime", |record| {
         (record.idle_timeout, record.absolute_timeout) = (Duration::from_millis(1), Duration::from_millis(1));
     }),
     ("the longest lifetime", |record| {
         (record.idle_timeout, record.absolute_timeout) = (crate::lifetime::LONGEST, crate::lifetime::LONGEST);
     }),
-    ("the beginning of time", |record| {
+    ("the Unix epoch", |record| {
         (record.created_at, record.written_at) = (Timestamp::from_millis(0), Timestamp::from_millis(0));
     }),
     ("a written time long after the creation", |record| record.written_at = record.created_at.plus(1000 * HOUR)),
@@ -67,7 +67,7 @@ fn set<T: serde::Serialize + ?Sized>(record: &mut Record, key: &str, value: &T) 
 }
 
 fn rotate(record: &mut Record, grace: Duration) {
-    // Without random numbers it stays as it is, which is a shape as well.
+    // Without random numbers the record is unchanged.
     let _ = record.rotate(record.created_at, grace);
 }
 
@@ -80,7 +80,7 @@ async fn round_trip(store: &dyn SessionStore, of_user: bool, change: Change) -> 
         Ok(Entry { record: Arc::new(record), ttl: HOUR })
     };
     let is = async |written: &Entry| -> Result<(), String> {
-        let Found::Live(loaded) = answered(store.load(&id).await)? else { return Err("it is not there".into()) };
+        let Found::Live(loaded) = answered(store.load(&id).await)? else { return Err("it does not exist".into()) };
         same(&loaded.record, &written.record)?;
         if let Some(user) = &user
             && let Some(listed) = listed(store, user).await?
@@ -111,11 +111,11 @@ async fn round_trip(store: &dyn SessionStore, of_user: bool, change: Change) -> 
 
 fn same(one: &Record, other: &Record) -> Result<(), String> {
     let same = one.encode() == other.encode() || (one.data == other.data && without_data(one) == without_data(other));
-    check!(same, "another record was read than was written");
+    check!(same, "the record differs from the written one");
     Ok(())
 }
 
-/// Values may be written in another way that means the same.
+/// Values may have an equivalent encoding.
 fn without_data(record: &Record) -> Vec<u8> {
     Record { data: BTreeMap::new(), ..record.clone() }.encode()
 }

@@ -13,7 +13,7 @@ use crate::{
     token::SessionId,
 };
 
-/// What may happen next.
+/// The next operation.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Create,
@@ -26,12 +26,12 @@ enum Step {
     ReplaceStale,
     ReplaceAny,
     Consume,
-    /// By somebody else.
+    /// By another caller.
     ConsumeToo,
     EndUser,
-    /// The operation before, once more: its answer was lost.
+    /// The previous operation again, as after a lost reply.
     Again,
-    /// The first operation of all, once more: it was on its way for long.
+    /// The first operation again, as after a long delay.
     Late,
 }
 
@@ -60,8 +60,8 @@ pub(super) async fn run(store: &dyn SessionStore, report: &mut Report) {
         for first in &steps {
             for second in &steps {
                 let sequences: Vec<_> = steps.iter().map(|third| sequence(*first, *second, *third)).collect();
-                let results = all(sequences.iter().map(|steps| story(store, of_user, steps))).await;
-                let whose = if of_user { "a user's" } else { "nobody's" };
+                let results = all(sequences.iter().map(|steps| run_sequence(store, of_user, steps))).await;
+                let whose = if of_user { "user" } else { "anonymous" };
                 for (steps, result) in sequences.iter().zip(results) {
                     report.case(format!("{whose} session: {steps:?}"), result);
                 }
@@ -70,7 +70,7 @@ pub(super) async fn run(store: &dyn SessionStore, report: &mut Report) {
     }
 }
 
-/// Most begin with a session that is there: what can be done to one that never was is soon told.
+/// Most start with an existing session.
 fn sequence(first: Step, second: Step, third: Step) -> Vec<Step> {
     match (first, second) {
         (Step::Create, _) | (_, Step::Create | Step::Late) => vec![first, second, third],
@@ -78,37 +78,37 @@ fn sequence(first: Step, second: Step, third: Step) -> Vec<Step> {
     }
 }
 
-/// One session, and what happens to it.
-struct Story<'a> {
+/// One session and its operations.
+struct Sequence<'a> {
     store: &'a dyn SessionStore,
     id: SessionId,
     user: Option<String>,
-    /// Somebody whose sessions are ended where there is no user.
-    nobody: String,
+    /// The user whose sessions `EndUser` ends if the session is anonymous.
+    other_user: String,
     session: Session,
     claims: [Version; 2],
     done: Vec<Op>,
 }
 
-async fn story(store: &dyn SessionStore, of_user: bool, steps: &[Step]) -> Result<(), String> {
+async fn run_sequence(store: &dyn SessionStore, of_user: bool, steps: &[Step]) -> Result<(), String> {
     let user = of_user.then(new_user).transpose()?;
-    let mut story = Story {
+    let mut sequence = Sequence {
         store,
         id: new_id(user.as_deref())?,
         user,
-        nobody: new_user()?,
+        other_user: new_user()?,
         session: Session::Unknown,
         claims: [new_version()?, new_version()?],
         done: Vec::new(),
     };
     for (place, step) in steps.iter().enumerate() {
-        let op = story.op(*step)?;
-        story.perform(op).await.map_err(|problem| format!("step {}: {problem}", place + 1))?;
+        let op = sequence.op(*step)?;
+        sequence.perform(op).await.map_err(|problem| format!("step {}: {problem}", place + 1))?;
     }
-    story.check_list().await
+    sequence.check_list().await
 }
 
-impl Story<'_> {
+impl Sequence<'_> {
     fn op(&self, step: Step) -> Result<Op, String> {
         let user = self.user.as_deref();
         let current = match &self.session {
@@ -116,7 +116,7 @@ impl Story<'_> {
             _ => new_entry(user)?,
         };
         let expected = current.record.version();
-        // Another time to live, so that it can be told whether it was extended.
+        // Another time to live, so that an extension is visible.
         let new = || Ok::<_, String>(Entry { record: new_record(user)?, ttl: 2 * HOUR });
         Ok(match step {
             Step::Create => Op::Create(new_entry(user)?),
@@ -154,14 +154,14 @@ impl Story<'_> {
             }
             Op::Consume(claim) => {
                 let mut found = answered(store.consume(id, *claim).await)?;
-                // What is returned again to the same claim no longer lives: how long it would have is not said.
+                // A repeated claim returns a session that has ended, whose time to live is not specified.
                 if let (crate::store::Found::Live(loaded), true) = (&mut found, self.is_repeated_claim(*claim)) {
                     loaded.ttl = Some(HOUR);
                 }
                 expected.is_found(&found)?;
             }
             Op::EndUser => {
-                let user = self.user.as_deref().unwrap_or(&self.nobody);
+                let user = self.user.as_deref().unwrap_or(&self.other_user);
                 drop(answered(store.end_user(user, None, EndReason::Revoked).await)?);
             }
         }
@@ -173,7 +173,7 @@ impl Story<'_> {
         self.done.iter().any(|op| matches!(op, Op::Consume(other) if *other == claim))
     }
 
-    /// What can be seen of the session is what it is.
+    /// The stored session is that of the model.
     async fn check(&self) -> Result<(), String> {
         self.session.is(&answered(self.store.load(&self.id).await)?)
     }
@@ -183,12 +183,12 @@ impl Story<'_> {
         let Some(listed) = listed(self.store, user).await? else { return Ok(()) };
         match &self.session {
             Session::Live(live) => {
-                check!(listed.len() == 1 && listed[0].0 == self.id, "it is alive and not listed");
+                check!(listed.len() == 1 && listed[0].0 == self.id, "it is live and not listed");
                 check!(listed[0].1.record.version() == live.record.version(), "an old version is listed");
                 let left = listed[0].1.ttl.unwrap_or_default();
                 check!(left <= live.ttl && left + Duration::from_secs(60) > live.ttl, "listed with {left:?} to live");
             }
-            _ => check!(listed.is_empty(), "it is listed, and not alive"),
+            _ => check!(listed.is_empty(), "it is listed and not live"),
         }
         Ok(())
     }
