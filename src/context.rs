@@ -136,35 +136,35 @@ impl LayerContext {
         all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>,
         from: Option<IpAddr>,
     ) {
-        let events = self.tell(all, from);
+        let events = self.record_events(all, from);
         self.publish(&events).await;
     }
 
     /// Counts events and sends them to subscribers in this process. Returns them for publication to other processes.
-    pub(crate) fn tell(
+    pub(crate) fn record_events(
         &self,
         all: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>,
         from: Option<IpAddr>,
     ) -> Vec<Event> {
         let Announcer { origin, here } = &self.announcer;
-        let tell = |(session, user, happened)| {
-            self.counters.happened(happened);
-            let event = Event::new(session, user, happened, *origin);
-            security::happened(&event, from);
+        let record = |(session, user, kind)| {
+            self.counters.count(kind);
+            let event = Event::new(session, user, kind, *origin);
+            security::log(&event, from);
             if let Some(here) = here.get() {
-                let _ = here.send(event.clone()); // perhaps nobody listens any more
+                let _ = here.send(event.clone()); // there may be no subscriber
             }
             event
         };
-        all.into_iter().map(tell).collect()
+        all.into_iter().map(record).collect()
     }
 
     /// Publishes events to other processes. A failure is only logged.
     pub(crate) async fn publish(&self, events: &[Event]) {
         for event in events {
             if let Err(error) = self.store.publish(event).await {
-                let (session, happened) = (event.session(), event.kind());
-                tracing::warn!(%session, ?happened, error = %ErrorChain(&error), "session event not published");
+                let (session, kind) = (event.session(), event.kind());
+                tracing::warn!(%session, ?kind, error = %ErrorChain(&error), "session event not published");
             }
         }
     }
@@ -194,7 +194,7 @@ pub(crate) struct Queues([Semaphore; 64]);
 
 impl Queues {
     pub(crate) async fn wait(&self, id: &SessionId) -> Option<SemaphorePermit<'_>> {
-        let queue = &self.0[(id.spread() % self.0.len() as u64) as usize];
+        let queue = &self.0[(id.shard_hash() % self.0.len() as u64) as usize];
         queue.acquire().await.ok() // it is never closed
     }
 }

@@ -7,16 +7,16 @@ pub(crate) struct ErrorChain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.0.to_string();
-        f.write_str(&said)?;
+        let mut previous = self.0.to_string();
+        f.write_str(&previous)?;
         let mut cause = self.0.source();
         while let Some(error) = cause {
             let text = error.to_string();
             // Some errors end with the text of their cause.
-            if !said.ends_with(&text) {
+            if !previous.ends_with(&text) {
                 write!(f, ": {text}")?;
             }
-            said = text;
+            previous = text;
             cause = error.source();
         }
         Ok(())

@@ -43,8 +43,8 @@ impl Counter {
 }
 
 impl Counters {
-    pub(crate) fn happened(&self, what: EventKind) {
-        match what {
+    pub(crate) fn count(&self, event: EventKind) {
+        match event {
             EventKind::Created => {
                 self.created.count();
                 metrics::count(&CREATED, []);

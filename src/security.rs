@@ -1,6 +1,6 @@
 //! Security events, with their own log target. They contain no token and no session value.
 //!
-//! Events that anybody can cause are limited to [`MOST`] per second and kind. The next event has the number of omitted ones.
+//! Events that anybody can cause are limited to [`MAX_PER_SECOND`] per second and kind. The next event has the number of omitted ones.
 //! `session_requests_total` counts all of them.
 
 use std::{
@@ -20,9 +20,9 @@ use crate::{
 const TARGET: &str = "tower_keep::security";
 
 /// The number of events per kind and second.
-const MOST: u32 = 10;
+const MAX_PER_SECOND: u32 = 10;
 
-pub(crate) fn happened(event: &Event, from: Option<IpAddr>) {
+pub(crate) fn log(event: &Event, from: Option<IpAddr>) {
     let (session, user, client_ip) = (event.session(), event.user(), from.map(display));
     match event.kind() {
         EventKind::Created => {
@@ -58,30 +58,30 @@ pub(crate) struct EventRateLimit {
 impl EventRateLimit {
     /// A token that the store does not know, by its session id.
     pub(crate) fn unknown(&self, clock: &dyn Clock, session: &SessionId, from: Option<IpAddr>) {
-        if let Some(left_out) = self.unknown.pass(clock) {
+        if let Some(omitted) = self.unknown.pass(clock) {
             let client_ip = from.map(display);
-            info!(target: TARGET, event = "unknown_token", %session, client_ip, left_out, "unknown session token");
+            info!(target: TARGET, event = "unknown_token", %session, client_ip, omitted, "unknown session token");
         }
     }
 
     pub(crate) fn malformed(&self, clock: &dyn Clock, transport: &'static str, from: Option<IpAddr>) {
-        if let Some(left_out) = self.malformed.pass(clock) {
+        if let Some(omitted) = self.malformed.pass(clock) {
             let client_ip = from.map(display);
-            info!(target: TARGET, event = "malformed_credential", transport, client_ip, left_out, "malformed session credential");
+            info!(target: TARGET, event = "malformed_credential", transport, client_ip, omitted, "malformed session credential");
         }
     }
 
     pub(crate) fn disagreement(&self, clock: &dyn Clock, from: Option<IpAddr>) {
-        if let Some(left_out) = self.disagreement.pass(clock) {
+        if let Some(omitted) = self.disagreement.pass(clock) {
             let client_ip = from.map(display);
-            warn!(target: TARGET, event = "credentials_disagree", client_ip, left_out, "the request has a cookie and a different bearer token");
+            warn!(target: TARGET, event = "credentials_disagree", client_ip, omitted, "the request has a cookie and a different bearer token");
         }
     }
 
     pub(crate) fn limit_refused(&self, clock: &dyn Clock, user: Option<&str>, from: Option<IpAddr>) {
-        if let Some(left_out) = self.limit_refused.pass(clock) {
+        if let Some(omitted) = self.limit_refused.pass(clock) {
             let client_ip = from.map(display);
-            info!(target: TARGET, event = "limit_refused", user, client_ip, left_out, "session refused: too many sessions");
+            info!(target: TARGET, event = "limit_refused", user, client_ip, omitted, "session refused: too many sessions");
         }
     }
 }
@@ -93,7 +93,7 @@ struct Throttle(Mutex<Passed>);
 struct Passed {
     second: u64,
     passed: u32,
-    left_out: u64,
+    omitted: u64,
 }
 
 impl Throttle {
@@ -107,11 +107,11 @@ impl Throttle {
         if seen.second != second {
             (seen.second, seen.passed) = (second, 0);
         }
-        if seen.passed >= MOST {
-            seen.left_out += 1;
+        if seen.passed >= MAX_PER_SECOND {
+            seen.omitted += 1;
             return None;
         }
         seen.passed += 1;
-        Some(std::mem::take(&mut seen.left_out))
+        Some(std::mem::take(&mut seen.omitted))
     }
 }

@@ -237,7 +237,7 @@ impl Tag {
     }
 
     /// For choosing a shard.
-    pub(crate) fn spread(&self) -> u64 {
+    pub(crate) fn shard_hash(&self) -> u64 {
         self.0.iter().fold(0, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()))
     }
 }
@@ -284,7 +284,7 @@ impl SessionId {
     }
 
     /// Eight well-distributed bytes, for choosing a shard or a bucket.
-    pub(crate) fn spread(&self) -> u64 {
+    pub(crate) fn shard_hash(&self) -> u64 {
         u64::from_le_bytes([
             self.hash[0],
             self.hash[1],
@@ -307,7 +307,7 @@ impl SessionId {
 
 impl std::hash::Hash for SessionId {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        state.write_u64(self.spread());
+        state.write_u64(self.shard_hash());
     }
 }
 

@@ -35,7 +35,7 @@ impl Write for Escaped<'_> {
                 '>' => self.0.push_str("&gt;"),
                 '"' => self.0.push_str("&quot;"),
                 '\'' => self.0.push_str("&#39;"),
-                c if deceives(c) => write!(self.0, "⟨U+{:04X}⟩", u32::from(c))?,
+                c if is_deceptive(c) => write!(self.0, "⟨U+{:04X}⟩", u32::from(c))?,
                 c => self.0.push(c),
             }
         }
@@ -44,7 +44,7 @@ impl Write for Escaped<'_> {
 }
 
 /// Invisible characters, and characters that change the text direction.
-pub(super) fn deceives(c: char) -> bool {
+pub(super) fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(
             c,

@@ -43,11 +43,11 @@
 //!
 //! Other pages cannot embed the page (`frame-ancestors 'none'`). Text from clients is escaped, and invisible characters are shown by their code.
 
-mod answer;
-mod asked;
 mod html;
 mod origin;
+mod query;
 mod render;
+mod response;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -61,7 +61,7 @@ use http::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
 use self::{
-    asked::{Act, Asked, Done, View},
+    query::{Act, Done, Query, View},
     render::{Content, Live, MAX_OF_USER, Page},
 };
 use crate::{
@@ -137,7 +137,7 @@ impl OperatorPage {
             now: context.clock.now(),
             content,
         };
-        answer::page(status, page.html())
+        response::page(status, page.html())
     }
 
     async fn failed(&self, view: View, error: StoreError) -> Response {
@@ -145,14 +145,14 @@ impl OperatorPage {
         self.page(StatusCode::SERVICE_UNAVAILABLE, Content::Failed { view }).await
     }
 
-    async fn view(&self, asked: Asked) -> Result<Response, StoreError> {
-        let done = asked.done;
-        let (status, content) = match asked.view {
+    async fn view(&self, query: Query) -> Result<Response, StoreError> {
+        let done = query.done;
+        let (status, content) = match query.view {
             View::All(from) => {
                 let (sessions, next) = self.some(from.clone()).await?;
                 // Only the first page shows the count.
                 let live = match from.as_str() {
-                    "" => Some(self.live(if asked.count { LONG } else { SHORT }).await?),
+                    "" => Some(self.live(if query.count { LONG } else { SHORT }).await?),
                     _ => None,
                 };
                 (StatusCode::OK, Content::All { from, sessions, next, live, done })
@@ -192,8 +192,8 @@ impl OperatorPage {
         Ok((sessions, next))
     }
 
-    async fn live(&self, patience: Duration) -> Result<Live, StoreError> {
-        match timeout(patience, self.sessions.count()).await {
+    async fn live(&self, time_limit: Duration) -> Result<Live, StoreError> {
+        match timeout(time_limit, self.sessions.count()).await {
             Ok(number) => number.map(Live::Counted),
             Err(_) => Ok(Live::Many),
         }
@@ -207,15 +207,15 @@ impl fmt::Debug for OperatorPage {
 }
 
 async fn show(State(page): State<OperatorPage>, headers: HeaderMap, uri: Uri) -> Response {
-    let mut asked = Asked::of(uri.query().unwrap_or_default());
+    let mut query = Query::of(uri.query().unwrap_or_default());
     if origin::is_other(&headers) {
-        asked.done = None; // nothing was done: somebody made a link
+        query.done = None; // a link cannot confirm an action
     }
-    if asked.style {
-        return answer::style();
+    if query.style {
+        return response::style();
     }
-    let view = asked.view.clone();
-    match page.view(asked).await {
+    let view = query.view.clone();
+    match page.view(query).await {
         Ok(response) => response,
         Err(error) => page.failed(view, error).await,
     }
@@ -226,14 +226,14 @@ async fn act(State(page): State<OperatorPage>, request: Request) -> Response {
         tracing::warn!("operator page: cross-site request refused");
         return page.page(StatusCode::FORBIDDEN, Content::NotFromHere).await;
     }
-    let asked = Asked::of(request.uri().query().unwrap_or_default());
-    let Some(act) = asked.act else {
+    let query = Query::of(request.uri().query().unwrap_or_default());
+    let Some(act) = query.act else {
         return page.page(StatusCode::BAD_REQUEST, Content::NothingToDo).await;
     };
     let from = request.extensions().get().and_then(Session::client_ip);
     match perform(&act, &page.sessions.for_client(from)).await {
-        Ok(done) => answer::see(&asked.view.after(done)),
-        Err(error) => page.failed(asked.view, error).await,
+        Ok(done) => response::redirect(&query.view.after(done)),
+        Err(error) => page.failed(query.view, error).await,
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    asked::{Act, Done, View},
-    html::{Html, deceives},
+    html::{Html, is_deceptive},
+    query::{Act, Done, View},
 };
 use crate::{
     ended::Ended,
@@ -396,7 +396,7 @@ fn user(html: &mut Html, session: &SessionInfo, characters: usize) {
 
 fn field(html: &mut Html, labelled: &'static str, value: &str) {
     // A form field cannot represent such a name, so there is no form.
-    let value = if value.contains(deceives) { "" } else { value };
+    let value = if value.contains(is_deceptive) { "" } else { value };
     html.markup("<form method=\"get\">")
         .markup(labelled)
         .markup(" autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" required value=\"")

@@ -202,18 +202,18 @@ impl State {
             }
             Phase::Transfer(transfer) if transfer.new.id == *id => {
                 end(&transfer.new);
-                self.ended_here(reason);
+                self.has_ended(reason);
             }
             Phase::Live(live) if live.id == *id => {
                 end(&live);
-                self.ended_here(reason);
+                self.has_ended(reason);
             }
             // The session of a creation that was given up.
             other => self.phase = other,
         }
     }
 
-    fn ended_here(&mut self, reason: EndReason) {
+    fn has_ended(&mut self, reason: EndReason) {
         self.cookie = Some(CookieChange::Remove);
         self.end_reason = Some(reason);
         // Changes after a `destroy` belong to a new session.

@@ -102,7 +102,7 @@ impl Inner {
             context.refused(new.entry.record.user(), self.ip());
             return Err(SessionError::Full);
         }
-        Ok(context.tell(effects.events, self.ip()))
+        Ok(context.record_events(effects.events, self.ip()))
     }
 
     fn environment(&self) -> Environment<'_> {

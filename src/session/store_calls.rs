@@ -28,7 +28,7 @@ impl Inner {
 
     /// Counts and publishes events: see [`LayerContext::announce`](crate::context::LayerContext::announce).
     pub(super) async fn announce(&self, events: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>) {
-        let events = self.context.tell(events, self.ip());
+        let events = self.context.record_events(events, self.ip());
         self.publish(&events).await;
     }
 

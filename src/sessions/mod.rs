@@ -93,8 +93,8 @@ impl Sessions {
     }
 
     /// Counts and publishes events: see [`LayerContext::announce`].
-    pub(crate) async fn announce(&self, happened: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>) {
-        self.context.announce(happened, self.client_ip).await;
+    pub(crate) async fn announce(&self, events: impl IntoIterator<Item = (SessionId, Option<Arc<str>>, EventKind)>) {
+        self.context.announce(events, self.client_ip).await;
     }
 
     /// Creates a session of a user, or from a [`NewSession`]. Returns the only copy of its token.
@@ -268,8 +268,8 @@ impl Sessions {
     async fn end_user(&self, user: &str, except: Option<&SessionId>) -> Result<usize, StoreError> {
         let ended = self.context.store.end_user(user, except, EndReason::Revoked).await?;
         let user: Arc<str> = user.into();
-        let happened = ended.iter().map(|id| (*id, Some(user.clone()), EventKind::Ended(EndReason::Revoked)));
-        self.announce(happened).await;
+        let events = ended.iter().map(|id| (*id, Some(user.clone()), EventKind::Ended(EndReason::Revoked)));
+        self.announce(events).await;
         Ok(ended.len())
     }
 

@@ -33,7 +33,7 @@ const ESCAPED: usize = 6;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line<'a> {
+struct ExportedLine<'a> {
     id: SessionId,
     /// In milliseconds since the Unix epoch.
     expires_at: u64,
@@ -143,7 +143,7 @@ impl Sessions {
 
 /// Parses a line. The user and the values are not validated.
 fn read(line: &str) -> Option<(SessionId, Timestamp, Record)> {
-    let Line { id, expires_at, record } = serde_json::from_str(line).ok()?;
+    let ExportedLine { id, expires_at, record } = serde_json::from_str(line).ok()?;
     let record = Record::decode(record.get().as_bytes()).ok()?;
     // A session with a wrong slot tag could not be found by its user.
     let has_its_place = record.user().is_none_or(|user| id.tag() == Tag::of_user(user));
@@ -161,7 +161,7 @@ fn line_of(session: &SessionInfo) -> Result<String, serde_json::Error> {
     record.version = record.version.of_original();
     let text = String::from_utf8_lossy(&record.encode_as(Codec::Json)).into_owned(); // JSON is UTF-8
     let record = RawValue::from_string(text)?;
-    serde_json::to_string(&Line { id: session.id(), expires_at: expires_at.as_millis(), record: &record })
+    serde_json::to_string(&ExportedLine { id: session.id(), expires_at: expires_at.as_millis(), record: &record })
 }
 
 /// A stream of the lines of all live sessions: see [`Sessions::export`].

@@ -276,7 +276,7 @@ impl Cache {
     }
 
     fn shard(&self, tag: Tag) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[(tag.spread() % SHARDS as u64) as usize])
+        lock(&self.shards[(tag.shard_hash() % SHARDS as u64) as usize])
     }
 }
 

@@ -159,7 +159,7 @@ impl MemoryStore {
     fn shard(&self, index: usize, now: Timestamp) -> MutexGuard<'_, Shard> {
         let mut shard = self.shared.shards[index].lock().unwrap_or_else(PoisonError::into_inner);
         let remembered = self.capacity.div_ceil(SHARDS).max(REMEMBERED);
-        self.give_back(shard.free_expired(now, self.remember_ended, remembered));
+        self.release(shard.free_expired(now, self.remember_ended, remembered));
         shard
     }
 
@@ -168,7 +168,7 @@ impl MemoryStore {
     }
 
     /// Reserves a place for a session, and evicts another one if necessary. Returns `false` if there is none.
-    fn take_place(&self, now: Timestamp) -> bool {
+    fn reserve(&self, now: Timestamp) -> bool {
         let take = || {
             let more = |len| (len < self.capacity).then_some(len + 1);
             self.shared.len.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
@@ -177,7 +177,7 @@ impl MemoryStore {
             let oldest = (0..SHARDS)
                 .filter_map(|index| {
                     let mut shard = self.shard(index, now);
-                    self.give_back(shard.free_all_expired(now));
+                    self.release(shard.free_all_expired(now));
                     Some((shard.oldest()?, index))
                 })
                 .min();
@@ -190,13 +190,13 @@ impl MemoryStore {
             }
             if let Some((_, index)) = oldest {
                 let evicted = self.shard(index, now).evict_oldest(now);
-                self.give_back(evicted.into());
+                self.release(evicted.into());
             }
         }
         true
     }
 
-    fn give_back(&self, places: usize) {
+    fn release(&self, places: usize) {
         if places > 0 {
             self.shared.len.fetch_sub(places, Ordering::Relaxed);
         }
@@ -226,29 +226,29 @@ impl MemoryStore {
             match shard.make_room(id.tag(), user, limits, now) {
                 Room::Full => return Created::Full,
                 Room::Made(evicted) if !evicted.is_empty() => {
-                    self.give_back(evicted.len() - 1);
+                    self.release(evicted.len() - 1);
                     shard.insert(*id, new, now);
                     return Created::Done { evicted };
                 }
                 Room::Made(_) => {}
             }
         }
-        if !self.take_place(now) {
+        if !self.reserve(now) {
             return Created::Full;
         }
         let mut shard = self.shard_of(id, now);
         // Another request may have created it, or other sessions of the user.
         if let Some(known) = shard.known(id, &new, now) {
-            self.give_back(1);
+            self.release(1);
             return known;
         }
         match shard.make_room(id.tag(), user, limits, now) {
             Room::Full => {
-                self.give_back(1);
+                self.release(1);
                 Created::Full
             }
             Room::Made(evicted) => {
-                self.give_back(evicted.len());
+                self.release(evicted.len());
                 shard.insert(*id, new, now);
                 Created::Done { evicted }
             }
@@ -296,7 +296,7 @@ impl MemoryStore {
             (Some(_), None) => return EndOutcome::Gone,
             (_, kept) => kept.is_some(),
         };
-        self.give_back(shard.end(id, tombstone, None, now).into());
+        self.release(shard.end(id, tombstone, None, now).into());
         if alive { EndOutcome::Done } else { EndOutcome::Gone }
     }
 
@@ -304,14 +304,14 @@ impl MemoryStore {
     pub(super) fn bury_now(&self, id: &SessionId, tombstone: Ended) {
         let now = tombstone.at;
         let freed = self.shard_of(id, now).end(id, tombstone, None, now);
-        self.give_back(freed.into());
+        self.release(freed.into());
     }
 
     fn claim(&self, shard: &mut Shard, id: &SessionId, claim: Version, now: Timestamp) -> EndOutcome {
         match shard.live(id, now).map(|kept| kept.loaded(now)) {
             Some(loaded) => {
                 let claimed = Some((claim, loaded.clone()));
-                self.give_back(shard.end(id, Ended::new(EndReason::Used, now), claimed, now).into());
+                self.release(shard.end(id, Ended::new(EndReason::Used, now), claimed, now).into());
                 EndOutcome::Claimed(loaded)
             }
             None => shard.claimed(id, claim).map_or(EndOutcome::Gone, EndOutcome::Claimed),
@@ -331,7 +331,7 @@ impl MemoryStore {
         let mut ids: Vec<_> = shard.of_user(tag, user, now).into_iter().map(|(id, _)| id).collect();
         ids.retain(|id| Some(id) != except);
         for id in &ids {
-            self.give_back(shard.end(id, Ended::new(reason, now), None, now).into());
+            self.release(shard.end(id, Ended::new(reason, now), None, now).into());
         }
         ids
     }
@@ -429,7 +429,7 @@ fn ready<'a, T>(answer: T) -> StoreFuture<'a, T> {
 }
 
 fn index(tag: Tag) -> usize {
-    (tag.spread() % SHARDS as u64) as usize
+    (tag.shard_hash() % SHARDS as u64) as usize
 }
 
 impl Default for MemoryStore {

@@ -40,7 +40,7 @@ const MAX_HOPS: usize = 16;
 pub(super) struct Cluster {
     seeds: Vec<Address>,
     config: RedisConfig,
-    known: Mutex<Known>,
+    topology: Mutex<Topology>,
     /// Only one request reads the slot map.
     asked: AsyncMutex<Option<Asked>>,
 }
@@ -52,30 +52,30 @@ struct Asked {
 }
 
 #[derive(Default)]
-struct Known {
+struct Topology {
     slots: SlotMap,
     connections: HashMap<Address, Arc<SharedConnection>>,
 }
 
 impl Cluster {
     pub(super) fn new(seeds: Vec<Address>, config: RedisConfig) -> Self {
-        Self { seeds, config, known: Mutex::default(), asked: AsyncMutex::new(None) }
+        Self { seeds, config, topology: Mutex::default(), asked: AsyncMutex::new(None) }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn topology(&self) -> MutexGuard<'_, Topology> {
+        self.topology.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn connection(&self, address: &Address) -> Arc<SharedConnection> {
-        let mut known = self.known();
-        let connection = known.connections.entry(address.clone());
+        let mut topology = self.topology();
+        let connection = topology.connections.entry(address.clone());
         connection
             .or_insert_with(|| Arc::new(SharedConnection::new(Target::Server(address.clone()), self.config.clone())))
             .clone()
     }
 
     fn master_of(&self, slot: u16) -> Option<Address> {
-        self.known().slots.master_of(slot).cloned()
+        self.topology().slots.master_of(slot).cloned()
     }
 
     /// The indices of the keys, grouped by master, or by slot if the master is unknown.
@@ -99,9 +99,9 @@ impl Cluster {
             _ => return Err(Failure::unexpected_reply()),
         };
         let mut answers = Vec::with_capacity(replies.len());
-        for (command, answer) in commands.cmd_iter().zip(replies) {
-            answers.push(match reply(answer).map_err(Failure::from) {
-                Ok(answer) => answer,
+        for (command, result) in commands.cmd_iter().zip(replies) {
+            answers.push(match reply(result).map_err(Failure::from) {
+                Ok(result) => result,
                 // While a slot is being moved, its keys are on two nodes. A page has keys of many slots.
                 Err(failure) if failure.advice.is_some() || failure.is_unavailable() => {
                     self.alone(command, deadline).await?
@@ -138,7 +138,7 @@ impl Cluster {
                 }
             };
             let failure = match self.connection(&master).call(request, deadline).await {
-                Ok(answer) => return Ok(answer),
+                Ok(result) => return Ok(result),
                 Err(failure) => failure,
             };
             hops += 1;
@@ -146,7 +146,7 @@ impl Cluster {
                 return Err(failure);
             }
             match &failure.advice {
-                Some(Advice::Moved(address)) => self.known().slots.moved(slot, address.clone()),
+                Some(Advice::Moved(address)) => self.topology().slots.moved(slot, address.clone()),
                 Some(Advice::Ask(address)) => named = Some(address.clone()),
                 Some(Advice::TryAgain) => {
                     // This is not a new redirection.
@@ -173,7 +173,7 @@ impl Cluster {
         {
             return failure.clone().map_or(Ok(()), |failure| Err(Failure::known_down(failure)));
         }
-        let mut nodes: HashSet<_> = self.known().connections.keys().chain(&self.seeds).cloned().collect();
+        let mut nodes: HashSet<_> = self.topology().connections.keys().chain(&self.seeds).cloned().collect();
         if nodes.len() > 1 {
             nodes.retain(|node| Some(node) != doubted);
         }
@@ -181,8 +181,8 @@ impl Cluster {
         for node in nodes {
             let connection = self.connection(&node);
             questions.spawn(async move {
-                let answer = connection.call(Request::read(pipe().cmd("CLUSTER").arg("SLOTS")), deadline).await?;
-                let slots = match answer {
+                let result = connection.call(Request::read(pipe().cmd("CLUSTER").arg("SLOTS")), deadline).await?;
+                let slots = match result {
                     Value::Array(replies) => replies.first().and_then(|slots| SlotMap::parse(slots, &node)),
                     _ => None,
                 };
@@ -190,11 +190,11 @@ impl Cluster {
             });
         }
         let mut failure = None;
-        while let Some(answer) = questions.join_next().await {
-            match answer {
+        while let Some(result) = questions.join_next().await {
+            match result {
                 Ok(Ok((Some(slots), node))) if !slots.is_empty() => {
                     tracing::debug!(%node, ranges = slots.len(), "the slots of the cluster");
-                    self.learn(slots);
+                    self.update_slots(slots);
                     *asked = Some(Asked { at: Instant::now(), failure: None });
                     return Ok(());
                 }
@@ -209,23 +209,23 @@ impl Cluster {
     }
 
     /// Replaces the slot map. Connections to other nodes are closed.
-    fn learn(&self, slots: SlotMap) {
-        let mut known = self.known();
+    fn update_slots(&self, slots: SlotMap) {
+        let mut topology = self.topology();
         let masters: HashSet<_> = slots.iter().map(|slots| slots.master.clone()).collect();
-        let all = mem::take(&mut known.connections);
+        let all = mem::take(&mut topology.connections);
         let (connections, gone): (HashMap<_, _>, HashMap<_, _>) =
             all.into_iter().partition(|(address, _)| masters.contains(address));
-        (known.connections, known.slots) = (connections, slots);
-        drop(known);
+        (topology.connections, topology.slots) = (connections, slots);
+        drop(topology);
         drop(gone); // outside the lock
     }
 
     /// All slots and their masters, ordered by first slot.
     pub(super) async fn slots(&self, deadline: Instant) -> Result<SlotMap, Failure> {
-        if self.known().slots.is_empty() {
+        if self.topology().slots.is_empty() {
             self.ask(None, deadline).await?;
         }
-        Ok(self.known().slots.clone())
+        Ok(self.topology().slots.clone())
     }
 
     /// A page of all keys, and the next cursor: one slot range after the other, on the current master of the range. If the range moves during
@@ -243,12 +243,12 @@ impl Cluster {
         // `SCAN` is not redirected, so the slot map is read after it.
         let mut question = scan(&cursor);
         question.cmd("CLUSTER").arg("SLOTS");
-        let answer = self.connection(&slots.master).call(Request::read(&question), deadline).await;
-        if answer.as_ref().is_err_and(Failure::is_unavailable) {
+        let result = self.connection(&slots.master).call(Request::read(&question), deadline).await;
+        if result.as_ref().is_err_and(Failure::is_unavailable) {
             let _ = self.ask(Some(&slots.master), deadline).await;
         }
-        let Value::Array(mut replies) = answer? else { return Err(Failure::unexpected_reply()) };
-        let now = replies.pop().and_then(|answer| SlotMap::parse(&answer, &slots.master));
+        let Value::Array(mut replies) = result? else { return Err(Failure::unexpected_reply()) };
+        let now = replies.pop().and_then(|result| SlotMap::parse(&result, &slots.master));
         let now = now.ok_or_else(Failure::unexpected_reply)?;
         let (next, keys) = page(Value::Array(replies))?;
         let owner = |slot| now.iter().find(|slots| slots.has(slot)).map(|slots| &slots.master);
@@ -263,7 +263,7 @@ impl Cluster {
         let keys = keys.collect();
         let still_there = (slots.first..=slots.last).all(|slot| owner(slot) == Some(&slots.master));
         if now != known && !now.is_empty() {
-            self.learn(now);
+            self.update_slots(now);
         }
         let next = match next {
             _ if !still_there => Some(slots.first.to_string()),
@@ -324,10 +324,10 @@ impl Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = self.known();
+        let topology = self.topology();
         f.debug_struct("Cluster")
             .field("seeds", &self.seeds)
-            .field("connections", &known.connections)
+            .field("connections", &topology.connections)
             .finish_non_exhaustive()
     }
 }

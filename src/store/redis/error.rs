@@ -120,8 +120,8 @@ impl Failure {
     /// For requests while Redis is known to be down.
     pub(super) fn known_down(why: Arc<StoreError>) -> Self {
         let error = match *why {
-            StoreError::Configuration(_) => StoreError::Configuration(Known(why).into()),
-            _ => StoreError::Outage(Known(why).into()),
+            StoreError::Configuration(_) => StoreError::Configuration(ConnectionFailed(why).into()),
+            _ => StoreError::Outage(ConnectionFailed(why).into()),
         };
         Self::new(error, Verdict::Working).unsent()
     }
@@ -246,9 +246,9 @@ pub(crate) fn status_code(error: &StoreError) -> Option<&str> {
 /// `ERR Error running script (call to f_…): @user_script:7: @user_script: 7: -OOM command not allowed …`
 fn code_in_script(error: &RedisError) -> Option<&str> {
     let detail = error.detail().filter(|detail| detail.starts_with("Error running script"))?;
-    let (_, said) = detail.rsplit_once("@user_script:")?;
-    let (_, said) = said.split_once(": ")?;
-    let code = said.trim_start_matches('-').split(' ').next()?;
+    let (_, message) = detail.rsplit_once("@user_script:")?;
+    let (_, message) = message.split_once(": ")?;
+    let code = message.trim_start_matches('-').split(' ').next()?;
     code.bytes().all(|byte| byte.is_ascii_uppercase()).then_some(code)
 }
 
@@ -259,15 +259,15 @@ fn is_denied_in_script(detail: &str) -> bool {
 
 /// The cause of the last failed connection attempt.
 #[derive(Debug)]
-struct Known(Arc<StoreError>);
+struct ConnectionFailed(Arc<StoreError>);
 
-impl fmt::Display for Known {
+impl fmt::Display for ConnectionFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("no connection to Redis")
     }
 }
 
-impl Error for Known {
+impl Error for ConnectionFailed {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source()
     }

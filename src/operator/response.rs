@@ -24,7 +24,7 @@ pub(super) fn page(status: StatusCode, html: String) -> Response {
 }
 
 /// POST, redirect, GET: reloading the page does not repeat the action.
-pub(super) fn see(reference: &str) -> Response {
+pub(super) fn redirect(reference: &str) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SEE_OTHER;
     // References are ASCII.

@@ -36,7 +36,7 @@ pub(super) enum Done {
 }
 
 /// The parameters of a query. The first of several counts.
-pub(super) struct Asked {
+pub(super) struct Query {
     pub(super) view: View,
     pub(super) done: Option<Done>,
     pub(super) act: Option<Act>,
@@ -46,7 +46,7 @@ pub(super) struct Asked {
     pub(super) count: bool,
 }
 
-impl Asked {
+impl Query {
     pub(super) fn of(query: &str) -> Self {
         let get = |name: &str| {
             form_urlencoded::parse(query.as_bytes()).find(|(given, _)| given == name).map(|(_, value)| value)
