@@ -84,6 +84,11 @@ pub(crate) struct TooLarge {
 }
 
 impl LayerContext {
+    /// The store. Calls go to it directly, without the `SessionStore` of `Arc`.
+    pub(crate) fn store(&self) -> &dyn SessionStore {
+        &*self.store
+    }
+
     pub(crate) fn check_size(&self, record: &Record) -> Result<(), TooLarge> {
         let (size, limit) = (record.weight(), self.max_size);
         if size > limit {
@@ -100,7 +105,7 @@ impl LayerContext {
     pub(crate) fn limits_of(&self, user: Option<&str>) -> Result<Limits, StoreError> {
         let Some(user) = user else { return Ok(Limits::none()) };
         let limits = self.limits.as_ref().map(|limits| limits(user));
-        match (self.store.users(), limits) {
+        match (self.store().users(), limits) {
             (Some(_), limits) => Ok(limits.unwrap_or_default()),
             (None, Some(limits)) if limits.sessions().is_some() => Err(StoreError::Unsupported(Ability::Users)),
             (None, _) => Ok(Limits::none()),
@@ -110,7 +115,7 @@ impl LayerContext {
     /// Whether the session is active, and not pending in a login.
     pub(crate) async fn is_activated(&self, id: &SessionId, record: &Record) -> Result<bool, StoreError> {
         Ok(match &record.replaces {
-            Some(old) => match self.store.load(old).await? {
+            Some(old) => match self.store().load(old).await? {
                 Found::Ended(ended) => ended.successor == Some(*id),
                 Found::Live(_) | Found::Unknown => false,
             },
@@ -162,7 +167,7 @@ impl LayerContext {
     /// Publishes events to other processes. A failure is only logged.
     pub(crate) async fn publish(&self, events: &[Event]) {
         for event in events {
-            if let Err(error) = self.store.publish(event).await {
+            if let Err(error) = self.store().publish(event).await {
                 let (session, kind) = (event.session(), event.kind());
                 tracing::warn!(%session, ?kind, error = %ErrorChain(&error), "session event not published");
             }
@@ -208,7 +213,7 @@ impl Default for Queues {
 impl fmt::Debug for LayerContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LayerContext")
-            .field("store", &self.store.name())
+            .field("store", &self.store().name())
             .field("credentials", &self.credentials)
             .field("lifetime", &self.lifetime)
             .field("max_size", &self.max_size)

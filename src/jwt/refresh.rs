@@ -71,7 +71,7 @@ impl Jwt {
             tracing::warn!(session = %id, error = %ErrorChain(&error), "session not refreshed");
             JwtRefreshError::Session(error.into())
         };
-        let mut found = context.store.load(&id).await.map_err(failed)?;
+        let mut found = context.store().load(&id).await.map_err(failed)?;
         for _ in 0..MAX_ATTEMPTS {
             let loaded = match found {
                 Found::Live(loaded) => loaded,
@@ -105,13 +105,13 @@ impl Jwt {
             // The pair is created before the write, so that an error does not cost the client its token.
             let pair = self.pair(&id, &record, now, own_claims(&claims(&info))?)?;
             let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
-            match context.store.update(&id, expected, entry).await.map_err(failed)? {
+            match context.store().update(&id, expected, entry).await.map_err(failed)? {
                 Outcome::Done => {
                     sessions.announce([(id, loaded.record.user.clone(), EventKind::Rotated)]).await;
                     return Ok(pair);
                 }
                 Outcome::Conflict(theirs) => found = Found::Live(theirs),
-                Outcome::Gone => found = context.store.load(&id).await.map_err(failed)?,
+                Outcome::Gone => found = context.store().load(&id).await.map_err(failed)?,
             }
         }
         Err(JwtRefreshError::Session(SessionError::Conflict))
@@ -121,7 +121,7 @@ impl Jwt {
     async fn reused(&self, sessions: &Sessions, id: SessionId, loaded: &Loaded) -> Result<JwtRefreshError, StoreError> {
         let (context, user) = (sessions.context(), loaded.record.user.clone());
         security::token_reused(&id, user.as_deref(), sessions.client_ip());
-        if let EndOutcome::Done = context.store.end(&id, End::For(EndReason::TokenReused)).await? {
+        if let EndOutcome::Done = context.store().end(&id, End::For(EndReason::TokenReused)).await? {
             context.record_lifetime(&loaded.record);
             sessions.announce([(id, user, EventKind::Ended(EndReason::TokenReused))]).await;
         }

@@ -183,7 +183,7 @@ impl<R> SessionLayer<R> {
     /// # }
     /// ```
     pub fn check(&self) -> Result<(), StoreError> {
-        match (&self.context.limits, self.context.store.users()) {
+        match (&self.context.limits, self.context.store().users()) {
             (Some(_), None) => Err(StoreError::Unsupported(Ability::Users)),
             (None, _) | (_, Some(_)) => Ok(()),
         }

@@ -24,8 +24,10 @@ pub(super) struct Effects {
     pub(super) ended: Option<Arc<Record>>,
     /// Another request ended the session, or it expired.
     pub(super) ended_concurrently: bool,
-    /// Another request wrote first. This many of its values will be overwritten.
-    pub(super) conflict: Option<u64>,
+    /// Another request wrote first.
+    pub(super) is_conflict: bool,
+    /// This many of its values will be overwritten.
+    pub(super) overwrites: Option<u64>,
     /// The user has as many sessions as the limit allows, or the store is full.
     pub(super) is_full: bool,
 }
@@ -83,7 +85,8 @@ pub(super) fn apply(
         }
 
         (write, Reply::Updated(Outcome::Conflict(loaded)) | Reply::Ended(EndOutcome::Conflict(loaded))) => {
-            effects.conflict = state.rebase(env, write, loaded);
+            effects.is_conflict = true;
+            effects.overwrites = state.rebase(env, write, loaded);
         }
         // The reply to another kind of write.
         (Write::Create(_), Reply::Updated(_) | Reply::Ended(_))

@@ -152,7 +152,7 @@ impl Inner {
         };
         let context = &self.context;
         let claim = self.state().claim()?;
-        let found = self.ask(context.store.consume(&id, claim)).await;
+        let found = self.time_budget.spend(context.store().consume(&id, claim)).await;
         let found = found.inspect_err(|_| context.counters.outages.count())?;
         let by_us = matches!(found, Found::Live(_));
         if let Found::Live(loaded) = &found {

@@ -31,15 +31,8 @@ enum ProofResult {
 }
 
 impl Inner {
-    /// Looks the session up, unless that is done already or the request presented nothing to look up.
-    pub(super) async fn load(&self) {
-        if self.needs_lookup() {
-            let result = self.look_up().await;
-            self.state().looked_up(result);
-        }
-    }
-
-    fn needs_lookup(&self) -> bool {
+    /// Whether the session was not looked up yet, and the request presented something to look up.
+    pub(super) fn needs_lookup(&self) -> bool {
         let mut state = self.state();
         match (&state.phase, &self.presented) {
             (
@@ -48,7 +41,7 @@ impl Inner {
             ) => true,
             (Phase::NotLoaded, presented) => {
                 state.phase = Phase::Absent;
-                state.degraded = self.context.store.is_degraded();
+                state.degraded = self.context.store().is_degraded();
                 if let LookupOutcome::Malformed = LookupOutcome::without_lookup(presented) {
                     self.context.security.malformed(&*self.context.clock, presented.label(), self.ip());
                 }
@@ -58,11 +51,11 @@ impl Inner {
         }
     }
 
-    async fn look_up(&self) -> LookupResult {
-        let degraded_before = self.context.store.is_degraded();
+    pub(super) async fn look_up(&self) -> LookupResult {
+        let degraded_before = self.context.store().is_degraded();
         let mut result = self.try_proofs().await;
         // The store may have changed while it replied.
-        result.degraded |= degraded_before || self.context.store.is_degraded();
+        result.degraded |= degraded_before || self.context.store().is_degraded();
         if result.degraded && matches!(result.outcome, LookupOutcome::Hit | LookupOutcome::Unknown) {
             result.outcome = LookupOutcome::Degraded;
         }
@@ -72,7 +65,7 @@ impl Inner {
     async fn try_proofs(&self) -> LookupResult {
         let (mut superseded, mut end_reason, mut unknown) = (false, None, None);
         for proof in self.presented.proofs() {
-            let found = self.ask(self.context.store.load(&proof.session())).await;
+            let found = self.time_budget.spend(self.context.store().load(&proof.session())).await;
             if let (Proof::Signature(signed), Err(error @ StoreError::Outage(_))) = (proof, &found)
                 && signed.suffices_in_outage
             {
@@ -155,7 +148,8 @@ impl Inner {
                 return self.end(id, Some(&loaded.record), EndReason::TokenReused).await;
             }
         }
-        let Some(loaded) = self.activated(&id, loaded).await? else { return Ok(ProofResult::Unknown) };
+        let loaded = if loaded.record.replaces.is_some() { self.activate(&id, loaded).await? } else { Some(loaded) };
+        let Some(loaded) = loaded else { return Ok(ProofResult::Unknown) };
         let token = match (proof, standing) {
             (Proof::Token(_, token), Standing::Graced) => {
                 TokenOrigin::New(Box::new(loaded.record.current_token(token)))
@@ -172,13 +166,10 @@ impl Inner {
         }
     }
 
-    /// The session that was loaded, unless its login is still pending. A session whose login is complete is activated.
-    async fn activated(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Loaded>, StoreError> {
+    /// Activates the session of a login, unless the login is still pending.
+    async fn activate(&self, id: &SessionId, loaded: Loaded) -> Result<Option<Loaded>, StoreError> {
         let record = &loaded.record;
-        if record.replaces.is_none() {
-            return Ok(Some(loaded));
-        }
-        if !self.ask(self.context.is_activated(id, record)).await? {
+        if !self.time_budget.spend(self.context.is_activated(id, record)).await? {
             return Ok(None);
         }
         // Best effort: if it fails, the next request tries again.
@@ -186,7 +177,7 @@ impl Inner {
         let Ok(version) = record.version.next() else { return Ok(Some(loaded)) };
         let activated = Record { version, replaces: None, ..Record::clone(record) };
         let entry = Entry { record: Arc::new(activated), ttl: record.full_ttl(now) };
-        Ok(Some(match self.ask(self.context.store.update(id, record.version, entry.clone())).await {
+        Ok(Some(match self.time_budget.spend(self.context.store().update(id, record.version, entry.clone())).await {
             Ok(Outcome::Done) => Loaded { record: entry.record, ttl: Some(entry.ttl) },
             _ => loaded,
         }))
@@ -194,7 +185,7 @@ impl Inner {
 
     /// Ends a session that must not be used any more.
     async fn end(&self, id: SessionId, record: Option<&Record>, reason: EndReason) -> Result<ProofResult, StoreError> {
-        let outcome = self.ask(self.context.store.end(&id, End::For(reason))).await?;
+        let outcome = self.time_budget.spend(self.context.store().end(&id, End::For(reason))).await?;
         if matches!(outcome, EndOutcome::Done) || reason == EndReason::Corrupt {
             record.into_iter().for_each(|record| self.context.record_lifetime(record));
             let user = record.and_then(|record| record.user.clone());
@@ -209,7 +200,7 @@ impl Inner {
         let age = self.context.clock.now().since(live.record.rotated_at());
         let due = by_cookie && cookie.is_none() && self.context.rotation.every.is_some_and(|every| age >= every);
         // A degraded store may lose the rotation, and the client would keep a token that the store does not know.
-        let renew = due && !self.context.store.is_degraded();
+        let renew = due && !self.context.store().is_degraded();
         let (phase, outcome) = (Phase::Live(Box::new(live)), LookupOutcome::Hit);
         LookupResult { phase, end_reason: None, renew, cookie, degraded: false, outcome }
     }
@@ -226,7 +217,11 @@ impl Inner {
             metrics::count(&TOUCH_SKIPPED, []);
             return;
         }
-        match self.ask(self.context.store.touch(&live.id, Entry { record: live.record.clone(), ttl })).await {
+        match self
+            .time_budget
+            .spend(self.context.store().touch(&live.id, Entry { record: live.record.clone(), ttl }))
+            .await
+        {
             Ok(()) => live.expires_at = now.plus(ttl),
             Err(error) => tracing::debug!(session = %live.id, error = %ErrorChain(&error), "session not extended"),
         }

@@ -29,6 +29,7 @@ mod accessors;
 mod apply;
 mod changes;
 mod error;
+mod events;
 mod finish;
 mod lifecycle;
 mod lookup;
@@ -36,7 +37,6 @@ mod lookup_outcome;
 mod plan;
 mod save;
 mod state;
-mod store_calls;
 mod time_budget;
 mod typed;
 mod values;
@@ -117,7 +117,7 @@ impl Session {
         policy: Policy,
     ) -> Self {
         let state = Mutex::new(State::new());
-        let (turn, time_budget) = (Semaphore::new(1), TimeBudget::default());
+        let (turn, time_budget) = (Semaphore::new(1), TimeBudget::new(context.deadline));
         Self { inner: Arc::new(Inner { context, presented, client, state, turn, time_budget }), policy }
     }
 
@@ -134,7 +134,10 @@ impl Session {
     /// A [`Rejection`], which can be returned as the response: if there is no live session and the [`Policy`] requires one, or if the
     /// store is unavailable and the policy rejects that.
     pub async fn load(&self) -> Result<(), Rejection> {
-        self.inner.load().await;
+        if self.inner.needs_lookup() {
+            let result = self.inner.look_up().await;
+            self.inner.state().looked_up(result);
+        }
         self.verdict()
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Inner, SessionError,
-    apply::apply,
+    apply::{Effects, apply},
     plan::{Environment, NextWrite, plan},
     state::Phase,
     write::{Delivery, NewSession, PendingWrite, Reply, Write},
@@ -31,20 +31,23 @@ impl Inner {
     async fn send_writes(&self, delivery: Delivery, events: &mut Vec<Event>) -> Result<(), SessionError> {
         let mut place_in_queue = None;
         for _ in 0..MAX_WRITES {
-            let Some((sent, repeated)) = self.next_write(delivery)? else {
+            let env = self.environment();
+            let Some((sent, repeated)) = self.next_write(&env, delivery)? else {
                 return if let Phase::Ended = self.state().phase { Err(SessionError::Ended) } else { Ok(()) };
             };
             if self.state().response_sent {
                 self.time_budget.reset(); // no client waits
             }
-            let reply = self.ask(self.send(&sent.write)).await;
+            let reply = self.time_budget.spend(self.send(&sent.write)).await;
             let reply = reply.inspect_err(|_| self.context.counters.outages.count())?;
-            let conflict = sent.write.conflict_in(&reply);
-            events.extend(self.apply(&sent, repeated, reply)?);
-            if let Some(id) = conflict
-                && place_in_queue.is_none()
-            {
-                place_in_queue = Some(self.wait_for(self.context.queues.wait(&id)).await); // once
+            let effects = apply(&mut self.state(), &env, &sent, repeated, reply);
+            self.report(&effects, &sent.write)?;
+            if effects.is_conflict && place_in_queue.is_none() {
+                let id = sent.write.session();
+                place_in_queue = Some(self.time_budget.wait_for(self.context.queues.wait(&id)).await); // once
+            }
+            if !effects.events.is_empty() {
+                events.extend(self.context.record_events(effects.events, self.ip()));
             }
         }
         self.context.counters.gave_up();
@@ -52,10 +55,14 @@ impl Inner {
     }
 
     /// The write to send, and whether it is a repetition.
-    fn next_write(&self, delivery: Delivery) -> Result<Option<(Arc<PendingWrite>, bool)>, SessionError> {
+    fn next_write(
+        &self,
+        env: &Environment<'_>,
+        delivery: Delivery,
+    ) -> Result<Option<(Arc<PendingWrite>, bool)>, SessionError> {
         let state = &mut *self.state();
         let delivery = if state.response_sent { Delivery::Late } else { delivery };
-        let next = plan(state, &self.environment(), delivery);
+        let next = plan(state, env, delivery);
         let pending = state.pending.take();
         let (pending, repeated) = match next? {
             NextWrite::Nothing => (None, false),
@@ -69,7 +76,7 @@ impl Inner {
     }
 
     async fn send(&self, write: &Write) -> Result<Reply, StoreError> {
-        let store = &*self.context.store;
+        let store = self.context.store();
         match write {
             Write::Create(NewSession { id, entry, .. }) => {
                 let limits = self.context.limits_of(entry.record.user())?;
@@ -85,9 +92,8 @@ impl Inner {
         }
     }
 
-    /// Applies a reply to the state, and reports its effects. Returns the events for other processes.
-    fn apply(&self, sent: &PendingWrite, repeated: bool, reply: Reply) -> Result<Vec<Event>, SessionError> {
-        let effects = apply(&mut self.state(), &self.environment(), sent, repeated, reply);
+    /// Reports the effects of a write except its events.
+    fn report(&self, effects: &Effects, write: &Write) -> Result<(), SessionError> {
         let (context, counters) = (&*self.context, &self.context.counters);
         if let Some(record) = &effects.ended {
             context.record_lifetime(record);
@@ -95,14 +101,14 @@ impl Inner {
         if effects.ended_concurrently {
             counters.ended_concurrently();
         }
-        if let Some(overwritten) = effects.conflict {
+        if let Some(overwritten) = effects.overwrites {
             counters.conflict(overwritten);
         }
-        if let (true, Write::Create(new)) = (effects.is_full, &sent.write) {
+        if let (true, Write::Create(new)) = (effects.is_full, write) {
             context.refused(new.entry.record.user(), self.ip());
             return Err(SessionError::Full);
         }
-        Ok(context.record_events(effects.events, self.ip()))
+        Ok(())
     }
 
     fn environment(&self) -> Environment<'_> {

@@ -77,12 +77,10 @@ impl Write {
         matches!(self, Self::Update { entry, token: Some(_), .. } if entry.record.generation() == generation)
     }
 
-    /// The session that another request wrote first, according to `reply`.
-    pub(super) fn conflict_in(&self, reply: &Reply) -> Option<SessionId> {
-        match (self, reply) {
-            (Self::Update { id, .. }, Reply::Updated(Outcome::Conflict(_)))
-            | (Self::Replace { id, .. }, Reply::Ended(EndOutcome::Conflict(_))) => Some(*id),
-            _ => None,
+    pub(super) fn session(&self) -> SessionId {
+        match self {
+            Self::Create(new) => new.id,
+            Self::Update { id, .. } | Self::End { id, .. } | Self::Replace { id, .. } => *id,
         }
     }
 }

@@ -118,7 +118,7 @@ impl Sessions {
         let (id, limits) = (token.id(), context.limits_of(user.as_deref())?);
         let (ttl, record) = (record.full_ttl(now), Arc::new(record));
         let entry = Entry { ttl, record: record.clone() };
-        match context.store.create(&id, entry, limits).await? {
+        match context.store().create(&id, entry, limits).await? {
             Created::Done { evicted } => {
                 let evicted = evicted.into_iter().map(|id| (id, user.clone(), EventKind::Ended(EndReason::Evicted)));
                 self.announce(evicted.chain([(id, user.clone(), EventKind::Created)])).await;
@@ -146,7 +146,7 @@ impl Sessions {
     /// # }
     /// ```
     pub async fn get(&self, id: &SessionId) -> Result<Option<SessionInfo>, StoreError> {
-        match self.context.store.load(id).await? {
+        match self.context.store().load(id).await? {
             Found::Live(loaded) => self.begun(*id, &loaded).await,
             Found::Ended(_) | Found::Unknown => Ok(None),
         }
@@ -167,7 +167,7 @@ impl Sessions {
     /// ```
     pub async fn open(&self, token: &Token) -> Result<Option<SessionInfo>, StoreError> {
         let id = token.id();
-        match self.context.store.load(&id).await? {
+        match self.context.store().load(&id).await? {
             Found::Live(loaded) if self.is_good(token, &loaded) => self.begun(id, &loaded).await,
             _ => Ok(None),
         }
@@ -195,7 +195,7 @@ impl Sessions {
     /// # }
     /// ```
     pub async fn ended(&self, id: &SessionId) -> Result<Option<Ended>, StoreError> {
-        match self.context.store.load(id).await? {
+        match self.context.store().load(id).await? {
             Found::Ended(ended) => Ok(Some(ended)),
             Found::Live(_) | Found::Unknown => Ok(None),
         }
@@ -207,7 +207,7 @@ impl Sessions {
     /// [`StoreError`] if the store is unavailable.
     pub async fn list(&self, user: &str) -> Result<Vec<SessionInfo>, StoreError> {
         let mut sessions = Vec::new();
-        for (id, loaded) in self.context.store.list(user).await? {
+        for (id, loaded) in self.context.store().list(user).await? {
             sessions.extend(self.begun(id, &loaded).await?);
         }
         sessions.sort_by_key(SessionInfo::created_at); // stable: a store lists the oldest first
@@ -223,11 +223,11 @@ impl Sessions {
     /// [`StoreError`] if the store is unavailable: the session may have ended.
     pub async fn revoke(&self, id: &SessionId) -> Result<bool, StoreError> {
         // The user is part of the event, if it can be read.
-        let record = match self.context.store.load(id).await {
+        let record = match self.context.store().load(id).await {
             Ok(Found::Live(loaded)) => Some(loaded.record),
             _ => None,
         };
-        let outcome = self.context.store.end(id, End::For(EndReason::Revoked)).await?;
+        let outcome = self.context.store().end(id, End::For(EndReason::Revoked)).await?;
         let ended = matches!(outcome, EndOutcome::Done);
         if ended {
             record.iter().for_each(|record| self.context.record_lifetime(record));
@@ -266,7 +266,7 @@ impl Sessions {
     }
 
     async fn end_user(&self, user: &str, except: Option<&SessionId>) -> Result<usize, StoreError> {
-        let ended = self.context.store.end_user(user, except, EndReason::Revoked).await?;
+        let ended = self.context.store().end_user(user, except, EndReason::Revoked).await?;
         let user: Arc<str> = user.into();
         let events = ended.iter().map(|id| (*id, Some(user.clone()), EventKind::Ended(EndReason::Revoked)));
         self.announce(events).await;
@@ -292,14 +292,14 @@ impl Sessions {
     /// ```
     pub async fn consume(&self, token: &Token) -> Result<Consumed, StoreError> {
         let id = token.id();
-        match self.context.store.load(&id).await? {
+        match self.context.store().load(&id).await? {
             Found::Ended(ended) => return Ok(Consumed::Before(ended)),
             // An invalid token must not use the session up.
             Found::Live(loaded) if self.is_good(token, &loaded) && self.begun(id, &loaded).await?.is_some() => {}
             Found::Live(_) | Found::Unknown => return Ok(Consumed::Unknown),
         }
         let claim = Version::first().map_err(|error| StoreError::Outage(error.into()))?;
-        Ok(match self.context.store.consume(&id, claim).await? {
+        Ok(match self.context.store().consume(&id, claim).await? {
             Found::Live(loaded) => {
                 self.context.record_lifetime(&loaded.record);
                 let user = loaded.record.user.clone();
@@ -317,7 +317,7 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`] if the store is unavailable.
     pub async fn count(&self) -> Result<u64, StoreError> {
-        let count = self.context.store.count().await?;
+        let count = self.context.store().count().await?;
         metrics::set(&ACTIVE, [], count as f64);
         Ok(count)
     }
@@ -339,7 +339,7 @@ impl Sessions {
     /// # let _ = first_page;
     /// ```
     pub async fn page(&self, from: &Cursor, count: usize) -> Result<(Vec<SessionInfo>, Option<Cursor>), StoreError> {
-        let page = self.context.store.scan(from, count).await?;
+        let page = self.context.store().scan(from, count).await?;
         let mut sessions = Vec::with_capacity(page.sessions.len());
         for (id, loaded) in page.sessions {
             sessions.extend(self.begun(id, &loaded).await?);
@@ -403,7 +403,7 @@ impl Sessions {
     /// # let _ = log_health;
     /// ```
     pub async fn health(&self) -> HealthReport {
-        self.context.monitor.check(&*self.context.store, &*self.context.clock).await
+        self.context.monitor.check(self.context.store(), &*self.context.clock).await
     }
 
     /// A key-value store on the same store.
@@ -423,7 +423,7 @@ impl Sessions {
 
     /// The name of the store: `"redis"`, `"memory"`.
     pub fn store_name(&self) -> &'static str {
-        self.context.store.name()
+        self.context.store().name()
     }
 
     fn is_good(&self, token: &Token, loaded: &Loaded) -> bool {

@@ -117,10 +117,10 @@ impl Sessions {
             return Ok(Imported::Expired);
         }
         let new = Entry { record: Arc::new(record), ttl };
-        match context.store.create(&id, new.clone(), Limits::none()).await? {
+        match context.store().create(&id, new.clone(), Limits::none()).await? {
             Created::Done { .. } => Ok(Imported::Created),
             Created::Full => Err(ImportError::Full),
-            Created::Taken => match context.store.load(&id).await? {
+            Created::Taken => match context.store().load(&id).await? {
                 Found::Live(there) => self.catch_up(&id, there, new).await,
                 Found::Ended(_) | Found::Unknown => Ok(Imported::Ended),
             },
@@ -133,7 +133,7 @@ impl Sessions {
         if !new.record.version().is_after(expected) {
             return Ok(Imported::There);
         }
-        Ok(match self.context.store.update(id, expected, new).await? {
+        Ok(match self.context.store().update(id, expected, new).await? {
             Outcome::Done => Imported::Updated,
             Outcome::Conflict(_) => Imported::There,
             Outcome::Gone => Imported::Ended,

@@ -1131,7 +1131,7 @@ mod outage {
         assert_eq!(with(&client, &pair.access_token, "/claims", json!(null)).await.json()["role"], "admin");
         assert_eq!(world.layers[0].stats().signature_only, 2);
         assert_eq!(world.layers[0].stats().outages, 2);
-        assert!(log.text().contains("accepted by its signature alone"), "{}", log.text());
+        assert!(log.text().contains("the JWT is accepted by its signature"), "{}", log.text());
         // Its record is unreadable, so it cannot be refreshed or ended.
         for step in [
             json!(["get", "cart"]),

@@ -305,12 +305,12 @@ async fn missing_data_is_explained() {
     on_both(async |operated| {
         let unknown = operated.get(&format!("?id={}", "A".repeat(44))).await;
         assert_eq!(unknown.status, StatusCode::NOT_FOUND);
-        assert!(unknown.text().contains("No session of this id is known"));
+        assert!(unknown.text().contains("No session with this id is known"));
         let token = operated.sessions.create("ana").await.unwrap();
         for no_id in ["nonsense", "", token.expose()] {
             let reply = operated.get(&format!("?id={no_id}")).await;
             assert_eq!(reply.status, StatusCode::BAD_REQUEST);
-            assert!(reply.text().contains("is not the id of a session"));
+            assert!(reply.text().contains("is not a session id"));
         }
         let nothing = operated.post("").await;
         assert_eq!(nothing.status, StatusCode::BAD_REQUEST);
