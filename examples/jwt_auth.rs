@@ -152,5 +152,5 @@ fn duration(name: &str, default: Duration) -> Result<Duration, Box<dyn Error>> {
         _ => (&*text, 1),
     };
     let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).filter(|seconds| *seconds > 0);
-    Ok(Duration::from_secs(seconds.ok_or(format!("{name}: {text:?} is no duration like 900, 15m, 12h or 7d"))?))
+    Ok(Duration::from_secs(seconds.ok_or(format!("{name}: {text:?} is not a duration like 900, 15m, 12h or 7d"))?))
 }

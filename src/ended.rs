@@ -30,7 +30,7 @@ pub enum EndReason {
     Replaced,
     /// It was for a single use, and was [consumed](crate::Sessions::consume).
     Used,
-    /// A previous token came back after its grace window: somebody has a copy.
+    /// A previous token was reused after its grace window: it was probably copied.
     TokenReused,
     /// The stored record was corrupt, and the layer [ends such sessions](crate::OnCorrupt::Reset).
     Corrupt,

@@ -50,7 +50,7 @@
 //! * **An ended session stays ended.** No late save, touch, rotation or replayed command brings it back.
 //! * **A login changes the token**, so session fixation is impossible. The values of an anonymous session are kept; the values of
 //!   another user are not.
-//! * **A previous token that comes back** after its grace window ends the session: somebody has a copy ([`EndReason::TokenReused`]).
+//! * **A previous token that is reused** after its grace window ends the session, because it was probably copied ([`EndReason::TokenReused`]).
 //! * **An unknown token is never adopted.**
 //!
 //! # Stores

@@ -40,7 +40,7 @@ pub(crate) fn log(event: &Event, from: Option<IpAddr>) {
     }
 }
 
-/// Somebody has a copy of a token. The end of the session is a separate event.
+/// A token was reused. The end of the session is a separate event.
 pub(crate) fn token_reused(session: &SessionId, user: Option<&str>, from: Option<IpAddr>) {
     let client_ip = from.map(display);
     warn!(target: TARGET, event = "token_reused", %session, user, client_ip, "a previous session token was used again");

@@ -21,7 +21,7 @@ use crate::{
     token::{SessionId, Token},
 };
 
-/// The maximum number of cookies with the session name that are tried. There are several if somebody planted one for a parent
+/// The maximum number of cookies with the session name that are tried. There are several if an attacker planted one for a parent
 /// domain or another path. Their order does not matter.
 const MAX_CANDIDATES: usize = 4;
 
@@ -215,7 +215,7 @@ impl Credentials {
                 }
             }
             (PresentedCredentials::Tokens(..), _) => PresentedCredentials::Disagreement,
-            // A cookie with the name that is not a token was set by somebody else, and is ignored.
+            // A cookie with the name that is not a token was set by another program, and is ignored.
             (_, bearer) => bearer,
         }
     }

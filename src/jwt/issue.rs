@@ -215,8 +215,8 @@ pub enum JwtIssueError {
     /// The session could not be saved.
     #[error("no tokens for this session")]
     Session(#[from] SessionError),
-    /// There is no session: log in first.
-    #[error("there is no session to issue tokens for")]
+    /// The request has no session: log in first.
+    #[error("no session to issue tokens for")]
     NoSession,
     /// The request has a live session with a cookie or an opaque bearer token, which would become invalid. Nothing was saved.
     /// Create [another session](Jwt::issue_new).

@@ -103,7 +103,7 @@ use crate::credential::Bearer;
 /// # Claims
 /// `sid` is the [session id](crate::SessionId), which alone grants no access, `sub` the user. `iss` and `aud` are as configured. `jti` is unique in
 /// access tokens, and identifies the generation of a refresh token. Access tokens can have your own claims ([`issue_with`](Self::issue_with)).
-/// Everybody who has a JWT can read its claims.
+/// The claims are not encrypted.
 #[derive(Clone)]
 pub struct Jwt {
     inner: Arc<Inner>,

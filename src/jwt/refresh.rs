@@ -30,7 +30,7 @@ impl Jwt {
     /// client](Sessions::for_client).
     ///
     /// # Errors
-    /// [`JwtRefreshError`]: there is no new pair. After an outage it is unknown whether the refresh token was used up.
+    /// [`JwtRefreshError`]: no new pair. After an outage it is unknown whether the refresh token was used up.
     ///
     /// ```
     /// use tower_keep::{Jwt, JwtPair, Rejection, Sessions};
@@ -129,7 +129,7 @@ impl Jwt {
     }
 }
 
-/// Why there is no new pair.
+/// Why a refresh returned no pair.
 ///
 /// With the features `axum` and `grpc` it is a response: 401, 503 in an outage, or 500.
 ///
@@ -154,7 +154,7 @@ pub enum JwtRefreshError {
     /// It was used a moment ago, within the [grace window](crate::SessionLayer::rotation_grace). The session stays.
     #[error("the refresh token was used a moment ago")]
     Superseded,
-    /// The store failed, or there were no random numbers.
+    /// The store failed, or the system has no random numbers.
     #[error("the session could not be refreshed")]
     Session(#[from] SessionError),
     /// The new pair could not be created. The refresh token is still valid.

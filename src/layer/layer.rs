@@ -125,7 +125,7 @@ impl<R> SessionLayer<R> {
     /// For cookies only, because bearer clients cannot receive the new token. A session that is not used keeps its token.
     ///
     /// The previous token is accepted during the [grace window](Self::rotation_grace), and each response to it has the new one. If
-    /// it comes back later, somebody has a copy: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and
+    /// it is reused later, it was probably copied: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and
     /// a warning is logged.
     pub fn rotate_every(mut self, age: Duration) -> Self {
         self.context_mut().rotation.every = Some(age);

@@ -30,7 +30,7 @@ use crate::{
 /// # Why only for a single use
 /// URLs are not secret: they are in logs of servers and proxies, in the browser history, in `Referer`, and on the screen. A token
 /// in a URL is safe only if it is worthless afterwards: it works once, for a few minutes. So give such sessions a [short
-/// lifetime](crate::NewSession::lifetime), exchange them for a cookie, and use HTTPS. If somebody else has used the token first,
+/// lifetime](crate::NewSession::lifetime), exchange them for a cookie, and use HTTPS. If another client has used the token first,
 /// the rightful user gets `Consumed::Before`.
 ///
 /// # Protection

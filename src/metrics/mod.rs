@@ -36,7 +36,7 @@
 //! | `session_resurrection_prevented_total` | counter | | saves dropped because the session had ended |
 //! | `session_unsaved_total` | counter | | requests that ended with unsaved changes |
 //! | `session_rotation_total` | counter | `case`: `login`, `rotated`, `graced`, `superseded` | new tokens: by a login, by a rotation; previous tokens within the grace window: accepted, not accepted |
-//! | `session_token_reuse_total` | counter | | sessions ended because a previous token came back |
+//! | `session_token_reuse_total` | counter | | sessions ended because a previous token was reused |
 //! | `session_payload_bytes` | histogram | | size of written sessions: user, metadata and values |
 //! | `session_active` | gauge | | live sessions in the store at the last [`Sessions::count`](crate::Sessions::count) |
 //! | `session_store_errors_total` | counter | `class`: `outage`, `corrupt`, `configuration`, `cancelled` | failed store operations. `cancelled`: the caller stopped waiting, because of the [deadline](crate::SessionLayer::deadline) or because the client disconnected. A cancelled count of all sessions is not counted |

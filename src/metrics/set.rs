@@ -51,7 +51,7 @@ metrics! {
     RESURRECTION_PREVENTED = Counter "session_resurrection_prevented_total" None true "Saves dropped because the session had ended.";
     UNSAVED = Counter "session_unsaved_total" None true "Requests that ended with unsaved changes.";
     ROTATION = Counter "session_rotation_total" None false "New tokens, and previous tokens within the grace window.";
-    TOKEN_REUSE = Counter "session_token_reuse_total" None true "Sessions ended because a previous token came back.";
+    TOKEN_REUSE = Counter "session_token_reuse_total" None true "Sessions ended because a previous token was reused.";
     PAYLOAD = Histogram "session_payload_bytes" Bytes false "Size of written sessions.";
     ACTIVE = Gauge "session_active" None false "Live sessions in the store at the last count.";
     STORE_ERRORS = Counter "session_store_errors_total" None false "Failed operations of the session store.";

@@ -76,7 +76,7 @@ pub(crate) enum Standing {
     Graced,
     /// A previous token while requests with it may still be on their way: not accepted, and not a sign of theft.
     Superseded,
-    /// An older token. The client has received a newer one, so somebody else has this one.
+    /// An older token. The client has received a newer one, so another client has this one.
     Reused,
 }
 

@@ -51,7 +51,7 @@ pub enum SessionError {
     /// not happened.
     #[error("there are too many sessions")]
     Full,
-    /// Somebody else ended the session while this request was served: it cannot be changed, and nothing was saved.
+    /// Another request ended the session while this one was served: it cannot be changed, and nothing was saved.
     #[error("the session was ended by another request")]
     Ended,
     /// Other requests kept writing the session: this one gave up after many attempts to merge.

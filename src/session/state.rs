@@ -22,7 +22,7 @@ pub(super) struct State {
     pub(super) changes: Changes,
     /// A write whose reply is not known. It is repeated before any other write; until then the session may or may not be as it says.
     pub(super) pending: Option<Arc<PendingWrite>>,
-    /// What the response must tell the client.
+    /// The pending cookie of the response.
     pub(super) cookie: Option<CookieChange>,
     /// Why the session that the request presented has ended.
     pub(super) end_reason: Option<EndReason>,
@@ -106,11 +106,11 @@ pub(super) enum TokenOrigin {
     New(Box<Token>),
 }
 
-/// What a `Set-Cookie` must tell the client.
+/// The content of the `Set-Cookie`.
 pub(super) enum CookieChange {
     /// The current token, and the expiry of a cookie that outlives the browser.
     Give { expires: Option<Timestamp> },
-    /// There is no session.
+    /// No session.
     Remove,
 }
 
@@ -229,7 +229,7 @@ impl State {
         self.pending = None;
         self.phase = Phase::Ended;
         self.end_reason = end_reason;
-        // Otherwise the request that used the session tells the client.
+        // Otherwise the request that used the session removes the cookie.
         self.cookie = by_us.then_some(CookieChange::Remove);
     }
 

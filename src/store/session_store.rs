@@ -16,7 +16,7 @@ use crate::{ended::EndReason, event::Event, limits::Limits, record::Version, tok
 /// store](crate::guide::writing_a_store) builds one. To use a store, call the methods of [`StoreExt`](super::StoreExt).
 ///
 /// # Contract
-/// * **An ended session never comes back.** [`create`](Self::create) succeeds only if the id does not exist and has no tombstone;
+/// * **An ended session stays ended.** [`create`](Self::create) succeeds only if the id does not exist and has no tombstone;
 ///   [`update`](Self::update) only if the session is alive. This holds in any order of requests, on any instance, and for commands that
 ///   arrive after their sender gave up. So a store keeps a tombstone of every [ended](Self::end) session for longer than a command can be
 ///   delayed: at least a minute, preferably an hour.
@@ -26,7 +26,7 @@ use crate::{ended::EndReason, event::Event, limits::Limits, record::Version, tok
 ///   [`Outcome::Done`], or [`Created::Done`].
 /// * **Atomic.** Each operation is applied completely or not at all.
 /// * **Time to live.** Every write sets how long the session lives from then on; after that the id is gone.
-/// * **Single use.** Of any number of concurrent [claims](End::Used), exactly one succeeds.
+/// * **Single use.** Of concurrent [claims](End::Used), exactly one succeeds.
 /// * **In time.** An operation ends within a bounded time, with [`StoreError::Outage`](super::StoreError::Outage) if the store does not reply. An outage
 ///   is never reported as "no such session".
 ///

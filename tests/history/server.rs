@@ -158,19 +158,19 @@ async fn login(session: Session, Path(user): Path<String>) -> Result<Json<Value>
 }
 
 async fn login_again(session: Session, user: Path<String>) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
+    if !has_user(&session) {
         return Err(refused());
     }
     login(session, user).await
 }
 
-fn is_somebodys(session: &Session) -> bool {
+fn has_user(session: &Session) -> bool {
     matches!(session.user(), Ok(Some(_)))
 }
 
 /// Returns the value that it read.
 async fn write(session: Session, Path((key, value, pause)): Path<(String, u64, u64)>) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
+    if !has_user(&session) {
         return Err(refused());
     }
     let was: Option<u64> = session.get(&*key).map_err(IntoResponse::into_response)?;
@@ -181,7 +181,7 @@ async fn write(session: Session, Path((key, value, pause)): Path<(String, u64, u
 }
 
 async fn read(session: Session) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
+    if !has_user(&session) {
         return Err(refused());
     }
     let mut values: Value = session.typed().get().map_err(IntoResponse::into_response)?;
@@ -190,7 +190,7 @@ async fn read(session: Session) -> Result<Json<Value>, Response> {
 }
 
 async fn rotate(session: Session) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
+    if !has_user(&session) {
         return Err(refused());
     }
     session.rotate().map_err(IntoResponse::into_response)?;
@@ -198,7 +198,7 @@ async fn rotate(session: Session) -> Result<Json<Value>, Response> {
 }
 
 async fn logout(session: Session) -> Result<Json<Value>, Response> {
-    if !is_somebodys(&session) {
+    if !has_user(&session) {
         return Err(refused());
     }
     session.logout().map_err(IntoResponse::into_response)?;

@@ -256,7 +256,7 @@ async fn the_token_appears_only_in_the_cookie() {
     assert_eq!(set_cookie(&reply).matches(&token).count(), 1);
 
     let id = client.one(json!(["id"])).await;
-    assert!(Token::parse(id.as_str().unwrap()).is_err(), "an id is no token");
+    assert!(Token::parse(id.as_str().unwrap()).is_err(), "an id is not a token");
 }
 
 #[tokio::test]

@@ -1036,7 +1036,7 @@ mod refreshing {
         for store in [Arc::new(MemoryStore::new()) as Arc<dyn SessionStore>, Arc::new(redis_store(&redis))] {
             let world = World::new(jwt(), store).await;
             let (sessions, client) = (world.sessions(), world.apps[1].client());
-            let meanwhile = async |pair: &JwtPair, step: Value| {
+            let concurrent = async |pair: &JwtPair, step: Value| {
                 let interfered = AtomicUsize::new(0);
                 let interfere = |_: &tower_keep::SessionInfo| {
                     if interfered.fetch_add(1, Ordering::SeqCst) == 0 {
@@ -1055,14 +1055,14 @@ mod refreshing {
                 (result, interfered.into_inner())
             };
             let pair = world.login().await;
-            let (result, times) = meanwhile(&pair, json!(["insert", "cart", "tea"])).await;
+            let (result, times) = concurrent(&pair, json!(["insert", "cart", "tea"])).await;
             let pair = result.unwrap();
             assert_eq!(times, 2, "tried again");
             assert_eq!(act(&client, &pair.access_token, json!(["get", "cart"])).await, "tea");
-            let (result, _) = meanwhile(&pair, json!(["refresh"])).await;
+            let (result, _) = concurrent(&pair, json!(["refresh"])).await;
             assert!(matches!(result, Err(JwtRefreshError::Superseded)), "{result:?}");
             let pair = world.login().await;
-            let (result, _) = meanwhile(&pair, json!(["logout"])).await;
+            let (result, _) = concurrent(&pair, json!(["logout"])).await;
             assert!(matches!(result, Err(JwtRefreshError::Ended(EndReason::LoggedOut))), "{result:?}");
             world.assert_refuses(&pair).await;
         }

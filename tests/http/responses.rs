@@ -983,21 +983,21 @@ async fn a_failing_service_does_not_repeat_an_undelivered_login() {
     assert_eq!(store.len(), 0);
 }
 
-/// Calls a handler that does `before` and saves it through a clone, with `meanwhile` during the save.
+/// Calls a handler that does `before` and saves it through a clone, with `concurrent` during the save.
 async fn during_save(
     layer: &SessionLayer,
     store: &Spy,
     token: Option<&str>,
     operation: &'static str,
     before: fn(&Session),
-    meanwhile: fn(&Session),
+    concurrent: fn(&Session),
 ) -> Response<String> {
     let hold = &*store.hold_next(operation);
     let response = call(layer, token, async |session: Session| {
         before(&session);
         let (saved, ()) = tokio::join!(session.save(), async {
             hold.reached().await;
-            meanwhile(&session);
+            concurrent(&session);
             hold.release();
         });
         saved.unwrap();

@@ -202,12 +202,12 @@ async fn requests_that_meet() -> Scrape {
     let app = App::start(layer.clone()).await;
     let ana = log_in(&app, "ana").await;
 
-    let meet = async |slow: serde_json::Value, meanwhile: serde_json::Value| {
+    let meet = async |slow: serde_json::Value, concurrent: serde_json::Value| {
         let (tab, steps) = (ana.twin(), json!([["get", "k"], ["gate", "met"], slow]));
         let slow = tab.post("/do", &steps);
         let fast = async {
             app.reached("met").await;
-            ana.one(meanwhile).await;
+            ana.one(concurrent).await;
             app.open("met");
         };
         tokio::join!(slow, fast).0.status

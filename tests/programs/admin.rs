@@ -169,7 +169,7 @@ async fn without_redis_at_the_start_it_tries_three_times_and_uses_memory() {
 
     redis.run().await;
     // With or without requests.
-    eventually("it is told what it has missed", async || !redis.sessions().await.is_empty()).await;
+    eventually("the changes are replayed", async || !redis.sessions().await.is_empty()).await;
     eventually("it says so", async || server.log().contains("the session store has recovered")).await;
     let other = Server::on(NAME, &redis).await;
     assert!(is(&client.at(&other.url), "admin").await);
@@ -197,20 +197,20 @@ async fn redis_stops_and_returns_while_it_serves() {
     let ended = admin(&server, "ended").await;
     let token = ended.twin();
     redis.stop();
-    assert!(is(&before, "before").await, "it was seen lately");
-    let meanwhile = admin(&server, "meanwhile").await;
+    assert!(is(&before, "before").await, "it is cached");
+    let concurrent = admin(&server, "concurrent").await;
     assert_eq!(post(&ended, "/admin/logout").await.status, StatusCode::NO_CONTENT);
     assert_eq!(who(&token).await, None);
     redis.run().await;
     eventually("it is back", async || {
-        who(&meanwhile).await.unwrap();
+        who(&concurrent).await.unwrap();
         server.log().contains("the session store has recovered")
     })
     .await;
-    assert!(is(&before, "before").await && is(&meanwhile, "meanwhile").await);
+    assert!(is(&before, "before").await && is(&concurrent, "concurrent").await);
     assert_eq!(who(&token).await, None);
     let other = Server::on(NAME, &redis).await;
-    assert!(is(&meanwhile.at(&other.url), "meanwhile").await && is(&before.at(&other.url), "before").await);
+    assert!(is(&concurrent.at(&other.url), "concurrent").await && is(&before.at(&other.url), "before").await);
     assert_eq!(who(&token.at(&other.url)).await, None);
     let log = server.log();
     assert_eq!(

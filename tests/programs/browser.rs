@@ -22,7 +22,7 @@ async fn the_forms_log_in_and_out() {
     let tab = browser.tab().await;
     tab.goto(&server.url).await;
     tab.shows("Who are you?").await;
-    assert_eq!(browser.cookies().await, [Value::Null; 0], "a visit alone is no session");
+    assert_eq!(browser.cookies().await, [Value::Null; 0], "a visit creates no session");
 
     tab.fill("input[name=user]", "Ana <b>").await;
     tab.click("button").await;

@@ -95,7 +95,7 @@ mod quickstart {
         assert!(
             home.text().contains(r#"<form method="post" action="/login">"#) && home.text().contains(r#"name="user""#)
         );
-        assert_eq!(home.set_cookies(), [""; 0], "a visit alone is no session");
+        assert_eq!(home.set_cookies(), [""; 0], "a visit creates no session");
 
         let reply = login(&client, "ana").await;
         assert_eq!(reply.status, StatusCode::SEE_OTHER);
@@ -131,7 +131,7 @@ mod quickstart {
             assert_eq!(reply.set_cookies(), [""; 0]);
         }
         let id = reply_id(&bearer(&client, &token).await);
-        assert_eq!(bearer(&client, &id).await.status, StatusCode::UNAUTHORIZED, "an id is no token");
+        assert_eq!(bearer(&client, &id).await.status, StatusCode::UNAUTHORIZED, "an id is not a token");
         assert_eq!(bearer(&client, &"x".repeat(56)).await.status, StatusCode::UNAUTHORIZED);
     }
 

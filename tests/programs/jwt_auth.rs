@@ -308,14 +308,14 @@ async fn memory_serves_an_outage_and_nothing_is_replayed() {
     let servers = start_on(&redis, 1).await;
     let before = login(&client(&servers, 0)).await;
     redis.stop();
-    let meanwhile = login(&client(&servers, 0)).await;
+    let concurrent = login(&client(&servers, 0)).await;
     assert_alive(&servers, &before).await;
-    assert_alive(&servers, &meanwhile).await;
-    let meanwhile = pair(&refresh(&client(&servers, 0), &meanwhile.refresh).await);
+    assert_alive(&servers, &concurrent).await;
+    let concurrent = pair(&refresh(&client(&servers, 0), &concurrent.refresh).await);
     let ended = login(&client(&servers, 0)).await;
     assert_eq!(logout(&client(&servers, 0), &ended.access).await.status, StatusCode::NO_CONTENT);
     assert_dead(&servers, &ended).await;
-    assert_alive(&servers, &meanwhile).await;
+    assert_alive(&servers, &concurrent).await;
 
     redis.run().await; // empty
     eventually("Redis is used again", async || {
@@ -323,7 +323,7 @@ async fn memory_serves_an_outage_and_nothing_is_replayed() {
         !redis.sessions().await.is_empty()
     })
     .await;
-    assert_dead(&servers, &meanwhile).await;
+    assert_dead(&servers, &concurrent).await;
     let after = login(&client(&servers, 0)).await;
     assert_alive(&start_on(&redis, 1).await, &after).await;
 }

@@ -199,7 +199,7 @@ mod failing {
         };
         eventually("the health names the node", away).await;
         for user in others {
-            assert!(sessions.is_valid(&tokens[user]).await.unwrap(), "others are served meanwhile");
+            assert!(sessions.is_valid(&tokens[user]).await.unwrap(), "the others are served");
         }
         eventually("its sessions are served", async || sessions.is_valid(&tokens[first]).await.is_ok()).await;
         eventually("and written", async || served(first).await).await;

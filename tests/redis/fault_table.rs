@@ -255,7 +255,7 @@ impl Scene {
                     assert!((self.saved.get()..=self.tried.get()).contains(&value), "{value} is not what was saved");
                 }
                 None => {
-                    assert!(cost == Sessions, "an outage is no missing session");
+                    assert!(cost == Sessions, "an outage is not a missing session");
                     self.lost.set(self.lost.get() + 1);
                     steps.push(json!(["login", "ana"]));
                 }
@@ -356,7 +356,7 @@ impl Scene {
                 server.stop();
                 forget(server);
                 server.run().await;
-                eventually("it is asked again", async || self.service.health().await == HealthStatus::Up).await;
+                eventually("it is queried again", async || self.service.health().await == HealthStatus::Up).await;
                 rounds().await;
             }
             Fault::Hung => {

@@ -163,13 +163,13 @@ async fn waiting_for_replicas_uses_a_dedicated_connection() {
     let tokens = [sessions.create("ana").await.unwrap(), sessions.create("ben").await.unwrap()];
     let id = tokens[0].id();
     let revoked = sessions.revoke(&id);
-    let meanwhile = async {
+    let concurrent = async {
         eventually("it is revoked", async || !sessions.is_valid(&tokens[0]).await.unwrap()).await;
         // The revocation still waits for a replica that does not exist.
         assert!(sessions.is_valid(&tokens[1]).await.unwrap());
         redis::cmd("PING").query_async::<Value>(&mut *pool.get().await.unwrap()).await.unwrap();
     };
-    let (revoked, ()) = tokio::join!(revoked, meanwhile);
+    let (revoked, ()) = tokio::join!(revoked, concurrent);
     assert!(revoked.is_err(), "nobody has confirmed it");
 }
 

@@ -552,7 +552,7 @@ mod connecting {
         sessions.create("ana").await.unwrap();
         // While data is in flight, another timer runs.
         eventually(
-            "an idle connection is asked after, in a quarter of a minute",
+            "keepalive probes an idle connection every 15 seconds",
             async || matches!(timers_of_connections_to(server.port())[..], [(2, left)] if left <= 1500),
         )
         .await;
@@ -635,7 +635,7 @@ mod connecting {
             let store = RedisStore::new(patient(config));
             if store.health().await.unwrap() == Health::Up {
                 let clients = text(&server.command("CLIENT LIST").await);
-                assert!(clients.contains("user=app"), "{url} logged somebody else in: {clients}");
+                assert!(clients.contains("user=app"), "{url} logged another user in: {clients}");
             }
         }
     }

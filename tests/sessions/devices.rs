@@ -174,8 +174,8 @@ async fn the_example_continues_without_redis() {
     let (phone, laptop) = (login(&server, "ana", "phone").await, login(&server, "ana", "laptop").await);
     assert!(is_in(&phone).await && is_in(&laptop).await);
     redis.stop();
-    let meanwhile = login(&server, "ana", "tablet").await;
-    assert!(is_in(&phone).await && is_in(&meanwhile).await);
+    let concurrent = login(&server, "ana", "tablet").await;
+    assert!(is_in(&phone).await && is_in(&concurrent).await);
     let path = format!("/sessions/{}", id(&laptop).await);
     assert_eq!(delete(&phone, &path).await.status, StatusCode::NO_CONTENT);
     assert!(!is_in(&laptop).await);

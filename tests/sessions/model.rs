@@ -511,10 +511,10 @@ impl<'a> World<'a> {
     fn check_cookie(&self, reply: &Reply, model: &Model, presented: Option<&str>) -> Option<String> {
         let set_cookies = reply.set_cookies();
         if model.told == Told::Nothing {
-            assert!(set_cookies.is_empty(), "nothing is to be told: {reply:?}");
+            assert!(set_cookies.is_empty(), "no cookie is expected: {reply:?}");
             return None;
         }
-        let [set_cookie] = set_cookies.as_slice() else { panic!("{:?} is to be told: {reply:?}", model.told) };
+        let [set_cookie] = set_cookies.as_slice() else { panic!("{:?} is expected: {reply:?}", model.told) };
         let (pair, attributes) = set_cookie.split_once("; ").unwrap();
         let token = pair.strip_prefix("session=").unwrap();
         if model.told == Told::Removed {

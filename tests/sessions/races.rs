@@ -73,24 +73,24 @@ impl World {
         Reply { status: response.status(), told }
     }
 
-    /// The same, with `meanwhile` just before the store applies `operation`.
+    /// The same, with `concurrent` just before the store applies `operation`.
     async fn request_while<F>(
         &self,
         operation: &'static str,
         token: &str,
         handler: impl Fn(Session) -> F + Send,
-        meanwhile: impl Future<Output = ()>,
+        concurrent: impl Future<Output = ()>,
     ) -> Reply
     where
         F: Future<Output = Result<(), SessionError>> + Send,
     {
         let hold = self.spy.hold_next(operation);
-        let meanwhile = async {
+        let concurrent = async {
             hold.reached().await;
-            meanwhile.await;
+            concurrent.await;
             hold.release();
         };
-        tokio::join!(self.request(token, handler), meanwhile).0
+        tokio::join!(self.request(token, handler), concurrent).0
     }
 
     async fn open(&self, token: &str) -> Option<SessionInfo> {
@@ -200,14 +200,14 @@ async fn a_pending_login_that_is_revoked_is_created_again() {
     let world = World::new();
     let visitor = world.visitor().await;
     let revoke = async {
-        let write = async |session: Session| session.insert("meanwhile", &1);
+        let write = async |session: Session| session.insert("concurrent", &1);
         world.request(&visitor, write).await;
         assert_eq!(world.layer.sessions().revoke_user("ana").await.unwrap(), 1);
     };
     let reply = world.request_while("replace", &visitor, log_in, revoke).await;
     let session = world.open(reply.token()).await.unwrap();
     assert_eq!(session.value(VOUCHER).unwrap(), Some(50));
-    assert_eq!(session.value::<u64>("meanwhile").unwrap(), Some(1));
+    assert_eq!(session.value::<u64>("concurrent").unwrap(), Some(1));
     assert!(world.open(&visitor).await.is_none(), "it was carried on");
     assert_eq!(world.spy.len(), 1);
 }
@@ -365,10 +365,7 @@ async fn a_superseded_token_does_not_receive_the_new_one() {
             .await;
         assert_eq!(reply.status, StatusCode::OK, "{place}");
         assert_eq!(reply.told, None, "{place}");
-        assert!(
-            world.open(owner.unwrap().token()).await.is_some(),
-            "{place}: the owner's is still the one that counts"
-        );
+        assert!(world.open(owner.unwrap().token()).await.is_some(), "{place}: the token of the owner is still current");
         assert!(world.open(&token).await.is_none());
     }
 }

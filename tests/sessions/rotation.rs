@@ -145,7 +145,7 @@ async fn within_the_grace_window_the_previous_token_is_served_and_gets_the_curre
         let late = w.with(&token(&tab));
         let reply = late.post("/do", &json!([["user"], ["insert", "l", 2]])).await;
         assert_eq!((reply.status.as_u16(), set_cookies(&reply)), (200, 1));
-        assert_eq!(token(&late), token(&client), "the successor, whoever asks");
+        assert_eq!(token(&late), token(&client), "every client gets the successor");
     }
     assert_eq!(client.one(json!(["get", "l"])).await, 2);
     assert_eq!(w.layer.stats().rotations, 1, "a graced request changes nothing again");

@@ -247,14 +247,14 @@ impl World {
         answers[0]
     }
 
-    /// Sends `steps` as `client`. While its handler waits at `slow`, `meanwhile` happens.
-    async fn slowly(&self, client: &Client, steps: Value, meanwhile: impl Future<Output = ()>) -> Reply {
-        let meanwhile = async {
+    /// Sends `steps` as `client`. While its handler waits at `slow`, `concurrent` happens.
+    async fn slowly(&self, client: &Client, steps: Value, concurrent: impl Future<Output = ()>) -> Reply {
+        let concurrent = async {
             self.app().reached("slow").await;
-            meanwhile.await;
+            concurrent.await;
             self.app().open("slow");
         };
-        tokio::join!(client.post("/do", &steps), meanwhile).0
+        tokio::join!(client.post("/do", &steps), concurrent).0
     }
 }
 
@@ -290,13 +290,13 @@ async fn serve(layer: SessionLayer, switch: Switch) -> App {
     let while_saving = post(async move |session: Session, Json(plan): Json<Plan>| {
         apply(&session, &plan.before)?;
         saving.set(plan.fault());
-        let meanwhile = async {
+        let concurrent = async {
             saving.held().await;
             apply(&session, &plan.after)?;
             saving.release();
             Ok::<_, SessionError>(())
         };
-        let (saved, done) = tokio::join!(session.save(), meanwhile);
+        let (saved, done) = tokio::join!(session.save(), concurrent);
         done?;
         saved?;
         Ok::<_, SessionError>(Json(false))
@@ -558,11 +558,11 @@ async fn a_slower_request_that_saves_twice_creates_no_session(w: World) {
     {
         let client = w.member("ana").await;
         let tab = w.tab(&client);
-        let meanwhile = async {
+        let concurrent = async {
             tab.one(json!(["logout"])).await;
         };
         let steps = json!([["load"], ["gate", "slow"], ["insert", "k", 2], ["save"], ["insert", "l", 3]]);
-        let reply = w.slowly(&client, steps, meanwhile).await;
+        let reply = w.slowly(&client, steps, concurrent).await;
         // A handler that saves explicitly gets the error.
         assert_eq!(reply.status, StatusCode::UNAUTHORIZED);
         assert_eq!(reply.set_cookies(), [""; 0], "no cookie is to be touched");

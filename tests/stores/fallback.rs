@@ -745,7 +745,7 @@ async fn memory_is_used_until_everything_is_replayed() {
     held.release();
     assert_eq!(telling.await.unwrap(), Health::Up);
     assert_ended(test.there(&id(1)).await, EndReason::Revoked);
-    assert_eq!(test.there(&id(2)).await, Ok(Some(2)), "what came meanwhile was told as well");
+    assert_eq!(test.there(&id(2)).await, Ok(Some(2)), "what came concurrent was told as well");
 }
 
 /// The client has disconnected.

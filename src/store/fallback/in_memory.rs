@@ -50,7 +50,7 @@ impl<S: SessionStore> InMemory<'_, S> {
             metrics::set(&FALLBACK_IN_MEMORY, [], local.store().len() as f64);
         }
         match &reply {
-            // A session that ended in this outage must not come back with the next.
+            // A session that ended in this outage must not be live in the next.
             Ok(reply) => operation.observe(Ok(reply), now, &mut |observation| {
                 if observation.is_end() {
                     cache.observe(&observation, cache.sequence(), now);

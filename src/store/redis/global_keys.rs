@@ -1,4 +1,4 @@
-//! What concerns all sessions at once: their number, and what is told of them.
+//! Keys for all sessions: their number, and their events.
 
 use std::time::Duration;
 

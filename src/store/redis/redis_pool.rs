@@ -43,7 +43,7 @@ use redis::{RedisError, aio::MultiplexedConnection};
 /// # }
 /// ```
 pub trait RedisPool: Send + Sync {
-    /// A connection of the pool. The store keeps a clone for up to a second, and the pool can lend the connection to others meanwhile.
+    /// A connection of the pool. The store keeps a clone for up to a second, and the pool can lend the connection to others at the same time.
     ///
     /// # Errors
     /// Those of the pool. If the pool timed out, an [`std::io::ErrorKind::TimedOut`].

@@ -186,7 +186,7 @@ mod tests {
             ("50", Some("50/99/a:1/0")),
             ("100", Some("100/16383/b:1/0")),
             ("16384", None),
-            ("nonsense", Some("0/99/a:1/0")),
+            ("invalid", Some("0/99/a:1/0")),
         ] {
             assert_eq!(position(from).as_deref(), to, "{from}");
         }

@@ -309,7 +309,7 @@ impl RedisConfig {
     /// ```
     /// use tower_keep::store::redis::RedisConfig;
     ///
-    /// let error = RedisConfig::from_url("rediss://localhost")?.ca_cert("nonsense").unwrap_err();
+    /// let error = RedisConfig::from_url("rediss://localhost")?.ca_cert("not PEM").unwrap_err();
     /// assert_eq!(error.to_string(), "not a certificate in PEM");
     /// # Ok::<(), tower_keep::store::redis::InvalidRedisConfig>(())
     /// ```
