@@ -19,14 +19,14 @@
 //!
 //! Concurrent callers share one task. [`run_parallel`] runs them in separate tasks. A store that several instances share should also
 //! pass behind a wrapper that alternates between two instances.
-//!
-//! * `model.rs`: the contract for one session;
-//! * `sequences.rs`: all sequences of three operations on one session;
-//! * `endings.rs`: ended sessions stay ended;
-//! * `random.rs`: long random sequences on several sessions of a user;
-//! * `many.rs`: users, limits, single use, scans, and concurrent callers;
-//! * `parallel.rs`: concurrent tasks;
-//! * `records.rs`: records are stored unchanged.
+
+// * `model.rs`: the contract for one session;
+// * `sequences.rs`: all sequences of three operations on one session;
+// * `endings.rs`: ended sessions stay ended;
+// * `random.rs`: long random sequences on several sessions of a user;
+// * `many.rs`: users, limits, single use, scans, and concurrent callers;
+// * `parallel.rs`: concurrent tasks;
+// * `records.rs`: records are stored unchanged.
 
 mod endings;
 mod many;
