@@ -738,7 +738,7 @@ async fn a_flood_of_tokens_does_not_flood_the_log() {
     clock.advance(SECOND);
     knock().await;
     assert_eq!(unknown().len(), 11);
-    assert_eq!(unknown()[10].get("left_out"), Some("40"));
+    assert_eq!(unknown()[10].get("omitted"), Some("40"));
     // Other kinds are still logged.
     client.set_cookie(COOKIE, "nonsense");
     client.one(json!(["user"])).await;

@@ -800,13 +800,13 @@ async fn through_any_number_of_outages_one_instance_keeps_the_contract() {
     let cost = |failure: &&testing::Failure| {
         failure.case.contains("scan")
             || failure.case.contains("expired")
-            || failure.problem.contains("it is ended, and must be alive")
+            || failure.problem.contains("it is ended instead of live")
             || failure.case.contains("ReplaceAny") && failure.problem.contains("it is unknown")
             // Memory refuses a creation whose fate in the main store is unknown. The session is ended there, so that it never
             // becomes live, and its id cannot be used again. No client ever had it.
             || failure.problem.contains("Create(")
                 && failure.problem.contains("when_full: Reject")
-                && failure.problem.contains("it is ended, and must be unknown")
+                && failure.problem.contains("it is ended instead of unknown")
     };
     let failures: Vec<_> = report.failures().iter().filter(|failure| !cost(failure)).collect();
     assert!(failures.is_empty(), "{failures:#?}");
