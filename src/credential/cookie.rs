@@ -154,7 +154,9 @@ impl SessionCookie {
         let header = header.trim_ascii_start();
         let value = header.strip_prefix(self.name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
         let text = value.unwrap_or(header);
-        let end = text.iter().position(|byte| *byte == b';').unwrap_or(text.len());
+        // `contains` compares whole words, and the last cookie has no semicolon.
+        let end = if text.contains(&b';') { text.iter().position(|byte| *byte == b';') } else { None };
+        let end = end.unwrap_or(text.len());
         (value.map(|_| text[..end].trim_ascii()), text.get(end + 1..).unwrap_or_default())
     }
 
