@@ -62,6 +62,8 @@ need openssl openssl openssl
 need cc gcc gcc # for ring and AWS-LC: TLS, JWTs, and the certificates of the tests
 need_pyjwt
 
+# A full run compiles everything once: what the next build could reuse would only cost time and space.
+export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 # Most tests wait for servers, so there are more threads than cores.
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
 cargo test --all-features "$@"

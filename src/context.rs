@@ -22,7 +22,7 @@ use crate::{
     observe::Counters,
     record::{Json, Record},
     security,
-    store::{Ability, Found, SessionStore, StoreError, StoreExt},
+    store::{Ability, Found, SessionStore, StoreError, StoreExt, observed::Observed},
     subscription,
     time::Clock,
     token::SessionId,
@@ -30,7 +30,7 @@ use crate::{
 
 #[derive(Clone)]
 pub(crate) struct LayerContext {
-    pub(crate) store: Arc<dyn SessionStore>,
+    pub(crate) store: Arc<Observed>,
     pub(crate) credentials: Credentials,
     pub(crate) lifetime: Lifetime,
     pub(crate) rotation: Rotation,
@@ -84,9 +84,9 @@ pub(crate) struct TooLarge {
 }
 
 impl LayerContext {
-    /// The store. Calls go to it directly, without the `SessionStore` of `Arc`.
-    pub(crate) fn store(&self) -> &dyn SessionStore {
-        &*self.store
+    /// The store. A call through the `Arc` would take a detour over the `SessionStore` of `Arc`.
+    pub(crate) fn store(&self) -> &Observed {
+        &self.store
     }
 
     pub(crate) fn check_size(&self, record: &Record) -> Result<(), TooLarge> {

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::{net::TcpListener, signal};
 use tower_keep::{
     ClientInfo, InvalidSessionSecret, Session, SessionCookie, SessionError, SessionSecret,
-    store::{self, Fallback, FallbackMode, OnRecovery, SessionStore},
+    store::{self, Fallback, FallbackMode, OnRecovery},
 };
 
 /// Turns the result of a server into an exit code.
@@ -82,7 +82,7 @@ pub fn stopped() -> Result<impl Future<Output = ()>, Box<dyn Error>> {
 }
 
 /// Redis or memory, as the environment configures. Memory also serves while Redis is down, from the start or later.
-pub async fn store(on_recovery: OnRecovery) -> Result<Arc<Fallback<Arc<dyn SessionStore>>>, Box<dyn Error>> {
+pub async fn store(on_recovery: OnRecovery) -> Result<Arc<Fallback>, Box<dyn Error>> {
     let store = Fallback::new(store::from_env()?, FallbackMode::Memory { on_recovery });
     store.start().await;
     let store = Arc::new(store);

@@ -17,7 +17,7 @@ use crate::{
     security,
     session::SessionError,
     sessions::{SessionInfo, Sessions},
-    store::{End, EndOutcome, Entry, Found, Loaded, Outcome, StoreError},
+    store::{End, EndOutcome, Entry, Found, Loaded, Outcome, SessionStore, StoreError},
     token::{Generation, SessionId},
 };
 

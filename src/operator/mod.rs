@@ -43,11 +43,11 @@
 //!
 //! Other pages cannot embed the page (`frame-ancestors 'none'`). Text from clients is escaped, and invisible characters are shown by their code.
 
-mod html;
 mod origin;
 mod query;
 mod render;
 mod response;
+mod visible;
 
 use std::{fmt, sync::Arc, time::Duration};
 

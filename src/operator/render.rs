@@ -2,9 +2,11 @@
 
 use std::{fmt, time::Duration};
 
+use maud::{DOCTYPE, Markup, html};
+
 use super::{
-    html::{Html, is_deceptive},
     query::{Act, Done, View},
+    visible::{is_deceptive, visible},
 };
 use crate::{
     ended::Ended,
@@ -75,23 +77,31 @@ pub(super) enum Live {
 
 impl Page {
     pub(super) fn html(&self) -> String {
-        let mut html = Html::default();
-        html.markup("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n")
-            .markup("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n")
-            .markup("<meta name=\"robots\" content=\"noindex\">\n")
-            .markup("<meta name=\"color-scheme\" content=\"light dark\">\n<title>")
-            .text(self.title())
-            .markup("</title>\n<link rel=\"stylesheet\" href=\"?style=")
-            .text(env!("CARGO_PKG_VERSION"))
-            .markup("\">\n</head>\n<body>\n<header>\n<a class=\"home\" href=\"?\">Sessions</a>\n");
-        self.status(&mut html);
-        html.markup("</header>\n<main>\n");
-        self.search(&mut html);
-        self.content(&mut html);
-        html.markup("</main>\n<footer>\n");
-        self.counted(&mut html);
-        html.markup("</footer>\n</body>\n</html>\n");
-        html.into_string()
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="robots" content="noindex";
+                    meta name="color-scheme" content="light dark";
+                    title { (self.title()) }
+                    link rel="stylesheet" href={ "?style=" (env!("CARGO_PKG_VERSION")) };
+                }
+                body {
+                    header {
+                        a.home href="?" { "Sessions" }
+                        (self.status())
+                    }
+                    main {
+                        (self.search())
+                        (self.content())
+                    }
+                    footer { (self.counted()) }
+                }
+            }
+        };
+        visible(&page.into_string())
     }
 
     fn title(&self) -> &'static str {
@@ -105,48 +115,38 @@ impl Page {
         }
     }
 
-    fn status(&self, html: &mut Html) {
+    fn status(&self) -> Markup {
         let health = &self.health;
-        html.markup(match health.status {
-            HealthStatus::Up => {
-                "<section class=\"health up\" aria-label=\"Health of the store\">\n<p><strong>up</strong> "
+        let status = match health.status {
+            HealthStatus::Up => "up",
+            HealthStatus::Degraded => "degraded",
+            HealthStatus::Down => "down",
+        };
+        html! {
+            section class={ "health " (status) } aria-label="Health of the store" {
+                p {
+                    strong { (status) } " "
+                    span { "store " b { (health.store) } } " "
+                    span { "since " (self.time(health.since)) } " "
+                    span { "answered in " b { (Millis(health.latency)) } }
+                }
+                @if let Some(cause) = &health.cause {
+                    p.cause { (cause) }
+                }
+                @if let Some(fallback) = self.fallback {
+                    p.fallback {
+                        "fallback: " b { @if fallback.using_fallback { "in use" } @else { "not in use" } } ", "
+                        (Counted(fallback.in_memory as u64, "session", "sessions")) " in memory, "
+                        (fallback.cached) " cached, " (fallback.journalled) " changes waiting; since the start "
+                        (Counted(fallback.outages, "outage", "outages")) ", " (fallback.replayed) " replayed, "
+                        (fallback.dropped) " dropped, " (fallback.refused) " refused"
+                    }
+                }
             }
-            HealthStatus::Degraded => {
-                "<section class=\"health degraded\" aria-label=\"Health of the store\">\n<p><strong>degraded</strong> "
-            }
-            HealthStatus::Down => {
-                "<section class=\"health down\" aria-label=\"Health of the store\">\n<p><strong>down</strong> "
-            }
-        });
-        html.markup("<span>store <b>").text(health.store).markup("</b></span> <span>since ");
-        self.time(html, health.since);
-        html.markup("</span> <span>answered in <b>").text(Millis(health.latency)).markup("</b></span></p>\n");
-        if let Some(cause) = &health.cause {
-            html.markup("<p class=\"cause\">").text(cause).markup("</p>\n");
         }
-        if let Some(fallback) = self.fallback {
-            html.markup("<p class=\"fallback\">fallback: <b>")
-                .markup(if fallback.using_fallback { "in use" } else { "not in use" })
-                .markup("</b>, ")
-                .text(Counted(fallback.in_memory as u64, "session", "sessions"))
-                .markup(" in memory, ")
-                .text(fallback.cached)
-                .markup(" cached, ")
-                .text(fallback.journalled)
-                .markup(" changes waiting; since the start ")
-                .text(Counted(fallback.outages, "outage", "outages"))
-                .markup(", ")
-                .text(fallback.replayed)
-                .markup(" replayed, ")
-                .text(fallback.dropped)
-                .markup(" dropped, ")
-                .text(fallback.refused)
-                .markup(" refused</p>\n");
-        }
-        html.markup("</section>\n");
     }
 
-    fn search(&self, html: &mut Html) {
+    fn search(&self) -> Markup {
         let (user, id) = match &self.content {
             Content::User { user, .. } => (user.as_str(), String::new()),
             Content::One { session, .. } => ("", session.id().to_string()),
@@ -154,191 +154,159 @@ impl Page {
             Content::NoId { text } => ("", text.clone()),
             _ => ("", String::new()),
         };
-        html.markup("<div class=\"search\" role=\"search\">\n");
-        field(html, "<label for=\"user\">User</label><input id=\"user\" name=\"user\"", user);
-        field(html, "<label for=\"id\">Session id</label><input id=\"id\" name=\"id\"", &id);
-        html.markup("</div>\n");
-    }
-
-    fn content(&self, html: &mut Html) {
-        match &self.content {
-            Content::All { from, sessions, next, live, done } => {
-                html.markup("<h1>Live sessions</h1>\n");
-                message(html, *done);
-                match live {
-                    Some(Live::Counted(number)) => {
-                        html.markup("<p>").text(Counted(*number, "session", "sessions")).markup(" in total.</p>\n");
-                    }
-                    Some(Live::Many) => {
-                        html.markup(
-                            "<p>There are too many sessions to count quickly. <a href=\"?count\">Count them</a>, ",
-                        )
-                        .markup("which may take a minute.</p>\n");
-                    }
-                    None => {}
-                }
-                let view = View::All(from.clone());
-                self.table(html, sessions, &view, if next.is_some() { "None on this page." } else { "None." });
-                self.paging(html, from, next.as_ref());
-            }
-            Content::User { user, sessions, number, done } => {
-                html.markup("<h1>Sessions of <bdi>").text(user).markup("</bdi></h1>\n");
-                message(html, *done);
-                if *number > sessions.len() {
-                    html.markup("<p>").text(MAX_OF_USER).markup(" of ").text(number).markup(", newest first.</p>\n");
-                }
-                let view = View::User(user.clone());
-                self.table(html, sessions, &view, "No live sessions.");
-                // Even if none is listed: sessions that the index has lost end too.
-                html.markup("<form method=\"post\" class=\"all\" action=\"")
-                    .text(view.doing(&Act::RevokeUser(user.clone())))
-                    .markup("\"><button class=\"danger\">Revoke all sessions of <bdi>")
-                    .text(user)
-                    .markup("</bdi></button></form>\n");
-            }
-            Content::One { session, done } => {
-                html.markup("<h1>Session</h1>\n");
-                message(html, *done);
-                self.details(html, session);
-            }
-            Content::Gone { id, ended, done } => {
-                html.markup("<h1>Session</h1>\n");
-                message(html, *done);
-                html.markup("<p><code>").text(id).markup("</code></p>\n<p>");
-                match ended {
-                    Some(ended) => {
-                        html.markup("It has ended: <strong>").text(ended.reason).markup("</strong>, ");
-                        self.time(html, ended.at);
-                        html.markup(".");
-                        if let Some(successor) = ended.successor {
-                            html.markup(" <a href=\"")
-                                .text(View::One(successor).link())
-                                .markup("\">Its successor</a>.");
-                        }
-                    }
-                    None => {
-                        html.markup("No session with this id is known. Sessions that expired, or ended long ago, are not listed.");
-                    }
-                }
-                html.markup("</p>\n");
-            }
-            Content::NoId { text } => {
-                html.markup("<h1>Not a session id</h1>\n<p><bdi>")
-                    .text(Cut(text, 200))
-                    .markup("</bdi> is not a session id, which has 44 characters. A token is not an id.</p>\n");
-            }
-            Content::Failed { view } => {
-                html.markup("<h1>The store is unavailable</h1>\n<p>The page cannot be shown, ")
-                    .markup("and a revocation may or may not have been applied. <a href=\"")
-                    .text(view.link())
-                    .markup("\">Try again</a>.</p>\n");
-            }
-            Content::NotFromHere => {
-                html.markup("<h1>Nothing was done</h1>\n<p>The request does not come from this page. ")
-                    .markup("<a href=\"?\">Try it from here</a>.</p>\n");
-            }
-            Content::NothingToDo => {
-                html.markup("<h1>Nothing was done</h1>\n<p>The request does not say what to revoke.</p>\n");
+        html! {
+            div.search role="search" {
+                (field("user", "User", user))
+                (field("id", "Session id", &id))
             }
         }
     }
 
-    fn table(&self, html: &mut Html, sessions: &[SessionInfo], view: &View, none: &'static str) {
+    fn content(&self) -> Markup {
+        match &self.content {
+            Content::All { from, sessions, next, live, done } => html! {
+                h1 { "Live sessions" }
+                (message(*done))
+                @match live {
+                    Some(Live::Counted(number)) => p { (Counted(*number, "session", "sessions")) " in total." },
+                    Some(Live::Many) => p {
+                        "There are too many sessions to count quickly. "
+                        a href="?count" { "Count them" } ", which may take a minute."
+                    },
+                    None => {}
+                }
+                @let none = if next.is_some() { "None on this page." } else { "None." };
+                (self.table(sessions, &View::All(from.clone()), none))
+                (paging(from, next.as_ref()))
+            },
+            Content::User { user, sessions, number, done } => html! {
+                h1 { "Sessions of " bdi { (user) } }
+                (message(*done))
+                @if *number > sessions.len() {
+                    p { (MAX_OF_USER) " of " (number) ", newest first." }
+                }
+                (self.table(sessions, &View::User(user.clone()), "No live sessions."))
+                // Even if none is listed: sessions that the index has lost end too.
+                form method="post" class="all" action=(View::User(user.clone()).doing(&Act::RevokeUser(user.clone()))) {
+                    button.danger { "Revoke all sessions of " bdi { (user) } }
+                }
+            },
+            Content::One { session, done } => html! {
+                h1 { "Session" }
+                (message(*done))
+                (self.details(session))
+            },
+            Content::Gone { id, ended, done } => html! {
+                h1 { "Session" }
+                (message(*done))
+                p { code { (id) } }
+                @if let Some(ended) = ended {
+                    p {
+                        "It has ended: " strong { (ended.reason) } ", " (self.time(ended.at)) "."
+                        @if let Some(successor) = ended.successor {
+                            " " a href=(View::One(successor).link()) { "Its successor" } "."
+                        }
+                    }
+                } @else {
+                    p { "No session with this id is known. Sessions that expired, or ended long ago, are not listed." }
+                }
+            },
+            Content::NoId { text } => html! {
+                h1 { "Not a session id" }
+                p { bdi { (Cut(text, 200)) } " is not a session id, which has 44 characters. A token is not an id." }
+            },
+            Content::Failed { view } => html! {
+                h1 { "The store is unavailable" }
+                p {
+                    "The page cannot be shown, and a revocation may or may not have been applied. "
+                    a href=(view.link()) { "Try again" } "."
+                }
+            },
+            Content::NotFromHere => html! {
+                h1 { "Nothing was done" }
+                p { "The request does not come from this page. " a href="?" { "Try it from here" } "." }
+            },
+            Content::NothingToDo => html! {
+                h1 { "Nothing was done" }
+                p { "The request does not say what to revoke." }
+            },
+        }
+    }
+
+    /// A table of sessions. Its forms return to `view`.
+    fn table(&self, sessions: &[SessionInfo], view: &View, none: &str) -> Markup {
         if sessions.is_empty() {
-            html.markup("<p class=\"none\">").markup(none).markup("</p>\n");
-            return;
+            return html! { p.none { (none) } };
         }
         // Otherwise the user is in the heading.
         let of_several = matches!(view, View::All(_));
-        html.markup("<table>\n<thead><tr><th scope=\"col\">Session</th>")
-            .markup(if of_several { "<th scope=\"col\">User</th>" } else { "" })
-            .markup("<th scope=\"col\">Last seen</th><th scope=\"col\" class=\"wide\">Created</th>")
-            .markup("<th scope=\"col\" class=\"wide\">Expires</th><th scope=\"col\" class=\"mid\">Address</th>")
-            .markup("<th scope=\"col\" class=\"widest\">User agent</th>")
-            .markup("<th scope=\"col\"><span class=\"hidden\">Revoke</span></th></tr></thead>\n<tbody>\n");
-        for session in sessions {
-            let id = session.id();
-            html.markup("<tr><th scope=\"row\"><a href=\"")
-                .text(View::One(id).link())
-                .markup("\"><code title=\"")
-                .text(id)
-                .markup("\">")
-                .text(Short(id))
-                .markup("</code></a></th>");
-            if of_several {
-                html.markup("<td class=\"user\">");
-                user(html, session, SHORT_NAME);
-                html.markup("</td>");
+        html! {
+            table {
+                thead {
+                    tr {
+                        th scope="col" { "Session" }
+                        @if of_several { th scope="col" { "User" } }
+                        th scope="col" { "Last seen" }
+                        th.wide scope="col" { "Created" }
+                        th.wide scope="col" { "Expires" }
+                        th.mid scope="col" { "Address" }
+                        th.widest scope="col" { "User agent" }
+                        th scope="col" { span.hidden { "Revoke" } }
+                    }
+                }
+                tbody {
+                    @for session in sessions { (self.row(session, view, of_several)) }
+                }
             }
-            html.markup("<td>");
-            self.time(html, session.last_seen().into());
-            html.markup("</td><td class=\"wide\">");
-            self.time(html, session.created_at().into());
-            html.markup("</td><td class=\"wide\">");
-            self.time(html, session.expires_at().into());
-            html.markup("</td><td class=\"mid\">");
-            if let Some(ip) = session.metadata().ip() {
-                html.text(ip);
-            }
-            html.markup("</td><td class=\"widest agent\">");
-            if let Some(agent) = session.metadata().user_agent() {
-                html.markup("<bdi>").text(Cut(agent, SHORT_AGENT)).markup("</bdi>");
-            }
-            html.markup("</td><td class=\"act\"><form method=\"post\" action=\"")
-                .text(view.doing(&Act::Revoke(id)))
-                .markup("\"><button aria-label=\"Revoke ")
-                .text(Short(id))
-                .markup("\">Revoke</button></form></td></tr>\n");
         }
-        html.markup("</tbody>\n</table>\n");
     }
 
-    fn paging(&self, html: &mut Html, from: &Cursor, next: Option<&Cursor>) {
-        let first = from.as_str().is_empty();
-        if first && next.is_none() {
-            return;
-        }
-        html.markup("<nav aria-label=\"Pages\">");
-        if !first {
-            html.markup("<a href=\"?\">First page</a> ");
-        }
-        match next {
-            Some(next) => {
-                html.markup("<a rel=\"next\" href=\"").text(View::All(next.clone()).link()).markup("\">Next page</a>")
-            }
-            None => html.markup("<span>This is the last page.</span>"),
-        };
-        html.markup("</nav>\n");
-    }
-
-    fn details(&self, html: &mut Html, session: &SessionInfo) {
+    fn row(&self, session: &SessionInfo, view: &View, of_several: bool) -> Markup {
         let id = session.id();
-        html.markup("<dl>\n<dt>Id</dt><dd><code>").text(id).markup("</code></dd>\n<dt>User</dt><dd>");
-        user(html, session, usize::MAX);
-        html.markup("</dd>\n");
+        html! {
+            tr {
+                th scope="row" { a href=(View::One(id).link()) { code title=(id) { (Short(id)) } } }
+                @if of_several { td.user { (user(session, SHORT_NAME)) } }
+                td { (self.time(session.last_seen().into())) }
+                td.wide { (self.time(session.created_at().into())) }
+                td.wide { (self.time(session.expires_at().into())) }
+                td.mid { @if let Some(ip) = session.metadata().ip() { (ip) } }
+                td class="widest agent" {
+                    @if let Some(agent) = session.metadata().user_agent() { bdi { (Cut(agent, SHORT_AGENT)) } }
+                }
+                td.act {
+                    form method="post" action=(view.doing(&Act::Revoke(id))) {
+                        button aria-label={ "Revoke " (Short(id)) } { "Revoke" }
+                    }
+                }
+            }
+        }
+    }
+
+    fn details(&self, session: &SessionInfo) -> Markup {
+        let id = session.id();
         let times =
             [("Created", session.created_at()), ("Last seen", session.last_seen()), ("Expires", session.expires_at())];
-        for (name, time) in times {
-            html.markup("<dt>").markup(name).markup("</dt><dd>");
-            self.time(html, time.into());
-            html.markup(" <small>").text(Timestamp::from(time)).markup("</small></dd>\n");
+        let not_recorded = html! { span.nobody { "not recorded" } };
+        html! {
+            dl {
+                dt { "Id" } dd { code { (id) } }
+                dt { "User" } dd { (user(session, usize::MAX)) }
+                @for (name, time) in times {
+                    dt { (name) } dd { (self.time(time.into())) " " small { (Timestamp::from(time)) } }
+                }
+                dt { "Address" }
+                dd { @if let Some(ip) = session.metadata().ip() { (ip) } @else { (not_recorded) } }
+                dt { "User agent" }
+                dd { @if let Some(agent) = session.metadata().user_agent() { bdi { (agent) } } @else { (not_recorded) } }
+            }
+            form method="post" action=(View::One(id).doing(&Act::Revoke(id))) {
+                button.danger { "Revoke this session" }
+            }
         }
-        html.markup("<dt>Address</dt><dd>");
-        match session.metadata().ip() {
-            Some(ip) => html.text(ip),
-            None => html.markup("<span class=\"nobody\">not recorded</span>"),
-        };
-        html.markup("</dd>\n<dt>User agent</dt><dd>");
-        match session.metadata().user_agent() {
-            Some(agent) => html.markup("<bdi>").text(agent).markup("</bdi>"),
-            None => html.markup("<span class=\"nobody\">not recorded</span>"),
-        };
-        html.markup("</dd>\n</dl>\n<form method=\"post\" action=\"")
-            .text(View::One(id).doing(&Act::Revoke(id)))
-            .markup("\"><button class=\"danger\">Revoke this session</button></form>\n");
     }
 
-    fn counted(&self, html: &mut Html) {
+    fn counted(&self) -> Markup {
         let Stats {
             conflicts,
             overwrites,
@@ -354,8 +322,7 @@ impl Page {
             reused_tokens,
             signature_only,
         } = self.stats;
-        html.markup("<h2>Counts of this process since it started</h2>\n<dl class=\"counts\">\n");
-        for (name, number) in [
+        let counts = [
             ("created", created),
             ("logins", logins),
             ("rotations", rotations),
@@ -369,53 +336,74 @@ impl Page {
             ("outages", outages),
             ("accepted by signature only", signature_only),
             ("corrupt", corrupt),
-        ] {
-            html.markup("<div><dt>").markup(name).markup("</dt><dd>").text(number).markup("</dd></div>\n");
+        ];
+        html! {
+            h2 { "Counts of this process since it started" }
+            dl.counts {
+                @for (name, number) in counts {
+                    div { dt { (name) } dd { (number) } }
+                }
+            }
         }
-        html.markup("</dl>\n");
     }
 
     /// Relative for recent times.
-    fn time(&self, html: &mut Html, time: Timestamp) {
-        html.markup("<time datetime=\"").text(time).markup("\" title=\"").text(time).markup("\">");
-        html.text(Distance { from: self.now, to: time }).markup("</time>");
+    fn time(&self, time: Timestamp) -> Markup {
+        html! { time datetime=(time) title=(time) { (Distance { from: self.now, to: time }) } }
     }
 }
 
-fn user(html: &mut Html, session: &SessionInfo, characters: usize) {
-    match session.user() {
-        Some(user) => html
-            .markup("<a href=\"")
-            .text(View::User(user.to_owned()).link())
-            .markup("\"><bdi>")
-            .text(Cut(user, characters))
-            .markup("</bdi></a>"),
-        None => html.markup("<span class=\"nobody\">anonymous</span>"),
-    };
+fn user(session: &SessionInfo, characters: usize) -> Markup {
+    html! {
+        @match session.user() {
+            Some(user) => a href=(View::User(user.to_owned()).link()) { bdi { (Cut(user, characters)) } },
+            None => span.nobody { "anonymous" },
+        }
+    }
 }
 
-fn field(html: &mut Html, labelled: &'static str, value: &str) {
+fn field(name: &str, label: &str, value: &str) -> Markup {
     // A form field cannot represent such a name, so there is no form.
     let value = if value.contains(is_deceptive) { "" } else { value };
-    html.markup("<form method=\"get\">")
-        .markup(labelled)
-        .markup(" autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" required value=\"")
-        .text(value)
-        .markup("\"><button>Find</button></form>\n");
+    html! {
+        form method="get" {
+            label for=(name) { (label) }
+            input id=(name) name=(name) autocomplete="off" autocapitalize="none" spellcheck="false" required value=(value);
+            button { "Find" }
+        }
+    }
 }
 
-fn message(html: &mut Html, done: Option<Done>) {
-    let Some(done) = done else { return };
-    html.markup("<p class=\"done\" role=\"status\">");
-    match done {
-        Done::Revoked => html.markup("The session was revoked. Its next request is refused."),
-        Done::WasGone => html.markup("The session was no longer live."),
-        Done::UserRevoked(0) => html.markup("The user had no sessions."),
-        Done::UserRevoked(number) => {
-            html.text(Counted(number as u64, "session was", "sessions were")).markup(" revoked.")
+fn message(done: Option<Done>) -> Markup {
+    html! {
+        @if let Some(done) = done {
+            p.done role="status" {
+                @match done {
+                    Done::Revoked => "The session was revoked. Its next request is refused.",
+                    Done::WasGone => "The session was no longer live.",
+                    Done::UserRevoked(0) => "The user had no sessions.",
+                    Done::UserRevoked(number) => {
+                        (Counted(number as u64, "session was", "sessions were")) " revoked."
+                    }
+                }
+            }
         }
-    };
-    html.markup("</p>\n");
+    }
+}
+
+fn paging(from: &Cursor, next: Option<&Cursor>) -> Markup {
+    let is_first = from.as_str().is_empty();
+    html! {
+        @if !is_first || next.is_some() {
+            nav aria-label="Pages" {
+                @if !is_first { a href="?" { "First page" } " " }
+                @match next {
+                    Some(next) => a rel="next" href=(View::All(next.clone()).link()) { "Next page" },
+                    None => span { "This is the last page." },
+                }
+            }
+        }
+    }
 }
 
 struct Counted(u64, &'static str, &'static str);

@@ -16,7 +16,7 @@ use crate::{
     metrics::{self, ROTATION, TOUCH_SKIPPED},
     record::{Record, Standing},
     security,
-    store::{End, EndOutcome, Entry, Found, Loaded, Outcome, StoreError},
+    store::{End, EndOutcome, Entry, Found, Loaded, Outcome, SessionStore, StoreError},
     time::Timestamp,
     token::SessionId,
 };

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    store::{End, StoreError, StoreExt},
+    store::{End, SessionStore, StoreError, StoreExt},
 };
 
 /// How many writes a save sends before it gives up. Each one that fails is another request's success, so only many requests that write
@@ -31,7 +31,12 @@ impl Inner {
     async fn send_writes(&self, delivery: Delivery, events: &mut Vec<Event>) -> Result<(), SessionError> {
         let mut place_in_queue = None;
         for _ in 0..MAX_WRITES {
-            let env = self.environment();
+            let env = Environment {
+                now: self.context.clock.now(),
+                context: &self.context,
+                presented: &self.presented,
+                client: self.client.as_ref(),
+            };
             let Some((sent, repeated)) = self.next_write(&env, delivery)? else {
                 return if let Phase::Ended = self.state().phase { Err(SessionError::Ended) } else { Ok(()) };
             };
@@ -109,14 +114,5 @@ impl Inner {
             return Err(SessionError::Full);
         }
         Ok(())
-    }
-
-    fn environment(&self) -> Environment<'_> {
-        Environment {
-            now: self.context.clock.now(),
-            context: &self.context,
-            presented: &self.presented,
-            client: self.client.as_ref(),
-        }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     observe::Stats,
     record::{Record, Standing, Version},
     session::SessionError,
-    store::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, StoreError, StoreExt},
+    store::{Created, Cursor, End, EndOutcome, Entry, Found, Loaded, SessionStore, StoreError, StoreExt},
     subscription::Events,
     token::{SessionId, Tag, Token},
 };

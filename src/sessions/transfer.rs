@@ -20,7 +20,7 @@ use super::{Scan, SessionInfo, Sessions};
 use crate::{
     limits::Limits,
     record::Record,
-    store::{Codec, Created, Entry, Found, Loaded, Outcome, StoreError},
+    store::{Codec, Created, Entry, Found, Loaded, Outcome, SessionStore, StoreError},
     time::Timestamp,
     token::{SessionId, Tag},
 };

@@ -1,7 +1,7 @@
 //! Every store of this crate keeps the contract, and `store::testing` finds stores that break it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     process::Command,
     sync::{
@@ -213,7 +213,8 @@ use Broken::*;
 struct BrokenStore {
     memory: MemoryStore,
     how: Broken,
-    created: Mutex<BTreeMap<SessionId, Entry>>,
+    /// The sessions of each user, the ended ones too.
+    created: Mutex<HashMap<Option<String>, BTreeMap<SessionId, Entry>>>,
     /// Sessions that are live by mistake.
     back: Mutex<BTreeMap<SessionId, Entry>>,
 }
@@ -252,7 +253,8 @@ impl SessionStore for BrokenStore {
 
     fn create<'a>(&'a self, id: &'a SessionId, mut new: Entry, mut limits: Limits) -> StoreFuture<'a, Created> {
         StoreFuture::boxed(async move {
-            self.created.lock().unwrap().insert(*id, new.clone());
+            let user = new.record.user().map(String::from);
+            self.created.lock().unwrap().entry(user).or_default().insert(*id, new.clone());
             if self.is(IgnoresLimits) {
                 limits = Limits::none();
             }
@@ -354,7 +356,7 @@ impl UserStore for BrokenStore {
         StoreFuture::boxed(async move {
             if self.is(ListsTheDead) {
                 let created = self.created.lock().unwrap();
-                let mine = created.iter().filter(|(_, entry)| entry.record.user() == Some(user));
+                let mine = created.get(&Some(user.to_owned())).into_iter().flatten();
                 return Ok(mine.map(|(id, entry)| (*id, Self::loaded(entry))).collect());
             }
             if self.is(ListsNothing) { Ok(Vec::new()) } else { UserStore::list(&self.memory, user).await }
@@ -401,7 +403,7 @@ impl ScanStore for BrokenStore {
     fn count(&self) -> StoreFuture<'_, u64> {
         StoreFuture::boxed(async move {
             if self.is(CountsTheDead) {
-                return Ok(self.created.lock().unwrap().len() as u64);
+                return Ok(self.created.lock().unwrap().values().map(BTreeMap::len).sum::<usize>() as u64);
             }
             ScanStore::count(&self.memory).await
         })

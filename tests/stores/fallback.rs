@@ -37,7 +37,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A store that can be stopped, with a fallback around it. Every request checks for the recovery.
 struct Test {
     main: Spy,
-    store: Fallback<Spy>,
+    store: Fallback,
     clock: ManualClock,
 }
 
@@ -46,7 +46,7 @@ impl Test {
         Self::with(mode, |store| store)
     }
 
-    fn with(mode: FallbackMode, change: impl FnOnce(Fallback<Spy>) -> Fallback<Spy>) -> Self {
+    fn with(mode: FallbackMode, change: impl FnOnce(Fallback) -> Fallback) -> Self {
         let clock = ManualClock::new();
         let main = Spy::with_clock(clock.clone());
         let store = Fallback::new(main.clone(), mode).probe_interval(Duration::ZERO).clock(clock.clone());
@@ -985,18 +985,18 @@ async fn at_the_start_the_main_store_is_queried_as_often_as_configured() {
 // In a service, with Redis.
 
 /// A service whose Redis can be killed and restarted.
-async fn service(mode: FallbackMode, server: &RedisServer) -> (App, Arc<Fallback<RedisStore>>) {
+async fn service(mode: FallbackMode, server: &RedisServer) -> (App, Arc<Fallback>) {
     service_at(mode, RedisConfig::from_url(&server.url()).unwrap()).await
 }
 
-async fn service_at(mode: FallbackMode, config: RedisConfig) -> (App, Arc<Fallback<RedisStore>>) {
+async fn service_at(mode: FallbackMode, config: RedisConfig) -> (App, Arc<Fallback>) {
     let store = Arc::new(Fallback::new(RedisStore::new(config), mode).probe_interval(Duration::ZERO));
     eventually("it is connected", async || store.health().await.unwrap() == Health::Up).await;
     (App::start(SessionLayer::new(store.clone())).await, store)
 }
 
 /// Waits until the service has detected the outage.
-async fn is_known(store: &Fallback<RedisStore>) {
+async fn is_known(store: &Fallback) {
     let is_away = async || {
         let _ = store.load(&id(999)).await;
         store.is_degraded()
@@ -1004,7 +1004,7 @@ async fn is_known(store: &Fallback<RedisStore>) {
     eventually("that Redis is away is known", is_away).await;
 }
 
-async fn is_back(store: &Fallback<RedisStore>) {
+async fn is_back(store: &Fallback) {
     let is_back = async || store.health().await.is_ok_and(|health| health == Health::Up) && !store.is_degraded();
     eventually("Redis is back", is_back).await;
 }

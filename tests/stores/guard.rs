@@ -25,13 +25,13 @@ const DEADLINE: Duration = Duration::from_millis(250);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A guard that opens after two outages, for one second at first and at most four.
-fn guarded() -> (Spy, Guard<Spy>) {
+fn guarded() -> (Spy, Guard) {
     let spy = Spy::new();
     (spy.clone(), Guard::new(spy).open_after(2).pause(SECOND, 4 * SECOND))
 }
 
 /// The same, open.
-async fn opened() -> (Spy, Guard<Spy>) {
+async fn opened() -> (Spy, Guard) {
     let (spy, guard) = guarded();
     spy.go_down();
     for _ in 0..2 {
@@ -332,14 +332,14 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
 }
 
 /// A guard around a running Redis.
-async fn of_redis(config: RedisConfig) -> Guard<RedisStore> {
+async fn of_redis(config: RedisConfig) -> Guard {
     let guard = Guard::new(RedisStore::new(config)).open_after(2);
     let guard = guard.pause(Duration::from_millis(20), Duration::from_millis(20));
     eventually("it serves", async || guard.load(&id(1)).await.is_ok()).await;
     guard
 }
 
-async fn is_open(guard: &Guard<RedisStore>) {
+async fn is_open(guard: &Guard) {
     let is_open = async || match guard.load(&id(1)).await {
         Ok(_) => false,
         outage => assert_outage(outage).contains("circuit breaker is open"),
@@ -347,7 +347,7 @@ async fn is_open(guard: &Guard<RedisStore>) {
     eventually("the circuit breaker is open", is_open).await;
 }
 
-async fn serves_again(guard: &Guard<RedisStore>) {
+async fn serves_again(guard: &Guard) {
     eventually("it serves again", async || guard.load(&id(1)).await.is_ok()).await;
     eventually("it is up", async || guard.health().await.unwrap() == Health::Up).await;
 }

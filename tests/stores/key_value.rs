@@ -707,7 +707,7 @@ mod lost_answers {
 }
 
 /// Waits until everything is replayed and Redis is used again.
-async fn is_back(store: &Fallback<RedisStore>) {
+async fn is_back(store: &Fallback) {
     let is_back = async || {
         let _ = store.health().await;
         !store.is_degraded()
@@ -716,7 +716,7 @@ async fn is_back(store: &Fallback<RedisStore>) {
 }
 
 /// A request that replays to Redis.
-fn keeps_telling(store: &Arc<Fallback<RedisStore>>) -> JoinHandle<()> {
+fn keeps_telling(store: &Arc<Fallback>) -> JoinHandle<()> {
     let store = store.clone();
     tokio::spawn(async move {
         while store.is_degraded() {
@@ -735,7 +735,7 @@ async fn rejected(server: &RedisServer, command: &str) -> u64 {
 }
 
 /// A service whose Redis can be stopped, with `before` in it.
-async fn service(mode: FallbackMode, server: &RedisServer) -> (Arc<Fallback<RedisStore>>, KeyValue) {
+async fn service(mode: FallbackMode, server: &RedisServer) -> (Arc<Fallback>, KeyValue) {
     let store = Arc::new(Fallback::new(redis(server), mode).probe_interval(Duration::ZERO));
     let values = values(store.clone());
     values.set("before", "1", None).await.unwrap();

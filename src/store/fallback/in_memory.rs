@@ -29,14 +29,14 @@ use crate::{
 /// The prefix of cursors into memory. A cursor of the main store means nothing here: the scan starts over.
 const LOCAL: &str = "local-";
 
-pub(super) struct InMemory<'a, S> {
-    pub(super) fallback: &'a Fallback<S>,
+pub(super) struct InMemory<'a> {
+    pub(super) fallback: &'a Fallback,
     pub(super) outage: &'a Outage,
     /// The main store may have applied the operation as well: it was sent, and there was no reply.
     pub(super) sent: bool,
 }
 
-impl<S: SessionStore> InMemory<'_, S> {
+impl InMemory<'_> {
     /// Performs an operation under the lock.
     fn perform<'f, O: Operation>(
         &self,
@@ -62,7 +62,7 @@ impl<S: SessionStore> InMemory<'_, S> {
     }
 }
 
-impl<S: SessionStore> SessionStore for InMemory<'_, S> {
+impl SessionStore for InMemory<'_> {
     fn load<'a>(&'a self, id: &'a SessionId) -> StoreFuture<'a, Found> {
         self.perform(Load { id }, |local, _| Ok(local.store().load_now(id)))
     }
@@ -109,7 +109,7 @@ impl<S: SessionStore> SessionStore for InMemory<'_, S> {
     }
 }
 
-impl<S: SessionStore> UserStore for InMemory<'_, S> {
+impl UserStore for InMemory<'_> {
     fn list<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<(SessionId, Loaded)>> {
         self.perform(List { user }, |local, _| Ok(local.store().list_now(user)))
     }
@@ -124,7 +124,7 @@ impl<S: SessionStore> UserStore for InMemory<'_, S> {
     }
 }
 
-impl<S: SessionStore> ScanStore for InMemory<'_, S> {
+impl ScanStore for InMemory<'_> {
     fn scan<'a>(&'a self, from: &'a Cursor, count: usize) -> StoreFuture<'a, Page> {
         self.perform(Scan { from, count }, |local, _| {
             let page = local.store().scan_now(&inner(from), count);
@@ -138,7 +138,7 @@ impl<S: SessionStore> ScanStore for InMemory<'_, S> {
 }
 
 /// Events are neither published nor read during an outage.
-impl<S: SessionStore> EventStore for InMemory<'_, S> {
+impl EventStore for InMemory<'_> {
     fn publish<'a>(&'a self, _: &'a Event) -> StoreFuture<'a, ()> {
         StoreFuture::ready(Ok(()))
     }
@@ -148,7 +148,7 @@ impl<S: SessionStore> EventStore for InMemory<'_, S> {
     }
 }
 
-impl<S: SessionStore> ValueStore for InMemory<'_, S> {
+impl ValueStore for InMemory<'_> {
     fn get<'a>(&'a self, keys: &'a [&'a str]) -> StoreFuture<'a, Vec<Option<Vec<u8>>>> {
         self.perform(Get { keys }, |local, now| Ok(keys.iter().map(|key| local.values().get(key, now)).collect()))
     }

@@ -90,8 +90,8 @@ use crate::time::{Clock, SystemClock};
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Fallback<S> {
-    main: S,
+pub struct Fallback {
+    main: Arc<dyn SessionStore>,
     mode: FallbackMode,
     seen_within: Duration,
     probe_interval: Duration,
@@ -104,16 +104,16 @@ pub struct Fallback<S> {
     counts: Counts,
 }
 
-impl<S: SessionStore> Fallback<S> {
+impl Fallback {
     /// Creates a fallback for the store `main`.
-    pub fn new(main: S, mode: FallbackMode) -> Self {
+    pub fn new(main: impl SessionStore + 'static, mode: FallbackMode) -> Self {
         const CAPACITY: usize = 10_000;
         let seen_within = match mode {
             FallbackMode::ReadStale { max_age } => max_age,
             FallbackMode::Reject | FallbackMode::Memory { .. } => Duration::from_secs(10 * 60),
         };
         Self {
-            main,
+            main: Arc::new(main),
             mode,
             seen_within,
             probe_interval: Duration::from_millis(100),
@@ -201,13 +201,13 @@ impl<S: SessionStore> Fallback<S> {
     /// ```
     /// use tower_keep::store::{Fallback, Health, SessionStore};
     ///
-    /// async fn is_redis_healthy(store: &Fallback<impl SessionStore>) -> bool {
+    /// async fn is_redis_healthy(store: &Fallback) -> bool {
     ///     matches!(store.main().health().await, Ok(Health::Up))
     /// }
     /// # let _ = is_redis_healthy(&Fallback::new(tower_keep::MemoryStore::new(), Default::default()));
     /// ```
-    pub fn main(&self) -> &S {
-        &self.main
+    pub fn main(&self) -> &dyn SessionStore {
+        &*self.main
     }
 
     /// The current state, and counters.
@@ -253,16 +253,16 @@ impl<S: SessionStore> Fallback<S> {
     async fn run_event<O: Operation>(&self, operation: O) -> Result<O::Reply, StoreError> {
         match (self.outage(), O::skipped()) {
             (Some(_), Some(reply)) => Ok(reply),
-            _ => operation.run(&self.main).await,
+            _ => operation.run(&*self.main).await,
         }
     }
 }
 
-impl<S: SessionStore> StoreWrapper for Fallback<S> {
-    type Inner = S;
+impl StoreWrapper for Fallback {
+    type Inner = dyn SessionStore;
 
-    fn inner(&self) -> &S {
-        &self.main
+    fn inner(&self) -> &Self::Inner {
+        &*self.main
     }
 
     fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
@@ -297,7 +297,7 @@ impl<S: SessionStore> StoreWrapper for Fallback<S> {
     }
 }
 
-impl<S: SessionStore> fmt::Debug for Fallback<S> {
+impl fmt::Debug for Fallback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fallback")
             .field("main", &self.main.name())

@@ -116,7 +116,7 @@ pub(super) enum MainReply<T> {
 }
 
 /// Runs an operation on the main store. While a slow operation runs, the health of the store is probed, so that takes no extra time.
-pub(super) async fn run_on_main<O: Operation>(main: &impl SessionStore, operation: O) -> MainReply<O::Reply> {
+pub(super) async fn run_on_main<O: Operation>(main: &dyn SessionStore, operation: O) -> MainReply<O::Reply> {
     let mut probe = pin!(async {
         sleep(PROBE_DELAY).await;
         is_down(main, PROBE_DELAY).await
@@ -154,11 +154,11 @@ pub(super) async fn run_on_main<O: Operation>(main: &impl SessionStore, operatio
 }
 
 /// Whether the store serves again.
-pub(super) async fn has_recovered(store: &impl SessionStore) -> bool {
+pub(super) async fn has_recovered(store: &dyn SessionStore) -> bool {
     !is_down(store, PROBE_TIMEOUT).await
 }
 
 /// Whether the store is down, or does not reply in time.
-async fn is_down(store: &impl SessionStore, limit: Duration) -> bool {
+async fn is_down(store: &dyn SessionStore, limit: Duration) -> bool {
     !matches!(timeout(limit, store.health()).await, Ok(Ok(Health::Up | Health::Degraded(_))))
 }

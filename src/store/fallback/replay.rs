@@ -69,7 +69,7 @@ pub(super) enum ReplayReply {
 
 /// # Errors
 /// If the main store is unavailable again, or refuses the change for now: the change must be replayed again.
-pub(super) async fn replay<S: SessionStore>(main: &S, task: &ReplayTask) -> Result<ReplayReply, StoreError> {
+pub(super) async fn replay(main: &dyn SessionStore, task: &ReplayTask) -> Result<ReplayReply, StoreError> {
     let reply = match task {
         ReplayTask::End(JournaledEnd { of: EndOf::All(user, except), end, .. }) => {
             main.end_user(user, except.as_ref(), end.reason()).await.map(|_| ReplayReply::Done(Vec::new()))
@@ -91,7 +91,7 @@ pub(super) async fn replay<S: SessionStore>(main: &S, task: &ReplayTask) -> Resu
     }
 }
 
-async fn replay_end<S: SessionStore>(main: &S, id: &SessionId, end: &End) -> Result<ReplayReply, StoreError> {
+async fn replay_end(main: &dyn SessionStore, id: &SessionId, end: &End) -> Result<ReplayReply, StoreError> {
     let outcome = main.end(id, *end).await?;
     // If the creation of a used session is still on its way, it must not succeed.
     if let (End::Used { .. }, EndOutcome::Gone) = (end, outcome) {
@@ -100,8 +100,8 @@ async fn replay_end<S: SessionStore>(main: &S, id: &SessionId, end: &End) -> Res
     Ok(ReplayReply::Done(Vec::new()))
 }
 
-async fn replay_write<S: SessionStore>(
-    main: &S,
+async fn replay_write(
+    main: &dyn SessionStore,
     id: &SessionId,
     writing: &ReplayWrite,
 ) -> Result<ReplayReply, StoreError> {

@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The shortest probe interval of the background task.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-impl<S: SessionStore> Fallback<S> {
+impl Fallback {
     /// How often [`start`](Self::start) probes the main store. Default: 3. At least 1.
     ///
     /// ```

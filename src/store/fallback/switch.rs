@@ -33,7 +33,7 @@ fn fails_values(tasks: &[ReplayTask], replies: &[Result<ReplayReply, StoreError>
     tasks.iter().zip(replies).any(|(task, reply)| matches!((task, reply), (ReplayTask::Value(_), Err(_))))
 }
 
-impl<S: SessionStore> Fallback<S> {
+impl Fallback {
     pub(super) fn outage(&self) -> Option<Arc<Outage>> {
         self.outage.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -46,7 +46,7 @@ impl<S: SessionStore> Fallback<S> {
                 Some(outage) => outage,
                 None => {
                     let sequence = self.cache.sequence();
-                    match run_on_main(&self.main, operation.clone()).await {
+                    match run_on_main(&*self.main, operation.clone()).await {
                         MainReply::Replied(reply) => {
                             self.observe(&operation, &reply, sequence);
                             return reply;
@@ -147,7 +147,8 @@ impl<S: SessionStore> Fallback<S> {
     pub(super) async fn current_outage(&self) -> Option<Arc<Outage>> {
         let outage = self.outage()?;
         let Some(permit) = outage.probe_permit() else { return Some(outage) };
-        let progress = if has_recovered(&self.main).await { self.replay(&outage).await } else { Progress::Unavailable };
+        let progress =
+            if has_recovered(&*self.main).await { self.replay(&outage).await } else { Progress::Unavailable };
         match progress {
             Progress::Done => {
                 self.end(&outage);
@@ -177,9 +178,9 @@ impl<S: SessionStore> Fallback<S> {
                 }
                 None => return Progress::Done,
             };
-            let replies = all(tasks.iter().map(|task| replay(&self.main, task))).await;
+            let replies = all(tasks.iter().map(|task| replay(&*self.main, task))).await;
             // A refused value must not keep the sessions from their store. Sessions are replayed until they are accepted.
-            let is_available = fails_values(&tasks, &replies) && has_recovered(&self.main).await;
+            let is_available = fails_values(&tasks, &replies) && has_recovered(&*self.main).await;
             let Some(mut local) = outage.local() else { return Progress::Done };
             let mut is_unavailable = false;
             for (task, reply) in tasks.iter().zip(replies) {

@@ -56,8 +56,8 @@ const COUNT_FACTOR: u32 = 20;
 /// let layer = SessionLayer::new(store);
 /// # let _ = layer;
 /// ```
-pub struct Guard<S> {
-    store: S,
+pub struct Guard {
+    store: Arc<dyn SessionStore>,
     deadline: Duration,
     places: Semaphore,
     max_waiting: usize,
@@ -65,13 +65,13 @@ pub struct Guard<S> {
     settings: Settings,
 }
 
-impl<S: SessionStore> Guard<S> {
+impl Guard {
     /// Creates a guard around `store`.
-    pub fn new(store: S) -> Self {
+    pub fn new(store: impl SessionStore + 'static) -> Self {
         const MAX_WAITING: usize = 1024;
         metrics::set(&BREAKER_STATE, [], 0.0);
         Self {
-            store,
+            store: Arc::new(store),
             deadline: Duration::from_millis(250),
             places: Semaphore::new(MAX_WAITING),
             max_waiting: MAX_WAITING,
@@ -137,7 +137,7 @@ impl<S: SessionStore> Guard<S> {
         matches!(self.store.health().await, Ok(Health::Down(_)) | Err(_))
     }
 
-    fn enter(&self) -> Result<Passage<'_, S>, StoreError> {
+    fn enter(&self) -> Result<Passage<'_>, StoreError> {
         let pass = self.breaker().enter().map_err(|cause| outage(Cause::Open(cause)))?;
         if pass == Pass::Probe {
             metrics::set(&BREAKER_STATE, [], 1.0);
@@ -165,13 +165,13 @@ impl<S: SessionStore> Guard<S> {
 }
 
 /// An operation that was let through.
-struct Passage<'a, S: SessionStore> {
-    guard: &'a Guard<S>,
+struct Passage<'a> {
+    guard: &'a Guard,
     pass: Pass,
     decided: bool,
 }
 
-impl<S: SessionStore> Passage<'_, S> {
+impl Passage<'_> {
     fn answered(mut self) {
         self.decided = true;
         let closed = self.guard.breaker().answered(self.pass);
@@ -196,7 +196,7 @@ impl<S: SessionStore> Passage<'_, S> {
     }
 }
 
-impl<S: SessionStore> Drop for Passage<'_, S> {
+impl Drop for Passage<'_> {
     fn drop(&mut self) {
         if !self.decided {
             self.guard.breaker().given_up(self.pass);
@@ -207,11 +207,11 @@ impl<S: SessionStore> Drop for Passage<'_, S> {
     }
 }
 
-impl<S: SessionStore> StoreWrapper for Guard<S> {
-    type Inner = S;
+impl StoreWrapper for Guard {
+    type Inner = dyn SessionStore;
 
-    fn inner(&self) -> &S {
-        &self.store
+    fn inner(&self) -> &Self::Inner {
+        &*self.store
     }
 
     fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
@@ -222,7 +222,7 @@ impl<S: SessionStore> StoreWrapper for Guard<S> {
             let passage = self.enter()?;
             let deadline = self.deadline_of(&operation);
             let reply = async {
-                let reply = operation.run(&self.store).await;
+                let reply = operation.run(&*self.store).await;
                 let is_outage = matches!(failure::<O>(&reply), Some(StoreError::Outage(_))) && self.is_down().await;
                 (reply, is_outage)
             };
@@ -257,7 +257,7 @@ fn failure<O: Operation>(reply: &Result<O::Reply, StoreError>) -> Option<&StoreE
     reply.as_ref().map_or_else(Some, O::doubt_in)
 }
 
-impl<S: SessionStore> fmt::Debug for Guard<S> {
+impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guard")
             .field("store", &self.store.name())

@@ -8,6 +8,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -29,14 +30,14 @@ use crate::metrics::{self, LOAD_DURATION, SAVE_DURATION, STORE_ERRORS, Stopwatch
 const CANCELLED: &str = "cancelled";
 
 /// A store with spans and metrics.
-pub(crate) struct Observed<S> {
-    store: S,
+pub(crate) struct Observed {
+    store: Arc<dyn SessionStore>,
     health: HealthMetric,
 }
 
-impl<S: SessionStore> Observed<S> {
-    pub(crate) fn new(store: S) -> Self {
-        Self { store, health: HealthMetric::default() }
+impl Observed {
+    pub(crate) fn new(store: impl SessionStore + 'static) -> Self {
+        Self { store: Arc::new(store), health: HealthMetric::default() }
     }
 
     fn span(&self, operation: &impl Operation) -> Span {
@@ -58,22 +59,22 @@ impl<S: SessionStore> Observed<S> {
     }
 }
 
-impl<S: SessionStore> StoreWrapper for Observed<S> {
-    type Inner = S;
+impl StoreWrapper for Observed {
+    type Inner = dyn SessionStore;
 
-    fn inner(&self) -> &S {
-        &self.store
+    fn inner(&self) -> &Self::Inner {
+        &*self.store
     }
 
     fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
         let span = self.span(&operation);
         if span.is_disabled() && !Stopwatch::RUNS {
-            return operation.run(&self.store);
+            return operation.run(&*self.store);
         }
         let (name, is_rotation) = (operation.name(), operation.is_rotation());
         let started = Stopwatch::start();
-        let reply = span.in_scope(|| operation.run(&self.store));
-        let measurement = Measurement::<S, O> { store: self, name, is_rotation, span, started, of: PhantomData };
+        let reply = span.in_scope(|| operation.run(&*self.store));
+        let measurement = Measurement::<O> { store: self, name, is_rotation, span, started, of: PhantomData };
         match reply.peek() {
             Some(ready) => {
                 measurement.complete(ready);
@@ -85,8 +86,8 @@ impl<S: SessionStore> StoreWrapper for Observed<S> {
 }
 
 /// A measurement of a running operation.
-struct Measurement<'a, S, O> {
-    store: &'a Observed<S>,
+struct Measurement<'a, O> {
+    store: &'a Observed,
     name: &'static str,
     is_rotation: bool,
     span: Span,
@@ -94,7 +95,7 @@ struct Measurement<'a, S, O> {
     of: PhantomData<fn(O)>,
 }
 
-impl<S: SessionStore, O: Operation> Measurement<'_, S, O> {
+impl<O: Operation> Measurement<'_, O> {
     fn complete(&self, reply: &Result<O::Reply, StoreError>) {
         let error = reply.as_ref().map_or_else(Some, O::doubt_in);
         if let Some(error) = error
@@ -179,13 +180,13 @@ fn server_code(error: &StoreError) -> Option<&str> {
 }
 
 /// The reply to an operation that is being measured.
-struct Measured<'a, S: SessionStore, O: Operation> {
+struct Measured<'a, O: Operation> {
     reply: StoreFuture<'a, O::Reply>,
-    measurement: Measurement<'a, S, O>,
+    measurement: Measurement<'a, O>,
     is_complete: bool,
 }
 
-impl<S: SessionStore, O: Operation> Future for Measured<'_, S, O> {
+impl<O: Operation> Future for Measured<'_, O> {
     type Output = Result<O::Reply, StoreError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -200,7 +201,7 @@ impl<S: SessionStore, O: Operation> Future for Measured<'_, S, O> {
     }
 }
 
-impl<S: SessionStore, O: Operation> Drop for Measured<'_, S, O> {
+impl<O: Operation> Drop for Measured<'_, O> {
     fn drop(&mut self) {
         if !self.is_complete {
             self.measurement.cancelled();

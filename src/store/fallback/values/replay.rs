@@ -36,7 +36,7 @@ pub(in super::super) enum ValueReply {
 impl ValueReplay {
     /// # Errors
     /// If the main store is unavailable again, or full: the change must be replayed again.
-    pub(in super::super) async fn replay<S: SessionStore>(&self, main: &S) -> Result<ValueReply, StoreError> {
+    pub(in super::super) async fn replay(&self, main: &dyn SessionStore) -> Result<ValueReply, StoreError> {
         match self.send(main.require_values()?).await {
             // A permanent error must not keep the sessions from their store, unless the store rejects this client altogether.
             Err(StoreError::Configuration(source) | StoreError::Corrupt(source))
