@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
-    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -463,22 +461,4 @@ async fn scripts_that_check_nothing_are_found() {
     for what in cases.into_iter().chain(["random", "none resurrects an ended session", "ended (Consumed), then"]) {
         assert!(has_found(&report, what), "{what}: {report}");
     }
-}
-
-/// A store in a crate of its own, as a third party would write and test it.
-#[test]
-fn a_store_of_an_outside_crate_can_be_tested() {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let outside = here.join("tests/outside_store");
-    // The dependency versions of this crate, so nothing must be downloaded.
-    std::fs::copy(here.join("Cargo.lock"), outside.join("Cargo.lock")).unwrap();
-    let output = Command::new(env!("CARGO"))
-        .args(["test", "--offline", "--quiet"])
-        .current_dir(&outside)
-        .env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("outside_store"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("1 passed"), "{said}");
 }

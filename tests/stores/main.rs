@@ -12,3 +12,4 @@ mod fallback;
 mod guard;
 mod key_value;
 mod migrating;
+mod outside_store;

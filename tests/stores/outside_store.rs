@@ -1,4 +1,5 @@
-//! The simplest store that keeps the contract: everything in one map under one lock.
+//! The simplest store that keeps the contract, as a third party would write and test it: everything in one map under one lock. Tests
+//! see only what is public.
 
 use std::{
     collections::HashMap,
@@ -7,10 +8,10 @@ use std::{
 };
 
 use tower_keep::{
-    Clock, EndReason, Ended, Limits, SessionId, Timestamp, WhenFull,
+    Clock, EndReason, Ended, Limits, ManualClock, SessionId, Timestamp, WhenFull,
     store::{
         Created, Cursor, End, EndOutcome, Entry, Found, Health, Loaded, Outcome, Page, Record, ScanStore, SessionStore,
-        StoreFuture, UserStore, Version,
+        StoreFuture, UserStore, Version, testing,
     },
 };
 
@@ -242,10 +243,9 @@ impl<C: Clock> ScanStore for SimpleStore<C> {
     }
 }
 
-#[cfg(test)]
 #[tokio::test]
-async fn bb8_keeps_the_contract() {
-    let clock = tower_keep::ManualClock::new();
+async fn it_keeps_the_contract() {
+    let clock = ManualClock::new();
     let store = SimpleStore::new(clock.clone());
-    tower_keep::store::testing::run(&store, async |time| clock.advance(time)).await.assert_passed();
+    testing::run(&store, async |time| clock.advance(time)).await.assert_passed();
 }
