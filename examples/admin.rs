@@ -55,8 +55,10 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         import(&sessions, path).await.map_err(|error| format!("SESSION_IMPORT={}: {error}", path.display()))?;
     }
     // Every user of this example is an administrator, and may see all sessions.
-    let page =
-        OperatorPage::new(sessions.clone()).fallback(move || store.stats()).router().layer(layer.clone().require());
+    let page = OperatorPage::new(sessions.clone())
+        .fallback(move || store.stats())
+        .router()
+        .layer(layer.clone().require_user());
     let app = Router::new()
         .nest("/admin/operator", page)
         .route("/admin", get(admin))

@@ -83,7 +83,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route("/api/kv/{key}/exists", get(exists))
         .route("/api/kv/{key}/expire", post(expire))
         .route("/api/kv/{key}/incr", post(incr))
-        .route_layer(layer.clone().require()) // all of the above
+        .route_layer(layer.clone().require_user()) // all of the above
         .route("/api/auth/login", post(login))
         .route("/api/auth/logout", post(logout))
         .route("/api/user/profile", get(profile))

@@ -64,7 +64,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .sessions();
     let cookie = SessionCookie::builder().name("__Host-frame").same_site(SameSite::None).partitioned(true).build()?;
     let cookie = cookie.signed(SessionSecret::from_env()?);
-    let frames = SessionLayer::new(frames).cookie(cookie).reject_with(rejected as fn(&Rejection) -> Response);
+    let frames = SessionLayer::new(frames).cookie(cookie).reject_with(rejected as Reject);
 
     let store = handshakes.store_name();
     let service = Service { handshakes, frames: frames.sessions(), counters: Counters(frames.sessions().key_value()?) };
@@ -95,7 +95,9 @@ fn stores() -> Result<(Store, Store), Box<dyn Error>> {
     })
 }
 
-fn app(service: Service, metrics: MethodRouter<Service>, frames: SessionLayer<fn(&Rejection) -> Response>) -> Router {
+type Reject = fn(&Rejection, &http::Request<()>) -> Response;
+
+fn app(service: Service, metrics: MethodRouter<Service>, frames: SessionLayer<Reject>) -> Router {
     // A handshake creates its own frame, even if there is one already.
     let enter = Router::new()
         // HEAD is routed like GET, and must not consume anything.
@@ -315,7 +317,7 @@ impl Service {
     }
 }
 
-fn rejected(rejection: &Rejection) -> Response {
+fn rejected(rejection: &Rejection, _: &http::Request<()>) -> Response {
     (rejection.status(), Json(json!({ "error": rejection.to_string() }))).into_response()
 }
 

@@ -112,7 +112,7 @@ async fn logout(session: Session) -> Result<StatusCode, Rejection> {
 }
 
 /// Any invalid token is 401 here.
-fn rejected(rejection: &Rejection) -> Response {
+fn rejected(rejection: &Rejection, _: &http::Request<()>) -> Response {
     match rejection.reason() {
         Reason::MalformedCredential => StatusCode::UNAUTHORIZED.into_response(),
         _ => rejection.status().into_response(),

@@ -39,6 +39,7 @@ pub(crate) struct LayerContext {
     pub(crate) merges: HashMap<Arc<str>, Merge>,
     pub(crate) client_info: Option<ClientInfo>,
     pub(crate) on_corrupt: OnCorrupt,
+    pub(crate) on_undecodable: OnUndecodable,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) max_size: usize,
     /// The time budget of a request for all store operations.
@@ -75,6 +76,18 @@ pub enum OnCorrupt {
     Outage,
     /// End the session. The user has to log in again.
     Reset,
+}
+
+/// What [`Session::get`](crate::Session::get) and [`take`](crate::Session::take) do with a value that is not of the requested type,
+/// for example because the type has changed since the value was stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnUndecodable {
+    /// Return [`SessionError::Decode`]: 500. The value is kept.
+    #[default]
+    Error,
+    /// Return `None`, and log a warning with the key and the type. The value is kept until it is overwritten.
+    Absent,
 }
 
 /// A session exceeds the maximum size.

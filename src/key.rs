@@ -52,6 +52,21 @@ pub trait AsKey: sealed::Sealed {
 /// ```
 pub trait KeyOf<T: ?Sized>: AsKey {}
 
+/// A key under which a `V` can be stored: a [`KeyOf`] for `V`; for a `Key<String>` also a `str`, and for a `Key<Vec<T>>` also a
+/// slice.
+///
+/// ```
+/// use tower_keep::{Key, Session, SessionError};
+///
+/// const NOTICE: Key<String> = Key::new("notice");
+///
+/// fn saved(session: &Session) -> Result<(), SessionError> {
+///     session.insert(NOTICE, "Your changes are saved.")
+/// }
+/// # let _ = saved;
+/// ```
+pub trait KeyFor<V: ?Sized>: AsKey {}
+
 impl<T: ?Sized> AsKey for Key<T> {
     fn name(&self) -> &str {
         self.name
@@ -80,6 +95,13 @@ impl<T: ?Sized> KeyOf<T> for Key<T> {}
 impl<T: ?Sized> KeyOf<T> for str {}
 impl<T: ?Sized> KeyOf<T> for String {}
 impl<T: ?Sized, K: KeyOf<T> + ?Sized> KeyOf<T> for &K {}
+
+impl<T: ?Sized> KeyFor<T> for Key<T> {}
+impl KeyFor<str> for Key<String> {}
+impl<T> KeyFor<[T]> for Key<Vec<T>> {}
+impl<V: ?Sized> KeyFor<V> for str {}
+impl<V: ?Sized> KeyFor<V> for String {}
+impl<V: ?Sized, K: KeyFor<V> + ?Sized> KeyFor<V> for &K {}
 
 mod sealed {
     pub trait Sealed {}

@@ -121,18 +121,18 @@ mod time;
 mod token;
 
 pub use crate::{
-    context::OnCorrupt,
+    context::{OnCorrupt, OnUndecodable},
     credential::{
         Bearer, InvalidCookie, InvalidSessionSecret, SameSite, SessionCookie, SessionCookieBuilder, SessionSecret,
     },
     ended::{EndReason, Ended},
     event::{Event, EventKind},
     health::{HealthFuture, HealthReport, HealthService},
-    key::{AsKey, Key, KeyOf},
+    key::{AsKey, Key, KeyFor, KeyOf},
     key_value::{KeyValue, KeyValueError},
     layer::{
-        EmptyBody, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture, SessionLayer,
-        SessionService, SingleUse, SingleUseError, SingleUseFuture, SingleUseLayer, SingleUseService,
+        EmptyBody, LoginRedirect, OnMissing, OnOutage, Policy, Reason, Rejection, ResponseForRejection, ResponseFuture,
+        SessionLayer, SessionService, SingleUse, SingleUseError, SingleUseFuture, SingleUseLayer, SingleUseService,
     },
     lifetime::{InvalidLifetime, Lifetime},
     limits::{Limits, WhenFull},
@@ -146,6 +146,8 @@ pub use crate::{
     token::{InvalidSessionId, InvalidToken, SessionId, Token},
 };
 
+#[cfg(feature = "axum")]
+pub use crate::axum_integration::User;
 #[cfg(feature = "jwt")]
 pub use crate::jwt::{
     InvalidJwt, InvalidJwtKey, Jwt, JwtAlgorithm, JwtBuilder, JwtClaims, JwtError, JwtIssueError, JwtKey, JwtPair,

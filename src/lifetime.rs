@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::time::millis;
-
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -44,14 +42,26 @@ impl Lifetime {
     /// # Errors
     /// [`InvalidLifetime`] if a timeout is shorter than a millisecond, the idle timeout is longer than the absolute timeout, or the
     /// absolute timeout is longer than ten years.
-    pub fn new(idle: Duration, absolute: Duration) -> Result<Self, InvalidLifetime> {
-        if millis(idle) == 0 || millis(absolute) == 0 {
+    ///
+    /// In a handler, `?` converts it to a [`SessionError`](crate::SessionError). In a constant:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_keep::Lifetime;
+    /// const REMEMBERED: Lifetime = match Lifetime::new(Duration::from_secs(1_209_600), Duration::from_secs(7_776_000)) {
+    ///     Ok(lifetime) => lifetime.persistent(true),
+    ///     Err(_) => panic!("an invalid lifetime"), // when the program is compiled
+    /// };
+    /// # let _ = REMEMBERED;
+    /// ```
+    pub const fn new(idle: Duration, absolute: Duration) -> Result<Self, InvalidLifetime> {
+        if idle.as_millis() == 0 || absolute.as_millis() == 0 {
             return Err(InvalidLifetime::Zero);
         }
-        if idle > absolute {
+        if idle.as_nanos() > absolute.as_nanos() {
             return Err(InvalidLifetime::IdleBeyondAbsolute);
         }
-        if absolute > LONGEST {
+        if absolute.as_nanos() > LONGEST.as_nanos() {
             return Err(InvalidLifetime::TooLong);
         }
         Ok(Self { idle, absolute, touch: None, persistent: false })

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use http::{Extensions, HeaderMap, HeaderName, header};
@@ -123,6 +126,8 @@ pub struct ClientInfo {
     proxies: Vec<IpNet>,
     forwarded: ForwardedHeader,
     peer: Peer,
+    /// Whether a missing peer address is already reported.
+    reported: Arc<AtomicBool>,
     user_agent_max: usize,
     ip: bool,
 }
@@ -162,8 +167,11 @@ impl ClientInfo {
             forwarded: ForwardedHeader::default(),
             peer: Arc::new(|extensions| {
                 let peer = extensions.get::<PeerAddr>().map(|peer| peer.0);
+                #[cfg(feature = "axum")]
+                let peer = peer.or_else(|| Some(extensions.get::<axum::extract::ConnectInfo<SocketAddr>>()?.0));
                 peer.or_else(|| extensions.get::<SocketAddr>().copied()).map(|addr| addr.ip())
             }),
+            reported: Arc::default(),
             user_agent_max: 256,
             ip: true,
         }
@@ -198,15 +206,18 @@ impl ClientInfo {
         self
     }
 
-    /// How to find the peer address. Default: a [`PeerAddr`] or [`SocketAddr`] in the extensions of the request.
+    /// How to find the peer address. Default: a [`PeerAddr`] or [`SocketAddr`] in the extensions of the request, and with the
+    /// feature `axum` also the `ConnectInfo<SocketAddr>` of `into_make_service_with_connect_info::<SocketAddr>()`.
     ///
     /// ```
-    /// use std::net::SocketAddr;
-    /// use axum::extract::ConnectInfo;
+    /// use std::net::IpAddr;
     /// use tower_keep::ClientInfo;
     ///
-    /// // With axum, and `into_make_service_with_connect_info::<SocketAddr>()`:
-    /// let info = ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()));
+    /// /// What your server puts into the extensions.
+    /// #[derive(Clone)]
+    /// struct Connection { from: IpAddr }
+    ///
+    /// let info = ClientInfo::new().peer(|extensions| Some(extensions.get::<Connection>()?.from));
     /// # let _ = info;
     /// ```
     #[must_use]
@@ -256,7 +267,18 @@ impl ClientInfo {
 
     /// The client IP, if it is stored.
     pub(crate) fn kept_ip(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
-        if self.ip { self.client_ip(headers, extensions) } else { None }
+        if !self.ip {
+            return None;
+        }
+        let ip = self.client_ip(headers, extensions);
+        if ip.is_none() && !self.reported.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "client IPs are not recorded: the requests have no peer address. With axum, serve \
+                 `app.into_make_service_with_connect_info::<SocketAddr>()`; else put a `PeerAddr` into their extensions, or use \
+                 `ClientInfo::peer` or `without_ip`"
+            );
+        }
+        ip
     }
 
     /// The client IP of a request. `None` if the peer address is unknown.

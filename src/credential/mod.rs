@@ -109,6 +109,11 @@ impl PresentedCredentials {
         }
     }
 
+    /// Whether there is something to look up.
+    pub(crate) fn needs_lookup(&self) -> bool {
+        matches!(self, Self::Tokens(..) | Self::Signed(_))
+    }
+
     pub(crate) fn signed(&self) -> Option<&Signed> {
         match self {
             Self::Signed(signed) => Some(signed),

@@ -241,7 +241,7 @@ impl From<JwtIssueError> for Rejection {
         match error {
             JwtIssueError::Session(error) => error.into(),
             JwtIssueError::NoSession | JwtIssueError::HasToken => Self::new(Reason::InvalidToken, None),
-            _ => Self::new(Reason::Internal, None),
+            error => Self::mistake(&error),
         }
     }
 }

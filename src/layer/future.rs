@@ -20,6 +20,8 @@ pub(super) struct Exchange<R> {
     /// Nested in another layer over the same sessions, which saves them.
     pub(super) nested: bool,
     pub(super) grpc: bool,
+    /// The head of the request, if rejections read it.
+    pub(super) head: Option<Box<Request<()>>>,
     pub(super) reject: R,
 }
 
@@ -107,7 +109,7 @@ where
                     return Poll::Ready(response.map(|response| {
                         let response = match saved {
                             Ok(()) => response,
-                            Err(error) => exchange.reject(exchange.session.complete(error.into())),
+                            Err(error) => exchange.reject(exchange.session.complete(Rejection::of_logged(error))),
                         };
                         respond::finish(response, &exchange.session)
                     }));
@@ -133,7 +135,11 @@ impl<R> Exchange<R> {
     where
         R: ResponseForRejection<B>,
     {
-        let mut response = rejection.for_grpc(self.grpc).render(&self.reject);
+        let rejection = rejection.for_grpc(self.grpc);
+        let mut response = match &self.head {
+            Some(head) => rejection.render(&self.reject, head),
+            None => rejection.render(&self.reject, &Request::new(())),
+        };
         respond::vary(response.headers_mut(), self.session.context().credentials.vary());
         response
     }

@@ -5,7 +5,7 @@ use tower_layer::Layer;
 
 use super::{EmptyBody, OnMissing, OnOutage, Policy, SessionService};
 use crate::{
-    context::{Announcer, LayerContext, Merge, OnCorrupt, Rotation},
+    context::{Announcer, LayerContext, Merge, OnCorrupt, OnUndecodable, Rotation},
     credential::{Bearer, Credentials, SessionCookie},
     key::{AsKey, Key},
     lifetime::Lifetime,
@@ -49,7 +49,7 @@ use crate::{
 /// ```
 /// # use tower_keep::{MemoryStore, SessionLayer};
 /// let sessions = SessionLayer::new(MemoryStore::new());
-/// let members_only = sessions.clone().require();
+/// let members_only = sessions.clone().require_user();
 /// # let _ = members_only;
 /// ```
 #[must_use = "a layer does nothing until it wraps a service"]
@@ -74,6 +74,7 @@ impl SessionLayer {
             merges: HashMap::new(),
             client_info: None,
             on_corrupt: OnCorrupt::default(),
+            on_undecodable: OnUndecodable::default(),
             clock: Arc::new(SystemClock),
             max_size: 64 * 1024,
             counters: Arc::default(),
@@ -244,6 +245,18 @@ impl<R> SessionLayer<R> {
         self
     }
 
+    /// What to do with a value that is not of the requested type. Default: [`OnUndecodable::Error`].
+    ///
+    /// ```
+    /// # use tower_keep::{MemoryStore, OnUndecodable, SessionLayer};
+    /// let layer = SessionLayer::new(MemoryStore::new()).on_undecodable(OnUndecodable::Absent);
+    /// # let _ = layer;
+    /// ```
+    pub fn on_undecodable(mut self, on_undecodable: OnUndecodable) -> Self {
+        self.context_mut().on_undecodable = on_undecodable;
+        self
+    }
+
     /// The clock of sessions. Default: the system clock.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.context_mut().clock = Arc::new(clock);
@@ -307,9 +320,15 @@ impl<R> SessionLayer<R> {
         self
     }
 
-    /// See [`Policy::require`].
-    pub fn require(mut self) -> Self {
-        self.policy = self.policy.require();
+    /// Answers 401 unless a user is logged in: see [`Policy::require_user`].
+    pub fn require_user(mut self) -> Self {
+        self.policy = self.policy.require_user();
+        self
+    }
+
+    /// Answers 401 unless the request has a live session. Anonymous visitors can have one: see [`Policy::require_session`].
+    pub fn require_session(mut self) -> Self {
+        self.policy = self.policy.require_session();
         self
     }
 
@@ -319,7 +338,8 @@ impl<R> SessionLayer<R> {
         SessionLayer { context: self.context, policy: self.policy, reject }
     }
 
-    /// A handle to the sessions of this layer, for work outside requests.
+    /// A handle to the sessions of this layer, for work outside requests. It has the settings of this moment: take it after the
+    /// last call that changes the layer.
     pub fn sessions(&self) -> Sessions {
         Sessions::new(self.context.clone())
     }

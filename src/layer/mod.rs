@@ -20,6 +20,7 @@
 mod future;
 #[allow(clippy::module_inception)] // the layer of the module `layer`
 mod layer;
+mod login_redirect;
 mod policy;
 mod reject;
 mod respond;
@@ -31,6 +32,7 @@ pub(crate) use self::reject::retry_after;
 pub use self::{
     future::ResponseFuture,
     layer::SessionLayer,
+    login_redirect::LoginRedirect,
     policy::{OnMissing, OnOutage, Policy},
     reject::{EmptyBody, Reason, Rejection, ResponseForRejection},
     service::SessionService,

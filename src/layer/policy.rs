@@ -29,7 +29,9 @@ pub(crate) enum Lookup {
     /// Before the service is called, if the request has a credential.
     Eager,
     /// Before the service is called. Without a live session, the service is not called.
-    Required,
+    RequireSession,
+    /// The same without a user who is logged in.
+    RequireUser,
 }
 
 /// What to do with a request without a live session: it has no token, or one that is malformed, unknown or expired.
@@ -53,7 +55,7 @@ pub enum OnOutage {
     #[default]
     Reject,
     /// Serve it with an empty, read-only session. [`Session::is_degraded`](crate::Session::is_degraded) is true. A route that
-    /// [requires](Policy::require) a session answers 503 anyway.
+    /// [requires](Policy::require_session) one answers 503 anyway.
     Anonymous,
 }
 
@@ -86,22 +88,35 @@ impl Policy {
     /// route that does not use its session costs nothing and works during an outage.
     #[must_use]
     pub const fn eager(mut self) -> Self {
-        // `require` looks up early too.
+        // A requirement looks up early too.
         if let Lookup::Lazy = self.lookup {
             self.lookup = Lookup::Eager;
         }
         self
     }
 
-    /// Answer 401 without calling the service, unless the request has a live session.
+    /// Answer 401 without calling the service, unless a user is logged in.
     ///
-    /// A live session is not a login: an anonymous visitor with a shopping cart has one.
-    /// [`Session::require_user`](crate::Session::require_user) demands a login.
+    /// An outage is answered with 503, regardless of [`on_outage`](Self::on_outage).
+    ///
+    /// ```
+    /// # use tower_keep::Policy;
+    /// const MEMBERS: Policy = Policy::new().require_user();
+    /// # let _ = MEMBERS;
+    /// ```
+    #[must_use]
+    pub const fn require_user(mut self) -> Self {
+        self.lookup = Lookup::RequireUser;
+        self
+    }
+
+    /// Answer 401 without calling the service, unless the request has a live session. **Anonymous visitors pass** as soon as
+    /// they have a value, for example a shopping cart or a flash message. [`require_user`](Self::require_user) demands a login.
     ///
     /// An outage is answered with 503, regardless of [`on_outage`](Self::on_outage).
     #[must_use]
-    pub const fn require(mut self) -> Self {
-        self.lookup = Lookup::Required;
+    pub const fn require_session(mut self) -> Self {
+        self.lookup = Lookup::RequireSession;
         self
     }
 
@@ -112,12 +127,20 @@ impl Policy {
         self
     }
 
+    pub(crate) fn requires_user(&self) -> bool {
+        self.lookup == Lookup::RequireUser
+    }
+
     pub(crate) fn rejects_missing(&self) -> bool {
-        self.lookup == Lookup::Required || self.on_missing == OnMissing::Reject
+        self.requires() || self.on_missing == OnMissing::Reject
     }
 
     pub(crate) fn rejects_outage(&self) -> bool {
-        self.lookup == Lookup::Required || self.on_outage == OnOutage::Reject
+        self.requires() || self.on_outage == OnOutage::Reject
+    }
+
+    fn requires(&self) -> bool {
+        matches!(self.lookup, Lookup::RequireSession | Lookup::RequireUser)
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 
-use crate::ended::EndReason;
+use crate::{ended::EndReason, error_chain::ErrorChain};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// RFC 9110 demands a challenge in every 401. Browsers do not prompt for a scheme that they do not know.
+const COOKIE_CHALLENGE: HeaderValue = HeaderValue::from_static("Cookie");
 
 /// Why a request is not served. It is the error of [`Session::load`](crate::Session::load), and can be returned as the response.
 ///
@@ -49,6 +52,8 @@ pub enum Reason {
     InvalidToken,
     /// The `Authorization` header is malformed: 400.
     MalformedCredential,
+    /// The session is live, and no user is logged in: 401.
+    NotLoggedIn,
     /// The cookie and the bearer token differ: 401.
     CredentialsDisagree,
     /// The store is unavailable: 503.
@@ -64,6 +69,12 @@ pub enum Reason {
 impl Rejection {
     pub(crate) fn new(reason: Reason, challenge: Option<HeaderValue>) -> Self {
         Self { reason, challenge, retry_after: None, ended: None, grpc: false }
+    }
+
+    /// A mistake of the program. The client learns nothing about it, so it is logged.
+    pub(crate) fn mistake(error: &(dyn Error + 'static)) -> Self {
+        tracing::error!(error = %ErrorChain(error), "the request fails because of a mistake in the program");
+        Self::new(Reason::Internal, None)
     }
 
     pub(crate) fn unavailable(retry_after: Duration) -> Self {
@@ -98,7 +109,9 @@ impl Rejection {
     /// The HTTP status: 400, 401, 429, 500 or 503.
     pub fn status(&self) -> StatusCode {
         match self.reason {
-            Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree => StatusCode::UNAUTHORIZED,
+            Reason::NoCredential | Reason::InvalidToken | Reason::NotLoggedIn | Reason::CredentialsDisagree => {
+                StatusCode::UNAUTHORIZED
+            }
             Reason::MalformedCredential => StatusCode::BAD_REQUEST,
             Reason::TooManySessions => StatusCode::TOO_MANY_REQUESTS,
             Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -109,9 +122,11 @@ impl Rejection {
     /// The gRPC status: 16 (unauthenticated), 14 (unavailable), 8 (resource exhausted) or 13 (internal).
     pub fn grpc_status(&self) -> u8 {
         match self.reason {
-            Reason::NoCredential | Reason::InvalidToken | Reason::CredentialsDisagree | Reason::MalformedCredential => {
-                16
-            }
+            Reason::NoCredential
+            | Reason::InvalidToken
+            | Reason::NotLoggedIn
+            | Reason::CredentialsDisagree
+            | Reason::MalformedCredential => 16,
             Reason::TooManySessions => 8,
             Reason::Unavailable => 14,
             Reason::Internal | Reason::NoLayer => 13,
@@ -125,7 +140,7 @@ impl Rejection {
 
     /// The response, with an empty body. The layer replaces it with the configured response.
     pub fn into_response<B: Default>(self) -> Response<B> {
-        let mut response = self.render(&EmptyBody);
+        let mut response = self.render(&EmptyBody, &Request::new(()));
         response.extensions_mut().insert(self);
         response
     }
@@ -136,8 +151,8 @@ impl Rejection {
     }
 
     /// The response of `reject`, with the headers that the protocols require.
-    pub(crate) fn render<B>(&self, reject: &impl ResponseForRejection<B>) -> Response<B> {
-        let mut response = reject.response_for(self);
+    pub(crate) fn render<B>(&self, reject: &impl ResponseForRejection<B>, request: &Request<()>) -> Response<B> {
+        let mut response = reject.response_for(self, request);
         if self.grpc {
             *response.status_mut() = StatusCode::OK;
             let headers = response.headers_mut();
@@ -146,6 +161,8 @@ impl Rejection {
             headers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.message()));
         } else if let Some(challenge) = &self.challenge {
             response.headers_mut().append(header::WWW_AUTHENTICATE, challenge.clone());
+        } else if response.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().append(header::WWW_AUTHENTICATE, COOKIE_CHALLENGE);
         }
         if let Some(delay) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, retry_after(delay));
@@ -158,6 +175,7 @@ impl Rejection {
         match self.reason {
             Reason::NoCredential => "no session",
             Reason::InvalidToken => "the session token is not valid",
+            Reason::NotLoggedIn => "no user is logged in",
             Reason::MalformedCredential => "the session credential is malformed",
             Reason::CredentialsDisagree => "cookie and bearer token disagree",
             Reason::TooManySessions => "there are too many sessions",
@@ -183,32 +201,48 @@ impl Error for Rejection {}
 
 /// Converts a [`Rejection`] to a response with the body type of the service.
 ///
-/// Implemented for closures, and by [`EmptyBody`] for every body with a default. The layer adds the headers that the protocols
-/// require: `WWW-Authenticate`, `Retry-After`, `Cache-Control: no-store`, and for gRPC callers status, type and `grpc-status`.
+/// Implemented for closures, by [`LoginRedirect`](crate::LoginRedirect), and by [`EmptyBody`] for every body with a default. The
+/// layer adds the headers that the protocols require: `WWW-Authenticate`, `Retry-After`, `Cache-Control: no-store`, and for gRPC
+/// callers status, type and `grpc-status`.
 ///
 /// ```
-/// use http::Response;
+/// use http::{Request, Response};
 /// use tower_keep::{MemoryStore, Rejection, SessionLayer};
 ///
-/// let layer = SessionLayer::new(MemoryStore::new()).reject_with(|rejection: &Rejection| {
-///     let body = if rejection.is_grpc() { String::new() } else { format!("{{\"error\":\"{rejection}\"}}") };
+/// let layer = SessionLayer::new(MemoryStore::new()).reject_with(|rejection: &Rejection, request: &Request<()>| {
+///     let body = if rejection.is_grpc() { String::new() } else { format!("{}: {rejection}", request.uri().path()) };
 ///     let mut response = Response::new(body);
 ///     *response.status_mut() = rejection.status();
 ///     response
 /// });
 /// # let _ = layer;
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot answer rejections with a `{B}`",
+    label = "the service inside the session layer responds with a `{B}`",
+    note = "a `SessionLayer` directly around a layer with its own body type (`TraceLayer`, `ResponseBodyTimeoutLayer`, \
+            `InterceptorLayer`) has no way to build that body",
+    note = "put the session layer inside that layer, or put `MapResponseBodyLayer::new(Body::new)` between them, or answer with \
+            `SessionLayer::reject_with`; a tonic interceptor belongs on the service: `MyServer::with_interceptor`"
+)]
 pub trait ResponseForRejection<B> {
+    /// Whether [`response_for`](Self::response_for) reads the request. `false` saves a copy of its head per request. Default:
+    /// `true`.
+    const READS_REQUEST: bool = true;
+
     /// The response for `rejection`.
-    fn response_for(&self, rejection: &Rejection) -> Response<B>;
+    ///
+    /// `request` has the method, the URI and the headers of the rejected request, and no extensions. With the feature
+    /// `axum`, the URI is that of the client, also in nested routers.
+    fn response_for(&self, rejection: &Rejection, request: &Request<()>) -> Response<B>;
 }
 
 impl<F, B> ResponseForRejection<B> for F
 where
-    F: Fn(&Rejection) -> Response<B>,
+    F: Fn(&Rejection, &Request<()>) -> Response<B>,
 {
-    fn response_for(&self, rejection: &Rejection) -> Response<B> {
-        self(rejection)
+    fn response_for(&self, rejection: &Rejection, request: &Request<()>) -> Response<B> {
+        self(rejection, request)
     }
 }
 
@@ -225,7 +259,9 @@ where
 pub struct EmptyBody;
 
 impl<B: Default> ResponseForRejection<B> for EmptyBody {
-    fn response_for(&self, rejection: &Rejection) -> Response<B> {
+    const READS_REQUEST: bool = false;
+
+    fn response_for(&self, rejection: &Rejection, _: &Request<()>) -> Response<B> {
         let mut response = Response::new(B::default());
         *response.status_mut() = rejection.status();
         response

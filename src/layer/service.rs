@@ -63,7 +63,8 @@ where
                 (Session::new(self.context.clone(), presented, client, policy), policy, false)
             }
         };
-        let exchange = Exchange { session, nested, grpc: is_grpc(&request), reject: self.reject.clone() };
+        let head = R::READS_REQUEST.then(|| Box::new(head_of(&request)));
+        let exchange = Exchange { session, nested, grpc: is_grpc(&request), head, reject: self.reject.clone() };
         let presented = exchange.session.presented();
         let look_up_first = match (policy.lookup, presented) {
             (_, PresentedCredentials::Disagreement) => {
@@ -71,7 +72,7 @@ where
                 return ResponseFuture::rejected(exchange.session.unauthenticated(), exchange);
             }
             (Lookup::Lazy, _) | (Lookup::Eager, PresentedCredentials::Nothing) => false,
-            (Lookup::Eager | Lookup::Required, _) => true,
+            (Lookup::Eager | Lookup::RequireSession | Lookup::RequireUser, _) => true,
         };
         request.extensions_mut().insert(exchange.session.clone());
         if look_up_first {
@@ -82,6 +83,20 @@ where
             ResponseFuture::calling(self.inner.call(request), exchange)
         }
     }
+}
+
+/// Method, URI and headers.
+fn head_of<B>(request: &Request<B>) -> Request<()> {
+    let mut head = Request::new(());
+    *head.method_mut() = request.method().clone();
+    *head.uri_mut() = request.uri().clone();
+    // A nested router has removed its prefix.
+    #[cfg(feature = "axum")]
+    if let Some(axum::extract::OriginalUri(original)) = request.extensions().get() {
+        *head.uri_mut() = original.clone();
+    }
+    *head.headers_mut() = request.headers().clone();
+    head
 }
 
 fn is_grpc<B>(request: &Request<B>) -> bool {

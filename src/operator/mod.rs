@@ -20,7 +20,7 @@
 //! let layer = SessionLayer::new(MemoryStore::new());
 //! let page = operator::router(layer.sessions())
 //!     .layer(middleware::from_fn(operators_only)) // yours
-//!     .layer(layer.clone().require());
+//!     .layer(layer.clone().require_user());
 //! let app: Router = Router::new().nest("/operator", page).layer(layer);
 //! # let _ = app;
 //! ```

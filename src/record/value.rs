@@ -19,10 +19,22 @@ impl Json {
         serde_json::from_str(&self.0)
     }
 
+    /// The value. `None` for the `null` of a `None` that was stored.
+    pub(crate) fn decode_optional<T: DeserializeOwned>(&self) -> Result<Option<T>, serde_json::Error> {
+        match self.decode() {
+            Err(_) if self.is_null() => Ok(None),
+            value => value.map(Some),
+        }
+    }
+
     /// A value from a string that should be JSON.
     #[cfg(feature = "messagepack")]
     pub(super) fn of_text(text: Arc<str>) -> Option<Self> {
         serde_json::from_str::<&RawValue>(&text).is_ok().then_some(Self(text))
+    }
+
+    pub(crate) fn is_null(&self) -> bool {
+        &*self.0 == "null"
     }
 
     pub(crate) fn text(&self) -> &str {

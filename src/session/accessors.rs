@@ -103,9 +103,7 @@ impl Session {
             Some(_) => return Ok(None),
             None => return self.readable().map(|_| None),
         };
-        T::deserialize(&signed.claims)
-            .map(Some)
-            .map_err(|_| SessionError::Decode { key: "the access token".to_owned() })
+        T::deserialize(&signed.claims).map(Some).map_err(|_| SessionError::undecodable::<T>("the access token"))
     }
 
     /// When the session was created, or when its user last logged in. `None` until the session is stored.

@@ -1,15 +1,19 @@
-use std::error::Error;
+//! The errors of a session, and the responses to them.
+
+use std::{any::type_name, error::Error};
 
 use crate::{
     context::TooLarge,
     layer::{Reason, Rejection},
+    lifetime::InvalidLifetime,
     store::StoreError,
 };
 
-/// What went wrong in a [`Session`](crate::Session).
+/// An error of a [`Session`](crate::Session).
 ///
-/// It never holds a token or a value of the session. With the `axum` and `grpc` features it is an answer as well: 503 when the
-/// store is the cause, 401 when the session has ended, 429 when there are too many, else 500.
+/// It never contains a token or a value of the session. It converts to a [`Rejection`]: 503 if the store is the cause, 401 if the
+/// session has ended, 429 if a limit is reached, else 500, which is logged with its cause. With the features `axum` and `grpc` it
+/// is a response.
 ///
 /// ```
 /// use tower_keep::SessionError;
@@ -22,53 +26,74 @@ pub enum SessionError {
     /// The session was used before [`load`](crate::Session::load).
     #[error("the session is not loaded: call `load` first")]
     NotLoaded,
-    /// The session could not be looked up, so it can neither be read nor changed; also where a signature says whose it is.
+    /// The lookup failed, so the session can be neither read nor changed. This includes a JWT that is accepted by its signature.
     #[error("the session could not be looked up")]
     Unavailable,
     /// A value cannot be written as JSON.
-    #[error("the session value {key:?} cannot be written as JSON")]
+    #[error("the session value {key:?}, a `{of}`, cannot be written as JSON")]
     Encode {
-        /// The value's key.
+        /// The key of the value.
         key: String,
-        /// What the serializer says.
+        /// The type of the value.
+        of: &'static str,
+        /// The error of the serializer.
         source: serde_json::Error,
     },
-    /// A value is not of the type that was asked for. (What the deserializer says would show the value.)
-    #[error("the session value {key:?} does not have the requested type")]
+    /// A value is not of the requested type, for example because the type has changed since the value was stored. The error of the
+    /// deserializer is not included: it may contain the value.
+    #[error(
+        "the session value {key:?} is not a `{expected}`: give new fields a default (`#[serde(default)]`), use another key, or see \
+         `SessionLayer::on_undecodable`"
+    )]
     Decode {
-        /// The value's key.
+        /// The key of the value.
         key: String,
+        /// The requested type.
+        expected: &'static str,
     },
-    /// The session has outgrown [`SessionLayer::max_size`](crate::SessionLayer::max_size), and was not saved.
+    /// The session exceeds [`SessionLayer::max_size`](crate::SessionLayer::max_size), and was not saved.
     #[error("the session has {size} bytes, more than {limit}")]
     TooLarge {
-        /// What it has grown to, in bytes.
+        /// Its size in bytes.
         size: usize,
-        /// What it may have, in bytes.
+        /// The maximum size in bytes.
         limit: usize,
     },
-    /// There are as many sessions as there may be, of the user or in all: see [`Limits`](crate::Limits). A login that meets this has
-    /// not happened.
+    /// The limit of sessions is reached, of the user or of the store: see [`Limits`](crate::Limits). The login has not happened.
     #[error("there are too many sessions")]
     Full,
-    /// Another request ended the session while this one was served: it cannot be changed, and nothing was saved.
+    /// Another request ended the session. It cannot be changed, and nothing was saved.
     #[error("the session was ended by another request")]
     Ended,
-    /// Other requests kept writing the session: this one gave up after many attempts to merge.
+    /// Other requests kept writing the session. This one gave up after many attempts to merge.
     #[error("too many concurrent requests write this session")]
     Conflict,
-    /// The head of the response has left, or there is none: a new token cannot reach the client any more.
+    /// The head of the response was sent, or there is no response: a new token cannot reach the client any more.
     #[error("the response is sent: a new session token cannot reach the client")]
     ResponseSent,
-    /// The operating system gave no random numbers for a new token.
+    /// The operating system provides no random numbers for a new token.
     #[error("no random numbers for a new session token")]
     Random(#[source] Box<dyn Error + Send + Sync>),
     /// The store failed.
     #[error("the session store failed")]
     Store(#[from] StoreError),
+    /// A custom lifetime is invalid.
+    #[error("invalid lifetime")]
+    Lifetime(#[from] InvalidLifetime),
+    /// A [`Rejection`], so that a handler needs only one error type.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
 }
 
 impl SessionError {
+    pub(crate) fn undecodable<T: ?Sized>(key: &str) -> Self {
+        Self::Decode { key: key.to_owned(), expected: type_name::<T>() }
+    }
+
+    pub(crate) fn unencodable<T: ?Sized>(key: &str, source: serde_json::Error) -> Self {
+        Self::Encode { key: key.to_owned(), of: type_name::<T>(), source }
+    }
+
     /// Whether the store is the cause, so that trying again later may help.
     pub fn is_unavailable(&self) -> bool {
         match self {
@@ -79,16 +104,39 @@ impl SessionError {
     }
 }
 
-/// What to answer; the layer adds what only it knows. With it, `?` works in a handler whose error is a [`Rejection`].
+/// The response to the error. The layer adds what only it knows. With this, `?` works in a handler whose error is a [`Rejection`].
+///
+/// An error that is a mistake of the program (500) is logged here.
 impl From<SessionError> for Rejection {
     fn from(error: SessionError) -> Self {
-        let reason = match error {
-            SessionError::Ended => Reason::InvalidToken,
-            SessionError::Full => Reason::TooManySessions,
-            error if error.is_unavailable() => Reason::Unavailable,
-            _ => Reason::Internal,
-        };
-        Self::new(reason, None)
+        Self::of(error).unwrap_or_else(|error| Self::mistake(&error))
+    }
+}
+
+impl Rejection {
+    /// The response to an error, or the error if it is a mistake of the program.
+    fn of(error: SessionError) -> Result<Self, SessionError> {
+        Ok(match error {
+            SessionError::Rejected(rejection) => rejection,
+            SessionError::Ended => Self::new(Reason::InvalidToken, None),
+            SessionError::Full => Self::new(Reason::TooManySessions, None),
+            error if error.is_unavailable() => Self::new(Reason::Unavailable, None),
+            error => return Err(error),
+        })
+    }
+
+    /// The response to an error that is logged already.
+    pub(crate) fn of_logged(error: SessionError) -> Self {
+        Self::of(error).unwrap_or_else(|_| Self::new(Reason::Internal, None))
+    }
+
+    /// No layer wraps the route, which is a mistake of the program.
+    #[cfg(any(feature = "axum", feature = "grpc"))]
+    pub(crate) fn no_layer() -> Self {
+        tracing::error!(
+            "no SessionLayer wraps this route: add the route before `.layer(session_layer)`, which wraps only the routes before it"
+        );
+        Self::new(Reason::NoLayer, None)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     context::OnCorrupt,
-    credential::{PresentedCredentials, Proof, Signed, Transport},
+    credential::{Proof, Signed, Transport},
     ended::{EndReason, Ended},
     error_chain::ErrorChain,
     event::EventKind,
@@ -31,24 +31,9 @@ enum ProofResult {
 }
 
 impl Inner {
-    /// Whether the session was not looked up yet, and the request presented something to look up.
+    /// Whether the session was not looked up yet, or not successfully.
     pub(super) fn needs_lookup(&self) -> bool {
-        let mut state = self.state();
-        match (&state.phase, &self.presented) {
-            (
-                Phase::NotLoaded | Phase::Unavailable,
-                PresentedCredentials::Tokens(..) | PresentedCredentials::Signed(_),
-            ) => true,
-            (Phase::NotLoaded, presented) => {
-                state.phase = Phase::Absent;
-                state.degraded = self.context.store().is_degraded();
-                if let LookupOutcome::Malformed = LookupOutcome::without_lookup(presented) {
-                    self.context.security.malformed(&*self.context.clock, presented.label(), self.ip());
-                }
-                false
-            }
-            _ => false,
-        }
+        matches!(self.known_state().phase, Phase::NotLoaded | Phase::Unavailable)
     }
 
     pub(super) async fn look_up(&self) -> LookupResult {

@@ -48,11 +48,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use http::StatusCode;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) use self::write::Delivery;
 pub use self::{error::SessionError, typed::Typed};
 use self::{
+    lookup_outcome::LookupOutcome,
     state::{Phase, State},
     time_budget::TimeBudget,
 };
@@ -61,6 +63,7 @@ use crate::{
     credential::{PresentedCredentials, Transport},
     layer::{Policy, Reason, Rejection},
     metadata::Metadata,
+    store::SessionStore,
 };
 #[cfg(feature = "jwt")]
 use {
@@ -182,13 +185,13 @@ impl Session {
     /// # let _ = account;
     /// ```
     pub async fn require_user(&self) -> Result<Arc<str>, Rejection> {
-        let required = self.with_policy(self.policy.require());
+        let required = self.with_policy(self.policy.require_user());
         required.load().await?;
         required.user()?.ok_or_else(|| self.unauthenticated())
     }
 
     fn readable(&self) -> Result<MutexGuard<'_, State>, SessionError> {
-        let state = self.inner.state();
+        let state = self.inner.known_state();
         match state.phase {
             Phase::NotLoaded => Err(SessionError::NotLoaded),
             Phase::Unavailable if self.policy.rejects_outage() => Err(SessionError::Unavailable),
@@ -198,7 +201,7 @@ impl Session {
     }
 
     fn loaded(&self) -> Result<MutexGuard<'_, State>, SessionError> {
-        let state = self.inner.state();
+        let state = self.inner.known_state();
         match state.phase {
             Phase::NotLoaded => Err(SessionError::NotLoaded),
             Phase::Unavailable | Phase::SignatureOnly => Err(SessionError::Unavailable),
@@ -215,31 +218,44 @@ impl Session {
     fn verdict(&self) -> Result<(), Rejection> {
         let state = self.inner.state();
         let rejection: fn(&Self) -> Rejection = match state.phase {
+            Phase::NotLoaded => return Ok(()),
             Phase::Unavailable if self.policy.rejects_outage() => Self::unavailable,
             Phase::Absent | Phase::Ended if self.policy.rejects_missing() && !state.changes.creates() => {
                 Self::unauthenticated
             }
+            _ if self.policy.requires_user() && !self.has_user(&state) => Self::unauthenticated,
             _ => return Ok(()),
         };
         drop(state);
         Err(rejection(self))
     }
 
+    fn has_user(&self, state: &State) -> bool {
+        match state.phase {
+            Phase::SignatureOnly => self.inner.presented.signed().is_some_and(|signed| signed.user.is_some()),
+            _ => state.user().is_some(),
+        }
+    }
+
     /// The response to credentials that are not sufficient.
     pub(crate) fn unauthenticated(&self) -> Rejection {
+        let (end_reason, is_live) = {
+            let state = self.inner.state();
+            (state.end_reason, matches!(state.phase, Phase::Live(_) | Phase::Transfer(_) | Phase::SignatureOnly))
+        };
         let (reason, error) = match &self.inner.presented {
+            _ if is_live => (Reason::NotLoggedIn, None),
             PresentedCredentials::Nothing => (Reason::NoCredential, None),
             PresentedCredentials::Malformed => (Reason::MalformedCredential, Some("invalid_request")),
             PresentedCredentials::Disagreement => (Reason::CredentialsDisagree, Some("invalid_token")),
-            PresentedCredentials::Foreign(Transport::Bearer)
-            | PresentedCredentials::Tokens(Transport::Bearer, _)
-            | PresentedCredentials::Signed(_) => (Reason::InvalidToken, Some("invalid_token")),
             PresentedCredentials::Foreign(Transport::Cookie) | PresentedCredentials::Tokens(Transport::Cookie, _) => {
                 (Reason::InvalidToken, None)
             }
+            PresentedCredentials::Foreign(Transport::Bearer)
+            | PresentedCredentials::Tokens(Transport::Bearer, _)
+            | PresentedCredentials::Signed(_) => (Reason::InvalidToken, Some("invalid_token")),
         };
         let bearer = self.inner.context.credentials.bearer();
-        let end_reason = self.inner.state().end_reason;
         Rejection::new(reason, bearer.map(|bearer| bearer.challenge(error))).because(end_reason)
     }
 }
@@ -279,7 +295,7 @@ impl Session {
     pub(crate) fn complete(&self, rejection: Rejection) -> Rejection {
         match rejection.reason() {
             Reason::Unavailable => rejection.or(self.unavailable()),
-            Reason::InvalidToken => rejection.or(self.unauthenticated()),
+            _ if rejection.status() == StatusCode::UNAUTHORIZED => rejection.or(self.unauthenticated()),
             _ => rejection,
         }
     }
@@ -290,6 +306,21 @@ impl Session {
 }
 
 impl Inner {
+    /// The state. If the request has nothing to look up, its empty session is known without `load`.
+    fn known_state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        if let Phase::NotLoaded = state.phase
+            && !self.presented.needs_lookup()
+        {
+            state.phase = Phase::Absent;
+            state.degraded = self.context.store().is_degraded();
+            if let LookupOutcome::Malformed = LookupOutcome::without_lookup(&self.presented) {
+                self.context.security.malformed(&*self.context.clock, self.presented.label(), self.ip());
+            }
+        }
+        state
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -43,8 +43,7 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
     /// ```
     pub fn get(&self) -> Result<T, SessionError> {
         let values = self.session.readable()?.values();
-        let undecodable = || SessionError::Decode { key: WHOLE.into() };
-        Json::encode(&values).and_then(|whole| whole.decode()).map_err(|_| undecodable())
+        Json::encode(&values).and_then(|whole| whole.decode()).map_err(|_| SessionError::undecodable::<T>(WHOLE))
     }
 
     /// Changes the value. Only the fields that `change` modifies are written.
@@ -82,9 +81,9 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
     }
 }
 
-fn fields(value: &impl Serialize) -> Result<Map<String, Value>, SessionError> {
+fn fields<T: Serialize>(value: &T) -> Result<Map<String, Value>, SessionError> {
     let fields = serde_json::to_value(value).and_then(serde_json::from_value);
-    fields.map_err(|source| SessionError::Encode { key: WHOLE.into(), source })
+    fields.map_err(|source| SessionError::unencodable::<T>(WHOLE, source))
 }
 
 impl<T> fmt::Debug for Typed<T> {

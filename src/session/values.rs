@@ -1,16 +1,19 @@
 //! The values of a session.
 
+use std::any::type_name;
+
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Session, SessionError, Typed};
+use super::{Inner, Session, SessionError, Typed};
 use crate::{
-    key::{AsKey, KeyOf},
+    context::OnUndecodable,
+    key::{AsKey, KeyFor, KeyOf},
     record::Json,
 };
 
 /// # Values
 impl Session {
-    /// The value of `key`, or `None`. A key is a string or a typed [`Key`](crate::Key).
+    /// The value of `key`, or `None`. A key is a string or a typed [`Key`](crate::Key). An inserted `None` is read as `None`.
     ///
     /// # Errors
     /// [`SessionError::Decode`] if the value is not a `T`; [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
@@ -26,7 +29,7 @@ impl Session {
         let key = key.name();
         // Decoded outside the lock: a `Deserialize` may do anything.
         let value = self.readable()?.value(key).cloned();
-        value.map(|value| decode(key, &value)).transpose()
+        value.map_or(Ok(None), |value| self.inner.decode(key, &value))
     }
 
     /// Whether `key` has a value.
@@ -57,9 +60,9 @@ impl Session {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn insert<T: Serialize + ?Sized>(&self, key: impl KeyOf<T>, value: &T) -> Result<(), SessionError> {
+    pub fn insert<T: Serialize + ?Sized>(&self, key: impl KeyFor<T>, value: &T) -> Result<(), SessionError> {
         let key = key.name();
-        let value = Json::encode(value).map_err(|source| SessionError::Encode { key: key.to_owned(), source })?;
+        let value = Json::encode(value).map_err(|source| SessionError::unencodable::<T>(key, source))?;
         self.writable()?.set(key, Some(value));
         Ok(())
     }
@@ -98,11 +101,14 @@ impl Session {
     pub fn take<T: DeserializeOwned>(&self, key: impl KeyOf<T>) -> Result<Option<T>, SessionError> {
         let key = key.name();
         let Some(raw) = self.writable()?.value(key).cloned() else { return Ok(None) };
-        let value = decode(key, &raw)?;
+        let value = self.inner.decode(key, &raw)?;
+        if value.is_none() && !raw.is_null() {
+            return Ok(None); // it cannot be decoded
+        }
         let mut state = self.writable()?;
         // Another clone may have taken the value while this one decoded it.
         let unchanged = state.value(key).is_some_and(|current| current.is_same_as(&raw));
-        Ok((unchanged && state.set(key, None)).then_some(value))
+        Ok(if unchanged && state.set(key, None) { value } else { None })
     }
 
     /// Removes all values. The user stays logged in.
@@ -140,6 +146,15 @@ impl Session {
     }
 }
 
-fn decode<T: DeserializeOwned>(key: &str, value: &Json) -> Result<T, SessionError> {
-    value.decode().map_err(|_| SessionError::Decode { key: key.to_owned() })
+impl Inner {
+    fn decode<T: DeserializeOwned>(&self, key: &str, value: &Json) -> Result<Option<T>, SessionError> {
+        match value.decode_optional() {
+            Ok(value) => Ok(value),
+            Err(_) if self.context.on_undecodable == OnUndecodable::Absent => {
+                tracing::warn!(key, expected = type_name::<T>(), "session value cannot be decoded; treated as absent");
+                Ok(None)
+            }
+            Err(_) => Err(SessionError::undecodable::<T>(key)),
+        }
+    }
 }

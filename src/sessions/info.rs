@@ -77,8 +77,8 @@ impl SessionInfo {
     /// # Errors
     /// [`SessionError::Decode`] if the value is not a `T`.
     pub fn value<T: DeserializeOwned>(&self, key: impl KeyOf<T>) -> Result<Option<T>, SessionError> {
-        let value = self.record.data.get(key.name()).map(|value| value.decode());
-        value.transpose().map_err(|_| SessionError::Decode { key: key.name().to_owned() })
+        let Some(value) = self.record.data.get(key.name()) else { return Ok(None) };
+        value.decode_optional().map_err(|_| SessionError::undecodable::<T>(key.name()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::{
-    key::KeyOf,
+    key::KeyFor,
     lifetime::Lifetime,
     metadata::Metadata,
     record::{Data, Json, Record, Version},
@@ -66,9 +66,8 @@ impl NewSession {
     ///
     /// # Errors
     /// [`SessionError::Encode`] if the value cannot be written as JSON.
-    pub fn insert<T: Serialize + ?Sized>(mut self, key: impl KeyOf<T>, value: &T) -> Result<Self, SessionError> {
-        let value =
-            Json::encode(value).map_err(|source| SessionError::Encode { key: key.name().to_owned(), source })?;
+    pub fn insert<T: Serialize + ?Sized>(mut self, key: impl KeyFor<T>, value: &T) -> Result<Self, SessionError> {
+        let value = Json::encode(value).map_err(|source| SessionError::unencodable::<T>(key.name(), source))?;
         self.data.insert(key.name().into(), value);
         Ok(self)
     }

@@ -9,7 +9,7 @@ use super::{
 
 /// The store that the environment selects: Redis if its variables are set, otherwise memory.
 ///
-/// See [`RedisConfig::from_env`] for the variables.
+/// See [`RedisConfig::from_env`] for the variables. The choice is logged. To fail without Redis, use [`RedisStore::from_env`].
 ///
 /// # Errors
 /// [`InvalidRedisConfig`] names the variable that is wrong.
@@ -23,7 +23,13 @@ use super::{
 /// ```
 pub fn from_env() -> Result<Arc<dyn SessionStore>, InvalidRedisConfig> {
     Ok(match RedisConfig::from_env()? {
-        Some(config) => Arc::new(RedisStore::new(config)),
-        None => Arc::new(MemoryStore::new()),
+        Some(config) => {
+            tracing::info!(server = %config.server(), "sessions are in Redis, as the environment says");
+            Arc::new(RedisStore::new(config))
+        }
+        None => {
+            tracing::info!("sessions are in the memory of this process: no variable of Redis is set");
+            Arc::new(MemoryStore::new())
+        }
     })
 }

@@ -608,7 +608,7 @@ async fn another_scheme_next_to_a_bearer_token_is_ignored() {
 async fn a_malformed_authorization_header_is_a_bad_request() {
     let store = Spy::new();
     let strict = App::with_me(bearer_only(store.clone()).on_missing(OnMissing::Reject)).await;
-    let required = App::with_me(bearer_only(store.clone()).require()).await;
+    let required = App::with_me(bearer_only(store.clone()).require_session()).await;
     let open = App::with_me(bearer_only(store.clone())).await;
     let (token, other) = (unknown("a"), unknown("b"));
     let one = format!("Bearer {token}");
@@ -706,7 +706,7 @@ async fn a_bad_cookie_is_not_a_bearer_error() {
 
 #[tokio::test]
 async fn the_challenge_is_added_to_those_of_a_custom_rejection() {
-    let reject = |rejection: &Rejection| {
+    let reject = |rejection: &Rejection, _: &http::Request<()>| {
         Response::builder()
             .status(rejection.status())
             .header(header::WWW_AUTHENTICATE, "Basic realm=\"old\"")

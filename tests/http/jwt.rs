@@ -275,7 +275,7 @@ mod tokens {
     async fn a_required_session_is_401_with_a_challenge_without_a_live_session() {
         let clock = ManualClock::new();
         let store = Arc::new(MemoryStore::new().clock(clock.clone()));
-        let world = World::at(clock, jwt(), store, SessionLayer::require).await;
+        let world = World::at(clock, jwt(), store, SessionLayer::require_session).await;
         let pair = world.login().await;
         let (client, sid) = (world.apps[0].client(), world.id(&pair));
         let tampered = format!("{}x", pair.access_token);
@@ -1229,7 +1229,7 @@ mod outage {
         let redis = RedisServer::stopped();
         let store = Arc::new(redis_store(&redis));
         let jwt = builder().accept_in_outage().build().unwrap();
-        let world = World::at(ManualClock::new(), jwt, store, SessionLayer::require).await;
+        let world = World::at(ManualClock::new(), jwt, store, SessionLayer::require_session).await;
         let token = signed(&fields(r#""exp":9000000000"#));
         assert_eq!(user(&world.apps[0].client(), &token).await.as_deref(), Some("ana"));
     }

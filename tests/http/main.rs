@@ -7,8 +7,10 @@ mod support;
 
 mod credentials;
 mod deadline;
+mod guards;
 mod jwt;
 mod metadata;
+mod mistakes;
 mod policies;
 mod responses;
 mod signed;

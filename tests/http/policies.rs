@@ -241,7 +241,7 @@ async fn eager_with_on_missing_reject_refuses_an_ended_session_before_the_handle
 
 #[tokio::test]
 async fn require_refuses_without_a_live_session() {
-    let (app, store, client) = logged_in(|layer| layer.require()).await;
+    let (app, store, client) = logged_in(|layer| layer.require_session()).await;
     assert_eq!(client.one(json!(["user"])).await, "ana");
     assert_eq!(store.calls(), ["load"]);
     assert_eq!(client.get("/public").await.text(), "public");
@@ -259,13 +259,15 @@ async fn require_accepts_an_anonymous_session() {
     let open = App::start(SessionLayer::new(store.clone())).await;
     let client = open.client();
     client.one(json!(["insert", "k", 1])).await;
-    let strict = App::start(SessionLayer::new(store).require()).await;
+    let strict = App::start(SessionLayer::new(store).require_session()).await;
     assert_eq!(client.at(&strict.url()).perform(json!([["get", "k"], ["user"]])).await, [json!(1), Value::Null]);
 }
 
 #[tokio::test]
 async fn eager_does_not_undo_require() {
-    for layer in [|layer: SessionLayer| layer.eager().require(), |layer: SessionLayer| layer.require().eager()] {
+    for layer in
+        [|layer: SessionLayer| layer.eager().require_session(), |layer: SessionLayer| layer.require_session().eager()]
+    {
         let (app, _, client) = logged_in(layer).await;
         assert_eq!(client.get("/public").await.text(), "public");
         assert_unauthorized(&app.client().get("/public").await);
@@ -278,7 +280,7 @@ async fn eager_does_not_undo_require() {
 async fn a_route_can_require_a_session_where_others_do_not() {
     let store = Spy::new();
     let layer = SessionLayer::new(store.clone());
-    let members = layer.clone().require();
+    let members = layer.clone().require_session();
     let app = App::serve(|router| router.route("/members", get(user).layer(members)).layer(layer)).await;
     let client = ana(&app, &store).await;
     assert_eq!(client.get("/members").await.text(), "ana");
@@ -306,7 +308,7 @@ async fn layers_over_the_same_sessions_share_one_and_save_it_once() {
     }
     let store = Spy::new();
     let layer = SessionLayer::new(store.clone());
-    let members = layer.clone().require();
+    let members = layer.clone().require_session();
     let both = ServiceBuilder::new().layer(members.clone()).layer(members.eager());
     let app = App::serve(|router| {
         router
@@ -349,7 +351,7 @@ async fn a_session_created_outside_a_route_gets_one_cookie() {
 async fn layers_over_different_sessions_keep_them_apart() {
     let (store, admins) = (Spy::new(), Spy::new());
     let cookie = tower_keep::SessionCookie::builder().name("__Host-admin").build().unwrap();
-    let inner = SessionLayer::new(admins.clone()).cookie(cookie).require();
+    let inner = SessionLayer::new(admins.clone()).cookie(cookie).require_session();
     let layer = SessionLayer::new(store.clone());
     let app = App::serve(|router| router.route("/admin", get(user).layer(inner)).layer(layer)).await;
     let client = ana(&app, &store).await;
@@ -362,7 +364,7 @@ async fn layers_over_different_sessions_keep_them_apart() {
 #[tokio::test]
 async fn an_outer_middleware_can_set_the_policy() {
     let store = Spy::new();
-    let strict = Extension(Policy::new().require());
+    let strict = Extension(Policy::new().require_session());
     let layer = SessionLayer::new(store.clone());
     let app = App::serve(|router| router.layer(layer).layer(strict)).await;
     let client = ana(&app, &store).await;
@@ -375,7 +377,7 @@ async fn an_outer_middleware_can_set_the_policy() {
 async fn an_outer_policy_replaces_that_of_the_layer() {
     let store = Spy::new();
     let open = Extension(Policy::new().retry_after(Duration::from_millis(61_500)));
-    let layer = SessionLayer::new(store.clone()).require().retry_after(Duration::from_secs(1));
+    let layer = SessionLayer::new(store.clone()).require_session().retry_after(Duration::from_secs(1));
     let app = App::serve(|router| router.layer(layer).layer(open)).await;
     assert_eq!(app.client().one(json!(["user"])).await, Value::Null);
     store.go_down();
@@ -386,7 +388,7 @@ async fn an_outer_policy_replaces_that_of_the_layer() {
 async fn an_outer_policy_does_not_open_a_route_that_requires_a_session() {
     let store = Spy::new();
     let layer = SessionLayer::new(store.clone());
-    let members = layer.clone().require();
+    let members = layer.clone().require_session();
     let eager = Extension(Policy::new().eager());
     let app = App::serve(|router| router.route("/members", get(user).layer(members)).layer(layer).layer(eager)).await;
     assert_unauthorized(&app.client().get("/members").await);
@@ -514,7 +516,7 @@ async fn a_missing_session_is_not_degraded() {
 
 #[tokio::test]
 async fn a_required_session_is_refused_in_an_outage() {
-    let (app, store, client) = logged_in(|layer| layer.on_outage(OnOutage::Anonymous).require()).await;
+    let (app, store, client) = logged_in(|layer| layer.on_outage(OnOutage::Anonymous).require_session()).await;
     store.go_down();
     assert_unavailable(&client.get("/public").await);
     assert_unavailable(&steps(&client, json!([["user"]])).await);
@@ -612,7 +614,7 @@ async fn outages_are_counted() {
 
 #[tokio::test]
 async fn a_closure_can_create_the_rejection_response() {
-    let reject = |rejection: &Rejection| {
+    let reject = |rejection: &Rejection, _: &http::Request<()>| {
         let body = json!({ "error": rejection.to_string() }).to_string();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = rejection.status();
@@ -621,7 +623,7 @@ async fn a_closure_can_create_the_rejection_response() {
     };
     let store = Spy::new();
     let layer = SessionLayer::new(store.clone()).on_missing(OnMissing::Reject).reject_with(reject);
-    let strict = layer.clone().require();
+    let strict = layer.clone().require_session();
     let app = App::serve(|router| router.route("/members", get(user).layer(strict)).layer(layer)).await;
     let client = ana(&app, &store).await;
     let stranger = stranger(&app);
@@ -646,7 +648,7 @@ async fn a_closure_can_create_the_rejection_response() {
 #[tokio::test]
 async fn a_route_can_have_its_own_rejection() {
     let layer = SessionLayer::new(Spy::new());
-    let members = layer.clone().require().reject_with(|rejection: &Rejection| {
+    let members = layer.clone().require_session().reject_with(|rejection: &Rejection, _: &http::Request<()>| {
         (rejection.status(), [(header::LOCATION, "/login")], "log in first").into_response()
     });
     let app = App::serve(|router| router.route("/members", get(user).layer(members)).layer(layer)).await;
@@ -680,7 +682,7 @@ impl hyper::body::Body for Page {
 struct Pages;
 
 impl ResponseForRejection<Page> for Pages {
-    fn response_for(&self, rejection: &Rejection) -> Response<Page> {
+    fn response_for(&self, rejection: &Rejection, _: &http::Request<()>) -> Response<Page> {
         let mut response = Response::new(Page::new(&format!("page {}", rejection.status())));
         *response.status_mut() = rejection.status();
         response
@@ -689,7 +691,7 @@ impl ResponseForRejection<Page> for Pages {
 
 #[tokio::test]
 async fn a_body_without_default_can_be_used_in_rejections() {
-    let layer = SessionLayer::new(Spy::new()).require().reject_with(Pages);
+    let layer = SessionLayer::new(Spy::new()).require_session().reject_with(Pages);
     let service = layer.layer(service_fn(async |_: http::Request<()>| {
         Ok::<_, Infallible>(Response::new(Page::new("the handler was called")))
     }));
@@ -739,7 +741,7 @@ fn assert_grpc(reply: &Reply, status: &str) {
 /// The layer rejects on `/strict`, the handler on `/lazy`.
 async fn grpc_app(store: &Spy) -> App {
     let layer = SessionLayer::new(store.clone()).bearer(Bearer::new()).on_missing(OnMissing::Reject);
-    let strict = layer.clone().require();
+    let strict = layer.clone().require_session();
     App::serve(|router| router.route("/strict", post(user).layer(strict)).route("/lazy", post(user)).layer(layer)).await
 }
 
@@ -810,7 +812,7 @@ async fn a_rejection_of_other_requests_is_http() {
         }
     }
     let headers = [("content-type", "application/grpc")];
-    let layer = SessionLayer::new(store).require();
+    let layer = SessionLayer::new(store).require_session();
     let app = App::start(layer).await;
     assert_unauthorized(&app.client().request(Method::GET, "/public", &headers, Bytes::new()).await);
 }

@@ -106,9 +106,10 @@ async fn a_request_body_may_be_non_send() {
 #[tokio::test]
 async fn a_request_body_may_borrow() {
     let text = String::from("hello");
-    let service = SessionLayer::new(MemoryStore::new()).require().layer(service_fn(async |request: Request<&str>| {
-        Ok::<_, Infallible>(Response::new(request.into_body().len().to_string()))
-    }));
+    let service =
+        SessionLayer::new(MemoryStore::new()).require_session().layer(service_fn(async |request: Request<&str>| {
+            Ok::<_, Infallible>(Response::new(request.into_body().len().to_string()))
+        }));
     let response = service.oneshot(Request::new(text.as_str())).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
 }
@@ -127,8 +128,8 @@ async fn a_service_and_its_response_may_be_non_send() {
 #[tokio::test]
 async fn a_response_body_needs_only_a_rejection() {
     struct Opaque(u8);
-    let reject = |_: &Rejection| Response::new(Opaque(0));
-    let layer = SessionLayer::new(MemoryStore::new()).reject_with(reject).require();
+    let reject = |_: &Rejection, _: &http::Request<()>| Response::new(Opaque(0));
+    let layer = SessionLayer::new(MemoryStore::new()).reject_with(reject).require_session();
     let service = layer.layer(service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Opaque(1)))));
     assert_eq!(service.oneshot(Request::new(())).await.unwrap().body().0, 0);
 }
@@ -178,7 +179,7 @@ impl Service<Request<()>> for Careful {
 async fn the_ready_instance_is_called() {
     let layer = SessionLayer::new(MemoryStore::new());
     let token = layer.sessions().create("ana").await.unwrap();
-    for layer in [layer.clone(), layer.clone().eager(), layer.clone().require()] {
+    for layer in [layer.clone(), layer.clone().eager(), layer.clone().require_session()] {
         let mut service = layer.layer(Careful::default());
         for _ in 0..3 {
             let cookie = format!("{NAME}={}", token.expose());
@@ -245,7 +246,7 @@ async fn it_works_around_and_within_a_buffer() {
 #[tokio::test]
 async fn a_rejected_request_releases_its_permit() {
     let service = ServiceBuilder::new()
-        .layer(SessionLayer::new(MemoryStore::new()).require())
+        .layer(SessionLayer::new(MemoryStore::new()).require_session())
         .layer(ConcurrencyLimitLayer::new(1))
         .service(service_fn(count::<()>));
     for _ in 0..3 {
@@ -349,7 +350,7 @@ async fn log_in_and_out(client: &Client) {
 #[tokio::test]
 async fn an_axum_router_has_sessions_everywhere() {
     let layer = SessionLayer::new(MemoryStore::new());
-    let app = App::serve(|router| router.merge(routes()).layer(layer.require())).await;
+    let app = App::serve(|router| router.merge(routes()).layer(layer.require_session())).await;
     assert_eq!(app.client().get("/nowhere").await.status, StatusCode::UNAUTHORIZED);
 
     let layer = SessionLayer::new(MemoryStore::new());
@@ -360,7 +361,7 @@ async fn an_axum_router_has_sessions_everywhere() {
 #[tokio::test]
 async fn axum_routes_have_sessions_and_nothing_else_does() {
     let layer = SessionLayer::new(MemoryStore::new());
-    let strict = SessionLayer::new(MemoryStore::new()).require();
+    let strict = SessionLayer::new(MemoryStore::new()).require_session();
     let app = App::serve(|router| {
         router.merge(routes().route_layer(layer)).merge(Router::new().route("/strict", get(user)).route_layer(strict))
     })
@@ -392,13 +393,13 @@ async fn a_layer_with_a_custom_rejection_wraps_axum() {
     #[derive(Clone)]
     struct Page;
     impl ResponseForRejection<axum::body::Body> for Page {
-        fn response_for(&self, rejection: &Rejection) -> Response<axum::body::Body> {
+        fn response_for(&self, rejection: &Rejection, _: &http::Request<()>) -> Response<axum::body::Body> {
             let mut response = Response::new("a page".into());
             *response.status_mut() = rejection.status();
             response
         }
     }
-    let layer = SessionLayer::new(MemoryStore::new()).require().reject_with(Page);
+    let layer = SessionLayer::new(MemoryStore::new()).require_session().reject_with(Page);
     let app = App::serve(|router| router.layer(layer)).await;
     assert_eq!(app.client().get("/public").await.text(), "a page");
 }
@@ -472,7 +473,7 @@ async fn a_tonic_caller_without_a_session_is_unauthenticated() {
     let store = Spy::new();
     let mut open = tonic_client(grpc_layer(&store)).await;
     let token = open.login(LoginRequest { user: "ana".into() }).await.unwrap().into_inner().token;
-    for layer in [grpc_layer(&store).require(), grpc_layer(&store).on_missing(tower_keep::OnMissing::Reject)] {
+    for layer in [grpc_layer(&store).require_session(), grpc_layer(&store).on_missing(tower_keep::OnMissing::Reject)] {
         let mut client = tonic_client(layer).await;
         for request in [
             tonic::Request::new(WhoAmIRequest {}),

@@ -84,7 +84,7 @@ mod since {
         let layer = SessionLayer::new(MemoryStore::new()).clock(clock.clone());
         let first = layer.sessions().health().await;
         clock.advance(MINUTE);
-        assert_eq!(standing(&layer.clone().require().sessions().health().await), standing(&first));
+        assert_eq!(standing(&layer.clone().require_session().sessions().health().await), standing(&first));
         let reply = get(&layer.sessions().health_service(), "/health").await;
         assert_eq!(json_of(&reply)["since"], first.since.to_string());
     }
@@ -307,7 +307,7 @@ mod alone {
         assert_eq!(json_of(&response)["status"], "up");
         let response = stack().service(health.clone()).oneshot(Request::new(Rc::new(1))).await.unwrap();
         assert_eq!(json_of(&response)["status"], "up");
-        let refused = stack().layer(layer.require()).service(health).oneshot(Request::new(())).await.unwrap();
+        let refused = stack().layer(layer.require_session()).service(health).oneshot(Request::new(())).await.unwrap();
         assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "who requires a session requires it of probes as well");
     }
 }

@@ -501,8 +501,11 @@ async fn it_works_under_any_prefix_and_behind_the_authorization_of_the_app() {
     }
     let layer = SessionLayer::new(MemoryStore::new()).cookie(SessionCookie::development());
     let sessions = layer.sessions();
-    let page =
-        || operator::router(sessions.clone()).layer(middleware::from_fn(operators_only)).layer(layer.clone().require());
+    let page = || {
+        operator::router(sessions.clone())
+            .layer(middleware::from_fn(operators_only))
+            .layer(layer.clone().require_session())
+    };
     let deep = Router::new().nest("/b", Router::new().nest("/operator", page()));
     let app = App::serve(|router| router.nest("/a", deep).merge(page()).layer(layer.clone())).await;
     let root = sessions.create("root").await.unwrap();

@@ -598,6 +598,20 @@ mod connecting {
         assert!(keeps_sessions(config).await);
     }
 
+    /// A file of a secret often ends with a line break.
+    #[tokio::test]
+    async fn a_line_break_after_a_secret_is_removed() {
+        let server = RedisServer::start_with(&["--requirepass", "hunter2"]).await;
+        let port = server.port().to_string();
+        for end in ["\n", "\r\n"] {
+            let password = format!("hunter2{end}");
+            let config = from_vars(&[("REDIS_PORT", &port), ("REDIS_PASSWORD", &password)]).unwrap().unwrap();
+            assert!(keeps_sessions(config).await);
+            let url = format!("redis://:hunter2@127.0.0.1:{port}{end}");
+            assert!(keeps_sessions(from_vars(&[("REDIS_URL", &url)]).unwrap().unwrap()).await);
+        }
+    }
+
     #[tokio::test]
     async fn as_a_user_with_minimal_rights() {
         let server = RedisServer::start().await;
@@ -726,6 +740,59 @@ mod variables {
             let shown = format!("{:?}", from_vars(&[var]).unwrap().unwrap());
             assert!(shown.contains(address) && shown.contains(database), "{var:?}: {shown}");
         }
+    }
+
+    #[test]
+    fn no_part_of_a_url_is_ignored() {
+        for (url, address, database) in [
+            ("redis://redis.example?db=3", "redis.example:6379", 3),
+            ("redis://redis.example:7000/?db=3", "redis.example:7000", 3),
+            ("valkey://redis.example/2", "redis.example:6379", 2),
+            ("REDIS://redis.example", "redis.example:6379", 0),
+            ("Valkey://redis.example/", "redis.example:6379", 0),
+            ("redis+unix:///run/redis.sock?db=4", "/run/redis.sock", 4),
+            ("unix:///run/redis.sock?db=5&user=app&pass=secret", "/run/redis.sock", 5),
+        ] {
+            let shown = format!("{:?}", RedisConfig::from_url(url).unwrap());
+            let expected = format!("server: \"{address}\", database: {database}, tls: false");
+            assert!(shown.contains(&expected), "{url}: {shown}");
+        }
+        for url in ["valkeys://redis.example", "RedisS://redis.example"] {
+            assert!(format!("{:?}", RedisConfig::from_url(url).unwrap()).contains("tls: true"), "{url}");
+        }
+        let encoding = "must be percent-encoded";
+        for (url, problem) in [
+            ("redis://redis.example?db=three", "not the number of a database"),
+            ("redis://redis.example?db=-1", "not a Redis URL"),
+            ("redis://redis.example/2?db=3", "not a Redis URL"),
+            ("redis://redis.example?db=3&db=4", "means nothing here"),
+            ("redis://redis.example?protocol=resp2", "means nothing here"),
+            ("redis://redis.example?timeout=5", "means nothing here"),
+            ("redis+unix:///run/redis.sock?foo=bar", "means nothing here"),
+            ("redis://redis.example:0", "not a port number"),
+            ("rediss://redis.example/#insecure", encoding),
+            ("redis://:hunter#2@redis.example", encoding),
+            ("redis://:hunter/2@redis.example", encoding),
+            ("redis://:hunter?2@redis.example", encoding),
+        ] {
+            let error = RedisConfig::from_url(url).unwrap_err().to_string();
+            assert!(error.contains(problem) && !error.contains("hunter"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_address_that_kubernetes_sets_is_understood() {
+        let service = ("REDIS_PORT", "tcp://10.0.0.7:6380");
+        for (vars, address) in [
+            (&[service][..], "10.0.0.7:6380"),
+            (&[service, ("REDIS_HOST", "redis.example")], "redis.example:6380"),
+            (&[service, ("REDIS_URL", "redis://other.example")], "other.example:6379"),
+        ] {
+            let shown = format!("{:?}", from_vars(vars).unwrap().unwrap());
+            assert!(shown.contains(&format!("\"{address}\"")), "{vars:?}: {shown}");
+        }
+        let error = from_vars(&[("REDIS_PORT", "tcp://10.0.0.7")]).unwrap_err();
+        assert_eq!(error.to_string(), "REDIS_PORT: not a port number");
     }
 
     #[test]

@@ -330,14 +330,15 @@ async fn a_revoked_session_is_refused_within_the_grace_window(w: World) {
 async fn a_rejection_has_the_end_reason() {
     let store = MemoryStore::new();
     let layer = SessionLayer::new(store).cookie(SessionCookie::development());
-    let reject = |rejection: &tower_keep::Rejection| {
+    let reject = |rejection: &tower_keep::Rejection, _: &http::Request<()>| {
         let why = rejection.ended().map_or("none".into(), |reason: EndReason| reason.to_string());
         let mut response = http::Response::new(axum::body::Body::from(why));
         *response.status_mut() = rejection.status();
         response
     };
     let app =
-        App::serve(|router| router.layer(layer.clone().policy(Policy::new().require()).reject_with(reject))).await;
+        App::serve(|router| router.layer(layer.clone().policy(Policy::new().require_session()).reject_with(reject)))
+            .await;
     let token = layer.sessions().create("ana").await.unwrap();
     let client = app.client();
     assert_eq!(client.get("/public").await.text(), "none");

@@ -164,6 +164,24 @@ impl RedisStore {
         Self::with(config, Scripts::new(true), local_tombstones)
     }
 
+    /// The Redis that the environment names: see [`RedisConfig::from_env`]. Unlike [`store::from_env`](crate::store::from_env), it
+    /// never falls back to memory.
+    ///
+    /// # Errors
+    /// [`InvalidRedisConfig`] if no variable names a Redis, or one is wrong.
+    ///
+    /// ```no_run
+    /// use tower_keep::{SessionLayer, store::redis::RedisStore};
+    ///
+    /// let layer = SessionLayer::new(RedisStore::from_env()?);
+    /// # let _ = layer;
+    /// # Ok::<(), tower_keep::store::redis::InvalidRedisConfig>(())
+    /// ```
+    pub fn from_env() -> Result<Self, InvalidRedisConfig> {
+        let config = RedisConfig::from_env()?.ok_or(InvalidRedisConfig::not_configured())?;
+        Ok(Self::new(config))
+    }
+
     /// Creates a store on a connection pool of the application, with default settings. For other settings, see
     /// [`RedisConfig::from_pool`].
     ///

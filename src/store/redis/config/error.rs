@@ -30,6 +30,12 @@ pub(super) enum Place {
 pub(in crate::store::redis) enum Problem {
     #[error("not a Redis URL (redis://[[user]:password@]host[:port][/database])")]
     Url,
+    #[error("not a Redis URL: `/`, `?`, `#` and `%` in a user name or a password must be percent-encoded")]
+    Encoding,
+    #[error("the URL has a parameter that means nothing here: `db` is the only one")]
+    UrlParameter,
+    #[error("no Redis is configured: set REDIS_URL")]
+    NotConfigured,
     #[error("not a host name")]
     Host,
     #[error("not a port number")]
@@ -95,6 +101,10 @@ impl Problem {
 }
 
 impl InvalidRedisConfig {
+    pub(in crate::store::redis) fn not_configured() -> Self {
+        Problem::NotConfigured.here()
+    }
+
     /// The name of the environment variable, if the value came from one.
     pub fn variable(&self) -> Option<&'static str> {
         match self.place {

@@ -79,10 +79,11 @@ pub struct RedisConfig {
 
 impl RedisConfig {
     /// Parses a URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` with TLS, or
-    /// `redis+unix:///path[?db=…&user=…&pass=…]`. Percent-encode special characters in user and password.
+    /// `redis+unix:///path[?db=…&user=…&pass=…]`. The database can also be a parameter (`?db=3`). The schemes of Valkey
+    /// (`valkey://`, `valkeys://`) mean the same. Percent-encode special characters in user and password.
     ///
     /// # Errors
-    /// [`InvalidRedisConfig`], which never contains the URL. `rediss://` needs the feature `redis-tls`, and `aws-lc` or `ring`.
+    /// [`InvalidRedisConfig`], which never contains the URL. A part of the URL that would be ignored is an error. `rediss://` needs the feature `redis-tls`, and `aws-lc` or `ring`.
     pub fn from_url(url: &str) -> Result<Self, InvalidRedisConfig> {
         let (address, login, tls) = place::of_url(url).map_err(Problem::here)?;
         let config = Self::of(Servers::One(address), login);
@@ -94,7 +95,7 @@ impl RedisConfig {
     /// | variable | meaning |
     /// |---|---|
     /// | `REDIS_URL` | see [`from_url`](Self::from_url); the next six are then ignored |
-    /// | `REDIS_HOST`, `REDIS_PORT` | default: `127.0.0.1`, `6379` |
+    /// | `REDIS_HOST`, `REDIS_PORT` | default: `127.0.0.1`, `6379`. A port may be an address, as Kubernetes sets it (`tcp://10.0.0.7:6379`) |
     /// | `REDIS_DB` | the number of the database; default: 0 |
     /// | `REDIS_USERNAME`, `REDIS_PASSWORD` | not percent-encoded; default: none |
     /// | `REDIS_TLS` | `true`: use TLS |
@@ -474,6 +475,13 @@ impl RedisConfig {
     pub fn wait_for_replicas(mut self, replicas: usize) -> Self {
         self.replicas = (replicas > 0).then_some(replicas);
         self
+    }
+}
+
+impl RedisConfig {
+    /// The address, without the login.
+    pub(in crate::store) fn server(&self) -> impl fmt::Display {
+        &self.servers
     }
 }
 

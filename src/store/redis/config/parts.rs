@@ -88,7 +88,8 @@ pub(super) fn of_vars(var: impl Fn(&str) -> Option<String>) -> Result<Option<Red
     if switches.contains(&false) {
         return Ok(None);
     }
-    let text = |name| var(name).map(|var| var.value);
+    // A secret in a file often ends with a line break.
+    let text = |name| var(name).map(|var| var.value.trim_end_matches(['\r', '\n']).to_owned());
     let list = |name| var(name).map(|var| var.value.split(',').map(|node| node.trim().to_owned()).collect());
     let mut parts = Parts {
         url: text("REDIS_URL"),
@@ -104,7 +105,17 @@ pub(super) fn of_vars(var: impl Fn(&str) -> Option<String>) -> Result<Option<Red
     };
     if parts.url.is_none() {
         parts.host = text("REDIS_HOST");
-        parts.port = var("REDIS_PORT").map(|port| port.parse(Problem::Port)).transpose()?;
+        if let Some(port) = var("REDIS_PORT") {
+            // Kubernetes sets it to `tcp://10.0.0.7:6379` if there is a Service with the name `redis`.
+            let service = port.value.strip_prefix("tcp://").map(|service| port.with(service).parse(Problem::Port));
+            match service.transpose()? {
+                Some(Address::Tcp(host, port)) => {
+                    parts.host.get_or_insert(host);
+                    parts.port = Some(port);
+                }
+                _ => parts.port = Some(port.parse(Problem::Port)?),
+            }
+        }
         parts.database = var("REDIS_DB").map(|database| database.parse(Problem::Database)).transpose()?;
         parts.username = text("REDIS_USERNAME");
         parts.password = text("REDIS_PASSWORD");
@@ -321,6 +332,11 @@ impl Var {
             "false" | "0" | "no" | "off" => Ok(false),
             _ => Err(self.wrong(Problem::Boolean)),
         }
+    }
+
+    /// The same variable with a part of its value.
+    fn with(&self, value: &str) -> Self {
+        Self { name: self.name, value: value.to_owned() }
     }
 
     fn parse<T: std::str::FromStr>(&self, problem: Problem) -> Result<T, InvalidRedisConfig> {

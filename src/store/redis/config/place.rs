@@ -92,20 +92,33 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// Parses a URL: the address, the login, and whether it enables TLS.
+/// Parses a URL: the address, the login, and whether it enables TLS. No part of it is ignored.
 pub(super) fn of_url(url: &str) -> Result<(Address, RedisConnectionInfo, bool), Problem> {
-    let (plain, tls) = match url.split_once("://") {
-        Some(("redis" | "redis+unix" | "unix", _)) => (url.to_owned(), false),
-        Some(("rediss", rest)) => (format!("redis://{rest}"), true),
+    let (scheme, rest) = url.split_once("://").ok_or(Problem::Url)?;
+    let (is_unix, tls) = match scheme.to_ascii_lowercase().as_str() {
+        "redis" | "valkey" => (false, false),
+        "rediss" | "valkeys" => (false, true),
+        "redis+unix" | "valkey+unix" | "unix" => (true, false),
         _ => return Err(Problem::Url),
     };
-    // A fragment (`#insecure`) would be ignored, or disable security.
-    if url.contains('#') {
-        return Err(Problem::Url);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    // The client would ignore a fragment. Without encoding, it is often a part of the password.
+    if rest.contains('#') || !is_unix && rest.contains('@') && !authority.contains('@') {
+        return Err(Problem::Encoding);
     }
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let database = database_in(query, is_unix)?;
+    let plain = if is_unix { format!("redis+unix://{rest}") } else { format!("redis://{place}") };
     // The error of the client may contain the URL.
     let info: ConnectionInfo = plain.into_connection_info().map_err(|_| Problem::Url)?;
-    let login = info.redis_settings().clone();
+    let mut login = info.redis_settings().clone();
+    if let Some(database) = database.filter(|_| !is_unix) {
+        // Two databases contradict each other.
+        if place.trim_end_matches('/').contains('/') {
+            return Err(Problem::Url);
+        }
+        login = login.set_db(database);
+    }
     if login.db() < 0 {
         return Err(Problem::Url);
     }
@@ -114,11 +127,25 @@ pub(super) fn of_url(url: &str) -> Result<(Address, RedisConnectionInfo, bool), 
         return Err(Problem::NoPassword);
     }
     let address = match info.addr() {
+        ConnectionAddr::Tcp(_, 0) => return Err(Problem::Port),
         ConnectionAddr::Tcp(host, port) => Address::tcp(host, *port).map_err(|_| Problem::Url)?,
         ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
         _ => return Err(Problem::Url),
     };
     Ok((address, login, tls))
+}
+
+/// The database in a query. Other parameters are errors, except the login of a Unix socket.
+fn database_in(query: &str, is_unix: bool) -> Result<Option<i64>, Problem> {
+    let mut database = None;
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*name {
+            "db" if database.is_none() => database = Some(value.parse().map_err(|_| Problem::Database)?),
+            "user" | "pass" if is_unix => {}
+            _ => return Err(Problem::UrlParameter),
+        }
+    }
+    Ok(database)
 }
 
 /// A host name or an IP address. IPv6 with or without brackets.
