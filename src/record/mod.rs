@@ -98,6 +98,12 @@ impl Record {
         }
     }
 
+    pub(crate) fn set_lifetime(&mut self, lifetime: &Lifetime) {
+        self.idle_timeout = lifetime.idle_timeout();
+        self.absolute_timeout = lifetime.absolute_timeout();
+        self.persistent = lifetime.is_persistent();
+    }
+
     /// The version. Each write has another one.
     pub fn version(&self) -> Version {
         self.version

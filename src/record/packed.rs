@@ -11,16 +11,51 @@ use super::{Data, Json};
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Packed {
-    values: BTreeMap<Arc<str>, Value>,
+    values: BTreeMap<Arc<str>, PackedValue>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     texts: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+/// A value. Unlike a `serde_json::Value`, it is encoded alike whatever features of `serde_json` the program enables.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum PackedValue {
+    Null(()),
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<Self>),
+    Map(BTreeMap<String, Self>),
+}
+
+impl PackedValue {
+    /// `None` for a number beyond 64 bits.
+    fn of(value: Value) -> Option<Self> {
+        Some(match value {
+            Value::Null => Self::Null(()),
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+                (Some(number), _) => Self::Unsigned(number),
+                (None, Some(number)) => Self::Signed(number),
+                (None, None) => Self::Float(number.as_f64()?),
+            },
+            Value::String(text) => Self::Text(text),
+            Value::Array(values) => Self::List(values.into_iter().map(Self::of).collect::<Option<_>>()?),
+            Value::Object(fields) => {
+                let fields = fields.into_iter().map(|(name, value)| Some((name, Self::of(value)?)));
+                Self::Map(fields.collect::<Option<_>>()?)
+            }
+        })
+    }
 }
 
 impl From<&Data> for Packed {
     fn from(data: &Data) -> Self {
         let mut packed = Self { values: BTreeMap::new(), texts: BTreeMap::new() };
         for (key, json) in data {
-            let value: Option<Value> = json.decode().ok();
+            let value = json.decode().ok().and_then(PackedValue::of);
             match value.filter(|value| Json::encode(value).is_ok_and(|same| same == *json)) {
                 Some(value) => drop(packed.values.insert(key.clone(), value)),
                 None => drop(packed.texts.insert(key.clone(), json.text().into())),
@@ -38,8 +73,8 @@ impl Packed {
     }
 }
 
-/// The maximum nesting, as in JSON.
-const MAX_DEPTH: usize = 128;
+/// The maximum nesting: that of a JSON value, in the three maps around it.
+const MAX_DEPTH: usize = super::value::DEEPEST + 3;
 
 /// Decodes all of `bytes`.
 pub(super) fn read<T: DeserializeOwned>(mut bytes: &[u8]) -> Option<T> {

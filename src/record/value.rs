@@ -10,8 +10,14 @@ use serde_json::value::RawValue;
 pub(crate) struct Json(Arc<str>);
 
 impl Json {
+    /// # Errors
+    /// If the value is not JSON, or nested too deep to be read again.
     pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
         let text = serde_json::to_vec(value)?;
+        // A shorter text cannot be nested so deep.
+        if text.len() > 2 * MAX_NESTING && nesting(&text) > MAX_NESTING {
+            return Err(serde_json::Error::custom(format_args!("nested deeper than {MAX_NESTING} levels")));
+        }
         Ok(Self(String::from_utf8_lossy(&text).into())) // JSON is UTF-8
     }
 
@@ -53,8 +59,30 @@ impl PartialEq for Json {
     }
 }
 
-/// The maximum nesting, as in `serde_json`.
-const DEEPEST: usize = 128;
+/// The nesting that `serde_json` refuses to read.
+pub(super) const DEEPEST: usize = 128;
+
+/// The maximum nesting of a value. All values together are nested one level deeper.
+const MAX_NESTING: usize = DEEPEST - 2;
+
+/// How deep a JSON text is nested.
+fn nesting(text: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut is_string, mut is_escaped) = (false, false);
+    for byte in text {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_string,
+            b'"' => is_string = !is_string,
+            _ if is_string => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
 
 fn same(one: &str, other: &str, depth: usize) -> bool {
     type Map<'a> = BTreeMap<String, &'a RawValue>;

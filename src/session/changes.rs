@@ -182,9 +182,7 @@ impl Changes {
     pub(super) fn apply(&self, record: &mut Record, now: Timestamp) {
         record.written_at = now;
         if let Some(lifetime) = self.lifetime.as_ref().map(|change| &change.what) {
-            record.idle_timeout = lifetime.idle_timeout();
-            record.absolute_timeout = lifetime.absolute_timeout();
-            record.persistent = lifetime.is_persistent();
+            record.set_lifetime(lifetime);
         }
         if let Some(user) = self.login() {
             record.user = Some(user.clone());

@@ -20,7 +20,10 @@ impl Session {
     /// If the user has as many sessions as [`SessionLayer::limits`](crate::SessionLayer::limits) allows, another session ends or the
     /// save fails with [`SessionError::Full`] (429).
     ///
+    /// The session gets the lifetime of the layer, unless [`set_lifetime`](Self::set_lifetime) sets another one afterwards.
+    ///
     /// # Errors
+    /// [`SessionError::ResponseSent`] if the head of the response was sent: the new token cannot reach the client.
     /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`].
     ///
     /// ```
@@ -34,7 +37,11 @@ impl Session {
     /// ```
     pub fn login(&self, user: impl Into<Arc<str>>) -> Result<(), SessionError> {
         let user = user.into();
-        self.loaded()?.login(user);
+        let mut state = self.loaded()?;
+        if state.response_sent {
+            return Err(SessionError::ResponseSent);
+        }
+        state.login(user);
         Ok(())
     }
 
@@ -82,7 +89,8 @@ impl Session {
     /// tokens regularly, use [`SessionLayer::rotate_every`](crate::SessionLayer::rotate_every).
     ///
     /// # Errors
-    /// [`SessionError::NotLoaded`], [`SessionError::Unavailable`], [`SessionError::Ended`].
+    /// [`SessionError::ResponseSent`] if the head of the response was sent. [`SessionError::NotLoaded`],
+    /// [`SessionError::Unavailable`], [`SessionError::Ended`].
     ///
     /// ```
     /// # use tower_keep::{Session, SessionError};
@@ -93,7 +101,11 @@ impl Session {
     /// # }
     /// ```
     pub fn rotate(&self) -> Result<(), SessionError> {
-        self.writable()?.rotate();
+        let mut state = self.writable()?;
+        if state.response_sent {
+            return Err(SessionError::ResponseSent);
+        }
+        state.rotate();
         Ok(())
     }
 

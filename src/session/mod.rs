@@ -152,8 +152,10 @@ impl Session {
     /// # Errors
     /// * [`SessionError::Store`]: not confirmed. The changes are kept, and saved again when the handler returns.
     /// * [`SessionError::Ended`]: not saved, because another request ended the session. The changes are lost.
-    /// * [`SessionError::TooLarge`], [`SessionError::Conflict`], [`SessionError::Full`]: not saved.
-    /// * [`SessionError::ResponseSent`]: not saved, because a new token can no longer be sent to the client.
+    /// * [`SessionError::Conflict`]: not saved. The changes are kept.
+    /// * [`SessionError::TooLarge`], [`SessionError::Full`]: not saved, and the changes are dropped: a login has not happened. The
+    ///   handler decides about the response.
+    /// * [`SessionError::ResponseSent`]: not saved, because a new token can no longer be sent to the client. The changes are dropped.
     /// * [`SessionError::NotLoaded`], [`SessionError::Unavailable`]: there is no session to save.
     ///
     /// ```
@@ -165,10 +167,13 @@ impl Session {
     /// # let _ = pay;
     /// ```
     pub async fn save(&self) -> Result<(), SessionError> {
-        drop(self.loaded()?);
-        self.inner.save(Delivery::Response).await?;
-        self.inner.time_budget.reset();
-        Ok(())
+        let generation = self.loaded()?.changes.generation();
+        let saved = self.inner.save(Delivery::Response).await;
+        if let Err(SessionError::TooLarge { .. } | SessionError::Full | SessionError::ResponseSent) = saved {
+            // It would fail again. The caller knows.
+            self.inner.state().changes.saved(generation);
+        }
+        saved.inspect(|()| self.inner.time_budget.reset())
     }
 
     /// Loads the session and returns the user who is logged in.
@@ -273,7 +278,7 @@ impl Session {
         Ok(stored)
     }
 
-    pub(crate) fn context(&self) -> &LayerContext {
+    pub(crate) fn context(&self) -> &Arc<LayerContext> {
         &self.inner.context
     }
 

@@ -156,6 +156,9 @@ fn record(state: &State, env: &Environment<'_>, previous: Option<&Record>) -> Re
         }
         record.metadata = Arc::new(metadata);
     }
+    if state.changes.login().is_some() {
+        record.set_lifetime(&env.context.lifetime);
+    }
     state.changes.apply(&mut record, env.now);
     env.context.check_size(&record)?;
     Ok(record)

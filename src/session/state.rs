@@ -322,6 +322,7 @@ impl State {
 
     pub(super) fn set_lifetime(&mut self, lifetime: Lifetime) {
         let unchanged = !self.changes.sets_lifetime()
+            && self.changes.login().is_none() // which sets the lifetime of the layer
             && self.live().is_some_and(|Snapshot { record, .. }| {
                 record.idle_timeout == lifetime.idle_timeout()
                     && record.absolute_timeout == lifetime.absolute_timeout()

@@ -1,9 +1,9 @@
 //! A session as one value of the application's own type.
 
-use std::{fmt, marker::PhantomData};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use super::{Session, SessionError};
 use crate::record::Json;
@@ -43,7 +43,8 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
     /// ```
     pub fn get(&self) -> Result<T, SessionError> {
         let values = self.session.readable()?.values();
-        Json::encode(&values).and_then(|whole| whole.decode()).map_err(|_| SessionError::undecodable::<T>(WHOLE))
+        let whole = serde_json::to_string(&values);
+        whole.and_then(|whole| serde_json::from_str(&whole)).map_err(|_| SessionError::undecodable::<T>(WHOLE))
     }
 
     /// Changes the value. Only the fields that `change` modifies are written.
@@ -69,21 +70,25 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
         let before = fields(&value)?;
         let result = change(&mut value);
         let after = fields(&value)?;
+        let mut state = self.session.writable()?;
         for name in before.keys().filter(|name| !after.contains_key(*name)) {
-            self.session.remove(name)?;
+            state.set(name, None);
         }
-        for (name, value) in &after {
-            if before.get(name) != Some(value) {
-                self.session.insert(name, value)?;
+        for (name, value) in after {
+            if before.get(&name) != Some(&value) {
+                state.set(&name, Some(value));
             }
         }
         Ok(result)
     }
 }
 
-fn fields<T: Serialize>(value: &T) -> Result<Map<String, Value>, SessionError> {
-    let fields = serde_json::to_value(value).and_then(serde_json::from_value);
-    fields.map_err(|source| SessionError::unencodable::<T>(WHOLE, source))
+/// The fields as they are stored. Numbers of any size stay exact.
+fn fields<T: Serialize>(value: &T) -> Result<BTreeMap<String, Json>, SessionError> {
+    let unencodable = |source| SessionError::unencodable::<T>(WHOLE, source);
+    let whole = serde_json::to_string(value).map_err(unencodable)?;
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_str(&whole).map_err(unencodable)?;
+    fields.into_iter().map(|(name, value)| Ok((name, Json::encode(value).map_err(unencodable)?))).collect()
 }
 
 impl<T> fmt::Debug for Typed<T> {

@@ -1,5 +1,6 @@
 //! Sessions outside requests.
 
+mod account;
 mod info;
 mod new;
 mod scan;

@@ -7,6 +7,7 @@ mod support;
 
 mod cancellation;
 mod devices;
+mod handled;
 mod model;
 mod races;
 mod rotation;

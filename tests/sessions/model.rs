@@ -280,7 +280,8 @@ impl Model {
                 Value::Null
             }
             Step::Lifetime(lifetime) => {
-                if self.lifetime.is_some() || self.live().is_none_or(|stored| stored.lifetime != *lifetime) {
+                let differs = self.logged_in || self.live().is_none_or(|stored| stored.lifetime != *lifetime);
+                if self.lifetime.is_some() || differs {
                     self.lifetime = Some(*lifetime);
                 }
                 Value::Null
@@ -304,7 +305,7 @@ impl Model {
                 let mut next = live.clone();
                 next.user = self.user.clone();
                 next.values = self.values.clone();
-                next.lifetime = self.lifetime.unwrap_or(next.lifetime);
+                next.lifetime = self.lifetime.unwrap_or(if self.logged_in { DEFAULT } else { next.lifetime });
                 if self.logged_in {
                     next.created_at = now;
                 }

@@ -6,6 +6,7 @@
 mod support;
 
 mod basics;
+mod codecs;
 mod conformance;
 mod core_store;
 mod fallback;

@@ -64,7 +64,8 @@ impl Scripts {
     /// `guarded` is false only in tests that must find violations.
     pub(super) fn new(guarded: bool) -> Self {
         let script = |name, body: &str| {
-            let text = format!("local guarded = {guarded}\n{COMMON}{body}");
+            let flags = if body.contains("prefix ..") { UNDECLARED_KEYS } else { "" };
+            let text = format!("{flags}local guarded = {guarded}\n{COMMON}{body}");
             let sha = redis::Script::new(&text).get_hash().to_owned();
             Script { name, text, sha }
         };
@@ -81,6 +82,10 @@ impl Scripts {
         }
     }
 }
+
+/// Dragonfly refuses scripts that access keys which are not declared, without this line. A script that finds the sessions of a user in
+/// the index cannot declare them; they are all in one slot. For Redis and Valkey, it is a comment.
+const UNDECLARED_KEYS: &str = "--!df flags=allow-undeclared-keys\n";
 
 /// Common functions. `n` is a version: 16 characters, always at the same position.
 const COMMON: &str = r#"
