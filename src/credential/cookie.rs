@@ -109,6 +109,29 @@ impl SessionCookie {
         self
     }
 
+    /// The `Cookie` header of a request with this token, signed if the cookie is: for tests, and for logins outside requests.
+    ///
+    /// ```
+    /// use tower_keep::{MemoryStore, SessionCookie, SessionLayer};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cookie = SessionCookie::default();
+    /// let layer = SessionLayer::new(MemoryStore::new()).cookie(cookie.clone());
+    /// let token = layer.sessions().create("ana").await?;
+    /// let header = cookie.request_header(&token);
+    /// assert!(header.to_str()?.starts_with("__Host-session="));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn request_header(&self, token: &Token) -> HeaderValue {
+        let value = self.value(token);
+        let mut header =
+            HeaderValue::try_from(format!("{}={value}", self.name)).unwrap_or(HeaderValue::from_static(""));
+        header.set_sensitive(true);
+        header
+    }
+
     /// The name of the cookie.
     pub fn name(&self) -> &str {
         &self.name
@@ -160,12 +183,16 @@ impl SessionCookie {
         (value.map(|_| text[..end].trim_ascii()), text.get(end + 1..).unwrap_or_default())
     }
 
+    fn value<'a>(&self, token: &'a Token) -> Cow<'a, str> {
+        match &self.secret {
+            Some(secret) => secret.sign(&self.name, token).into(),
+            None => token.expose().into(),
+        }
+    }
+
     /// The `Set-Cookie` value for `token`. With `expires`, the cookie outlives the browser session.
     pub(crate) fn give(&self, token: &Token, now: Timestamp, expires: Option<Timestamp>) -> Option<HeaderValue> {
-        let mut cookie = match &self.secret {
-            Some(secret) => self.attributes(secret.sign(&self.name, token)),
-            None => self.attributes(token.expose()),
-        };
+        let mut cookie = self.attributes(self.value(token));
         if let Some(expires) = expires {
             set_max_age(&mut cookie, now, expires.since(now).min(MAX_AGE));
         }

@@ -1,5 +1,6 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use serde::{Serialize, de::DeserializeOwned};
 use tower_layer::Layer;
 
@@ -13,6 +14,7 @@ use crate::{
     metadata::ClientInfo,
     observe::Stats,
     record::Json,
+    session::Session,
     sessions::Sessions,
     store::{Ability, SessionStore, StoreError, observed::Observed},
     time::{Clock, SystemClock},
@@ -314,6 +316,12 @@ impl<R> SessionLayer<R> {
         self
     }
 
+    /// See [`Policy::touch`].
+    pub fn touch(mut self, touch: bool) -> Self {
+        self.policy = self.policy.touch(touch);
+        self
+    }
+
     /// See [`Policy::eager`].
     pub fn eager(mut self) -> Self {
         self.policy = self.policy.eager();
@@ -342,6 +350,31 @@ impl<R> SessionLayer<R> {
     /// last call that changes the layer.
     pub fn sessions(&self) -> Sessions {
         Sessions::new(self.context.clone())
+    }
+
+    /// The session of a request with these headers, not loaded: for unit tests of handlers, and for code outside tower. Nothing
+    /// saves it automatically: call [`Session::save`](crate::Session::save).
+    ///
+    /// ```
+    /// use http::HeaderMap;
+    /// use tower_keep::{MemoryStore, Session, SessionError, SessionLayer};
+    ///
+    /// fn add_to_cart(session: &Session, item: u64) -> Result<usize, SessionError> {
+    ///     let mut cart: Vec<u64> = session.get("cart")?.unwrap_or_default();
+    ///     cart.push(item);
+    ///     session.insert("cart", &cart)?;
+    ///     Ok(cart.len())
+    /// }
+    ///
+    /// # fn main() -> Result<(), SessionError> {
+    /// let session = SessionLayer::new(MemoryStore::new()).session(&HeaderMap::new());
+    /// assert_eq!(add_to_cart(&session, 7)?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn session(&self, headers: &HeaderMap) -> Session {
+        let presented = self.context.credentials.read(headers, &*self.context.clock);
+        Session::new(self.context.clone(), presented, None, self.policy)
     }
 
     /// The counters of this layer and its clones.

@@ -18,6 +18,7 @@ pub struct Policy {
     pub(crate) lookup: Lookup,
     on_missing: OnMissing,
     on_outage: OnOutage,
+    pub(crate) touch: bool,
     pub(crate) retry_after: Duration,
 }
 
@@ -66,6 +67,7 @@ impl Policy {
             lookup: Lookup::Lazy,
             on_missing: OnMissing::Anonymous,
             on_outage: OnOutage::Reject,
+            touch: true,
             retry_after: Duration::from_secs(5),
         }
     }
@@ -117,6 +119,22 @@ impl Policy {
     #[must_use]
     pub const fn require_session(mut self) -> Self {
         self.lookup = Lookup::RequireSession;
+        self
+    }
+
+    /// Whether a lookup extends the idle timeout. Default: yes. `false` is for requests without a user behind them, such as polling
+    /// and the display of the [time left](crate::Session::expires_in).
+    ///
+    /// ```
+    /// use tower_keep::{MemoryStore, SessionLayer};
+    ///
+    /// let sessions = SessionLayer::new(MemoryStore::new());
+    /// let polling = sessions.clone().touch(false); // for the routes that are polled
+    /// # let _ = polling;
+    /// ```
+    #[must_use]
+    pub const fn touch(mut self, touch: bool) -> Self {
+        self.touch = touch;
         self
     }
 

@@ -86,7 +86,7 @@ pub(super) fn apply(
 
         (write, Reply::Updated(Outcome::Conflict(loaded)) | Reply::Ended(EndOutcome::Conflict(loaded))) => {
             effects.is_conflict = true;
-            effects.overwrites = state.rebase(env, write, loaded);
+            effects.overwrites = state.rebase(env, Some(write), loaded);
         }
         // The reply to another kind of write.
         (Write::Create(_), Reply::Updated(_) | Reply::Ended(_))
@@ -256,8 +256,8 @@ impl State {
     }
 
     /// Another request wrote the session first: from now on, the changes apply to what it wrote. Returns how many of its values
-    /// they overwrite.
-    fn rebase(&mut self, env: &Environment<'_>, write: &Write, loaded: Loaded) -> Option<u64> {
+    /// they overwrite. `write` is the one that it conflicts with, if there is one.
+    pub(super) fn rebase(&mut self, env: &Environment<'_>, write: Option<&Write>, loaded: Loaded) -> Option<u64> {
         let (base, in_transfer) = match &mut self.phase {
             Phase::Live(live) => (&mut **live, false),
             // During a login, other requests write the old session.
@@ -282,7 +282,7 @@ impl State {
         let is_rotated = generation != base.record.generation();
         base.record = loaded.record;
         if is_rotated && let Some(token) = base.token(env.presented) {
-            let by_us = write.rotates_to(generation); // and the reply was lost
+            let by_us = write.is_some_and(|write| write.rotates_to(generation)); // and the reply was lost
             let standing = base.record.standing(&token, env.now, env.context.rotation.grace);
             base.token_superseded |= !by_us && !matches!(standing, Standing::Current | Standing::Graced);
             base.token = TokenOrigin::New(Box::new(base.record.current_token(&token)));

@@ -36,9 +36,10 @@ impl Inner {
         matches!(self.known_state().phase, Phase::NotLoaded | Phase::Unavailable)
     }
 
-    pub(super) async fn look_up(&self) -> LookupResult {
+    /// `touch`: extend the idle timeout.
+    pub(super) async fn look_up(&self, touch: bool) -> LookupResult {
         let degraded_before = self.context.store().is_degraded();
-        let mut result = self.try_proofs().await;
+        let mut result = self.try_proofs(touch).await;
         // The store may have changed while it replied.
         result.degraded |= degraded_before || self.context.store().is_degraded();
         if result.degraded && matches!(result.outcome, LookupOutcome::Hit | LookupOutcome::Unknown) {
@@ -47,7 +48,7 @@ impl Inner {
         result
     }
 
-    async fn try_proofs(&self) -> LookupResult {
+    async fn try_proofs(&self, touch: bool) -> LookupResult {
         let (mut superseded, mut end_reason, mut unknown) = (false, None, None);
         for proof in self.presented.proofs() {
             let found = self.time_budget.spend(self.context.store().load(&proof.session())).await;
@@ -57,7 +58,12 @@ impl Inner {
                 return self.signature_only(signed, error);
             }
             match self.try_proof(proof, found).await {
-                Ok(ProofResult::Live(live, standing)) => return self.live(live, standing),
+                Ok(ProofResult::Live(mut live, standing)) => {
+                    if touch {
+                        self.touch(&mut live).await;
+                    }
+                    return self.live(live, standing);
+                }
                 Ok(ProofResult::Superseded) => (superseded, end_reason) = (true, Some(EndReason::Replaced)),
                 Ok(ProofResult::Ended(reason)) => end_reason = end_reason.or(Some(reason)),
                 Ok(ProofResult::Unknown) => unknown = Some(proof.session()),
@@ -143,10 +149,7 @@ impl Inner {
             (Proof::Signature(_), _) => TokenOrigin::Elsewhere,
         };
         match snapshot(token, id, loaded, now) {
-            Some(mut live) => {
-                self.touch(&mut live).await;
-                Ok(ProofResult::Live(live, standing))
-            }
+            Some(live) => Ok(ProofResult::Live(live, standing)),
             None => Ok(ProofResult::Ended(EndReason::Expired)),
         }
     }

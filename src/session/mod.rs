@@ -32,6 +32,7 @@ mod error;
 mod events;
 mod finish;
 mod lifecycle;
+mod long_lived;
 mod lookup;
 mod lookup_outcome;
 mod plan;
@@ -138,7 +139,7 @@ impl Session {
     /// store is unavailable and the policy rejects that.
     pub async fn load(&self) -> Result<(), Rejection> {
         if self.inner.needs_lookup() {
-            let result = self.inner.look_up().await;
+            let result = self.inner.look_up(self.policy.touch).await;
             self.inner.state().looked_up(result);
         }
         self.verdict()

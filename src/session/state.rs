@@ -233,6 +233,15 @@ impl State {
         self.cookie = by_us.then_some(CookieChange::Remove);
     }
 
+    /// Another request has ended the session, or it has expired.
+    pub(super) fn ended_elsewhere(&mut self, reason: Option<EndReason>) {
+        self.changes.reset();
+        self.pending = None;
+        self.phase = Phase::Ended;
+        self.end_reason = reason;
+        self.cookie = None;
+    }
+
     /// The stored session, unless this request ends it.
     pub(super) fn live(&self) -> Option<&Snapshot> {
         match &self.phase {

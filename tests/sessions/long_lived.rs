@@ -1,0 +1,159 @@
+//! Sessions that outlive one response, and requests that do not extend them.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::routing::get;
+use http::HeaderMap;
+use serde_json::json;
+use tower_keep::{
+    EndReason, Lifetime, ManualClock, MemoryStore, Session, SessionCookie, SessionError, SessionLayer, SessionSecret,
+    store::{
+        SessionStore,
+        redis::{RedisConfig, RedisStore},
+    },
+};
+
+use crate::support::{app::App, client::Client, redis_server::RedisServer};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// An app whose handler keeps its session, as a socket does.
+async fn connected(layer: &SessionLayer) -> (App, Client, Session) {
+    let kept = Arc::new(Mutex::new(None));
+    let app = App::serve(|router| {
+        let kept = kept.clone();
+        let keep = move |session: Session| {
+            *kept.lock().unwrap() = Some(session);
+            std::future::ready("connected")
+        };
+        router
+            .route("/socket", get(keep))
+            .route("/left", get(async |session: Session| session.expires_in().map(|left| format!("{left:?}"))))
+            .route(
+                "/poll",
+                get(async |session: Session| session.expires_in().map(|left| format!("{left:?}")))
+                    .layer(layer.clone().touch(false)),
+            )
+            .layer(layer.clone())
+    })
+    .await;
+    let client = app.client();
+    client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
+    client.get("/socket").await;
+    let session = kept.lock().unwrap().take().unwrap();
+    (app, client, session)
+}
+
+fn layer(store: impl SessionStore + 'static) -> SessionLayer {
+    SessionLayer::new(store).cookie(SessionCookie::development())
+}
+
+async fn reload_shows_what_others_do(store: impl SessionStore + 'static) {
+    let layer = layer(store);
+    let (_app, client, session) = connected(&layer).await;
+    client.perform(json!([["insert", "k", 2]])).await;
+    session.insert("mine", &1).unwrap();
+    assert_eq!(session.get::<u32>("k").unwrap(), Some(1), "a snapshot");
+    assert!(session.reload().await.unwrap());
+    assert_eq!(session.get::<u32>("k").unwrap(), Some(2));
+    assert_eq!(session.get::<u32>("mine").unwrap(), Some(1), "unsaved changes are kept");
+    session.save().await.unwrap();
+    client.perform(json!([["rotate"]])).await;
+    assert!(session.reload().await.unwrap() && session.touch().await.unwrap());
+    assert_eq!(client.perform(json!([["get", "k"], ["get", "mine"]])).await, [json!(2), json!(1)]);
+    client.perform(json!([["logout"]])).await;
+    assert!(!session.reload().await.unwrap());
+    assert!(!session.touch().await.unwrap());
+    assert_eq!(session.user().unwrap(), None);
+    assert_eq!(session.ended().unwrap(), Some(EndReason::LoggedOut));
+    assert!(matches!(session.insert("k", &3), Err(SessionError::Ended)));
+}
+
+#[tokio::test]
+async fn reload_shows_what_others_do_in_memory() {
+    reload_shows_what_others_do(MemoryStore::new()).await;
+}
+
+#[tokio::test]
+async fn reload_shows_what_others_do_in_redis() {
+    let server = RedisServer::start().await;
+    reload_shows_what_others_do(RedisStore::new(RedisConfig::from_url(&server.url()).unwrap())).await;
+}
+
+/// A layer with an idle timeout of ten minutes.
+fn ten_minutes() -> (SessionLayer, ManualClock) {
+    let clock = ManualClock::new();
+    let lifetime = Lifetime::new(10 * MINUTE, 600 * MINUTE).unwrap();
+    (layer(MemoryStore::new().clock(clock.clone())).clock(clock.clone()).lifetime(lifetime), clock)
+}
+
+#[tokio::test]
+async fn touch_keeps_a_session_alive_without_requests() {
+    let (layer, clock) = ten_minutes();
+    let (_app, client, session) = connected(&layer).await;
+    for _ in 0..5 {
+        clock.advance(9 * MINUTE);
+        assert!(session.touch().await.unwrap());
+        assert_eq!(session.expires_in().unwrap(), Some(10 * MINUTE));
+    }
+    // Also after another request has written the session.
+    client.perform(json!([["insert", "k", 2]])).await;
+    clock.advance(9 * MINUTE);
+    assert!(session.touch().await.unwrap());
+    clock.advance(9 * MINUTE);
+    assert_eq!(client.one(json!(["user"])).await, json!("ana"));
+    clock.advance(10 * MINUTE);
+    assert!(!session.touch().await.unwrap());
+    assert_eq!(client.one(json!(["user"])).await, json!(null));
+}
+
+#[tokio::test]
+async fn a_polled_route_does_not_extend_the_session() {
+    let (layer, clock) = ten_minutes();
+    let (_app, client, _session) = connected(&layer).await;
+    for left in [8, 6, 4, 2] {
+        clock.advance(2 * MINUTE);
+        assert_eq!(client.get("/poll").await.text(), format!("{:?}", Some(left * MINUTE)));
+    }
+    assert_eq!(client.get("/left").await.text(), format!("{:?}", Some(10 * MINUTE)), "and another one does");
+    clock.advance(9 * MINUTE);
+    assert_eq!(client.get("/poll").await.text(), format!("{:?}", Some(MINUTE)));
+    clock.advance(MINUTE);
+    assert_eq!(client.get("/poll").await.text(), "None");
+}
+
+// ---- tests of apps
+
+#[tokio::test]
+async fn a_test_can_log_in_with_any_cookie() {
+    let secret = SessionSecret::new("a secret of at least 32 bytes, for this test").unwrap();
+    let builder = SessionCookie::builder().name("sid").secure(false);
+    for cookie in [SessionCookie::default(), builder.build().unwrap().signed(secret)] {
+        let layer = SessionLayer::new(MemoryStore::new()).cookie(cookie.clone());
+        let token = layer.sessions().create("ana").await.unwrap();
+        let header = cookie.request_header(&token);
+        assert!(!format!("{header:?}").contains(token.expose()), "{header:?}");
+        let app = App::with_me(layer).await;
+        let headers = [("cookie", header.to_str().unwrap())];
+        assert_eq!(crate::support::app::who(&app, &headers).await, "ana");
+    }
+}
+
+#[tokio::test]
+async fn a_function_that_takes_a_session_can_be_tested_alone() {
+    let cookie = SessionCookie::default();
+    let layer = SessionLayer::new(MemoryStore::new()).cookie(cookie.clone());
+    let session = layer.session(&HeaderMap::new());
+    session.insert("k", &1).unwrap();
+    session.login("ana").unwrap();
+    session.save().await.unwrap();
+    let token = session.token().unwrap().unwrap();
+    let headers = HeaderMap::from_iter([(http::header::COOKIE, cookie.request_header(&token))]);
+    let session = layer.session(&headers);
+    assert!(matches!(session.user(), Err(SessionError::NotLoaded)));
+    session.load().await.unwrap();
+    assert_eq!((session.user().unwrap().as_deref(), session.get::<u32>("k").unwrap()), (Some("ana"), Some(1)));
+}
