@@ -83,7 +83,7 @@ pub enum OnCorrupt {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnUndecodable {
-    /// Return [`SessionError::Decode`]: 500. The value is kept.
+    /// Return [`SessionError::Decode`](crate::SessionError::Decode): 500. The value is kept.
     #[default]
     Error,
     /// Return `None`, and log a warning with the key and the type. The value is kept until it is overwritten.

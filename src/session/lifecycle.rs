@@ -62,7 +62,8 @@ impl Session {
         self.destroy()
     }
 
-    /// Ends the session with all its values, and removes the client's cookie.
+    /// Ends the session with all its values, and removes the client's cookie. If the browser sends several cookies with this name,
+    /// the sessions of all of them end.
     ///
     /// Values that are inserted afterwards belong to a new session with a new token. Concurrent requests cannot bring the ended session
     /// back.

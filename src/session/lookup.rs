@@ -182,6 +182,28 @@ impl Inner {
         Ok(ProofResult::Ended(reason))
     }
 
+    /// After a logout: ends the sessions of the other cookies with the same name, so that the browser does not stay logged in. It has
+    /// several if the path or the domain of the cookie was changed.
+    pub(super) async fn log_out_others(&self, ended: SessionId) -> Result<(), StoreError> {
+        if !self.presented.proofs().any(|proof| proof.session() == ended) {
+            return Ok(()); // a new session, which no client knows
+        }
+        for proof in self.presented.proofs() {
+            let Proof::Token(_, token) = proof else { continue };
+            let id = token.id();
+            if id == ended {
+                continue;
+            }
+            let found = self.time_budget.spend(self.context.store().load(&id)).await?;
+            let Some(Loaded { record, .. }) = found.live() else { continue };
+            let standing = record.standing(token, self.context.clock.now(), self.context.rotation.grace);
+            if let Standing::Current | Standing::Graced = standing {
+                self.end(id, Some(&record), EndReason::LoggedOut).await?;
+            }
+        }
+        Ok(())
+    }
+
     fn live(&self, live: Snapshot, standing: Standing) -> LookupResult {
         let cookie = (standing == Standing::Graced).then(|| CookieChange::give(&live.record));
         let by_cookie = self.presented.transport() == Some(Transport::Cookie);

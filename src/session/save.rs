@@ -10,6 +10,7 @@ use super::{
     write::{Delivery, NewSession, PendingWrite, Reply, Write},
 };
 use crate::{
+    ended::EndReason,
     event::Event,
     store::{End, SessionStore, StoreError, StoreExt},
 };
@@ -47,6 +48,9 @@ impl Inner {
             let reply = reply.inspect_err(|_| self.context.counters.outages.count())?;
             let effects = apply(&mut self.state(), &env, &sent, repeated, reply);
             self.report(&effects, &sent.write)?;
+            if let Write::End { id, reason: EndReason::LoggedOut } = sent.write {
+                self.log_out_others(id).await?;
+            }
             if effects.is_conflict && place_in_queue.is_none() {
                 let id = sent.write.session();
                 place_in_queue = Some(self.time_budget.wait_for(self.context.queues.wait(&id)).await); // once

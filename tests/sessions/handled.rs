@@ -138,6 +138,31 @@ async fn a_login_has_the_lifetime_of_the_layer_unless_told_otherwise() {
     }
 }
 
+/// A browser has two cookies with one name after a change of their path.
+#[tokio::test]
+async fn a_logout_ends_the_sessions_of_all_cookies() {
+    let layer = layer();
+    let sessions = layer.sessions();
+    let app = App::serve(|router| router.layer(layer)).await;
+    let tokens = [sessions.create("ana").await.unwrap(), sessions.create("ana").await.unwrap()];
+    let other = sessions.create("ana").await.unwrap();
+    let outdated = app.client();
+    outdated.set_cookie(COOKIE, sessions.create("bob").await.unwrap().expose());
+    let stolen = outdated.cookie(COOKIE).unwrap();
+    outdated.perform(json!([["rotate"]])).await;
+    let cookies = format!("session={}; session={}; session={stolen}", tokens[0].expose(), tokens[1].expose());
+    let body = json!([["logout"]]).to_string();
+    let headers = [("cookie", &*cookies), ("content-type", "application/json")];
+    let reply = app.client().request(http::Method::POST, "/do", &headers, body.into()).await;
+    assert_eq!(reply.status, StatusCode::OK);
+    for token in &tokens {
+        let ended = sessions.ended(&token.id()).await.unwrap().unwrap();
+        assert_eq!(ended.reason, tower_keep::EndReason::LoggedOut);
+    }
+    assert!(sessions.is_valid(&other).await.unwrap(), "a session of another browser");
+    assert_eq!(outdated.one(json!(["user"])).await, json!("bob"), "an outdated token ends nothing");
+}
+
 /// An app with the actions, and two devices of Ana and one of Bob.
 async fn devices() -> (App, [crate::support::client::Client; 3]) {
     let everywhere = async |session: Session| -> Result<String, SessionError> {
