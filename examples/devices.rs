@@ -22,7 +22,9 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_keep::{Rejection, Session, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp, store::OnRecovery};
+use tower_keep::{
+    ClientInfo, Rejection, Session, SessionId, SessionInfo, SessionLayer, Sessions, Timestamp, store::OnRecovery,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -34,7 +36,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let stopped = support::stopped()?;
     let layer = SessionLayer::new(support::store(OnRecovery::Merge).await?)
         .cookie(support::cookie()?)
-        .client_info(support::client_info());
+        .client_info(ClientInfo::new());
     let sessions = layer.sessions();
     let store = sessions.store_name();
     let app = Router::new()

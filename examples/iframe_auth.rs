@@ -36,9 +36,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tower::Layer;
 use tower_keep::{
-    Clock, Consumed, EndReason, HealthStatus, Key, KeyValue, KeyValueError, Lifetime, MemoryStore, NewSession,
-    Rejection, SameSite, Session, SessionCookie, SessionError, SessionInfo, SessionLayer, SessionSecret, Sessions,
-    SingleUse, SingleUseError, SingleUseLayer, SystemClock, Timestamp,
+    ClientInfo, Clock, Consumed, EndReason, HealthStatus, Key, KeyValue, KeyValueError, Lifetime, MemoryStore,
+    NewSession, Rejection, SameSite, Session, SessionCookie, SessionError, SessionInfo, SessionLayer, SessionSecret,
+    Sessions, SingleUse, SingleUseError, SingleUseLayer, SystemClock, Timestamp,
     store::{
         SessionStore,
         redis::{RedisConfig, RedisStore},
@@ -60,7 +60,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let (handshakes, frames) = stores()?;
     let handshakes = SessionLayer::new(handshakes)
         .lifetime(Lifetime::new(HALF_AN_HOUR, HALF_AN_HOUR)?)
-        .client_info(support::client_info()) // for security events in the log
+        .client_info(ClientInfo::new()) // for security events in the log
         .sessions();
     let cookie = SessionCookie::builder().name("__Host-frame").same_site(SameSite::None).partitioned(true).build()?;
     let cookie = cookie.signed(SessionSecret::from_env()?);

@@ -30,7 +30,8 @@ use axum::{
 use serde_json::{Value, json};
 use support::Credentials;
 use tower_keep::{
-    Jwt, JwtAlgorithm, JwtKey, JwtPair, Lifetime, Reason, Rejection, Session, SessionLayer, Sessions, store::OnRecovery,
+    ClientInfo, Jwt, JwtAlgorithm, JwtKey, JwtPair, Lifetime, Reason, Rejection, Session, SessionLayer, Sessions,
+    store::OnRecovery,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -54,7 +55,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .without_cookie()
         .jwt(jwt.clone())
         .lifetime(lifetime)
-        .client_info(support::client_info()) // for security events in the log
+        .client_info(ClientInfo::new()) // for security events in the log
         .rotation_grace(Duration::ZERO) // a refresh token that is used twice ends its session immediately
         .reject_with(rejected);
     for name in ["JWT_SECRET", "REFRESH_SECRET"].into_iter().filter(|name| variable(name).is_none()) {

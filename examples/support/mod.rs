@@ -5,11 +5,10 @@
 
 pub mod metrics;
 
-use std::{env, error::Error, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{env, error::Error, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::ConnectInfo,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -17,7 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::{net::TcpListener, signal};
 use tower_keep::{
-    ClientInfo, InvalidSessionSecret, Session, SessionCookie, SessionError, SessionSecret,
+    InvalidSessionSecret, Session, SessionCookie, SessionError, SessionSecret,
     store::{self, Fallback, FallbackMode, OnRecovery},
 };
 
@@ -95,12 +94,6 @@ pub async fn store(on_recovery: OnRecovery) -> Result<Arc<Fallback>, Box<dyn Err
 /// is set.
 pub fn cookie() -> Result<SessionCookie, InvalidSessionSecret> {
     Ok(SessionCookie::development().signed(SessionSecret::from_env()?))
-}
-
-/// Records IP address and user agent, for servers with `into_make_service_with_connect_info`. Behind a proxy, configure
-/// `ClientInfo::trust_proxies`.
-pub fn client_info() -> ClientInfo {
-    ClientInfo::new().peer(|extensions| Some(extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip()))
 }
 
 /// The body of a login.

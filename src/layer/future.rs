@@ -114,7 +114,13 @@ where
                         respond::finish(response, &exchange.session)
                     }));
                 }
-                StateProj::Rejected { rejection } => return Poll::Ready(Ok(exchange.reject((**rejection).clone()))),
+                StateProj::Rejected { rejection } => {
+                    let response = exchange.reject((**rejection).clone());
+                    if exchange.nested {
+                        return Poll::Ready(Ok(response));
+                    }
+                    return Poll::Ready(Ok(respond::finish(response, &exchange.session)));
+                }
             };
             this.state.set(next);
         }

@@ -77,6 +77,7 @@ impl LoginRedirect {
     }
 }
 
+#[diagnostic::do_not_recommend] // the error should be about `ResponseForRejection`, which explains it
 impl<B: Default + From<String>> ResponseForRejection<B> for LoginRedirect {
     fn response_for(&self, rejection: &Rejection, request: &Request<()>) -> Response<B> {
         let headers = request.headers();

@@ -19,6 +19,7 @@ pub struct Policy {
     on_missing: OnMissing,
     on_outage: OnOutage,
     pub(crate) touch: bool,
+    pub(crate) remove_dead_cookie: bool,
     pub(crate) retry_after: Duration,
 }
 
@@ -68,6 +69,7 @@ impl Policy {
             on_missing: OnMissing::Anonymous,
             on_outage: OnOutage::Reject,
             touch: true,
+            remove_dead_cookie: false,
             retry_after: Duration::from_secs(5),
         }
     }
@@ -135,6 +137,24 @@ impl Policy {
     #[must_use]
     pub const fn touch(mut self, touch: bool) -> Self {
         self.touch = touch;
+        self
+    }
+
+    /// Whether the response removes the cookie of a session that has ended or is unknown. Default: no, because a slow response
+    /// could remove the cookie of a login that was answered in the meantime. Without it, the browser sends a dead cookie until a
+    /// login replaces it, and each request costs a lookup.
+    ///
+    /// [`Session::logout`](crate::Session::logout) removes a dead cookie too.
+    ///
+    /// ```
+    /// use tower_keep::{MemoryStore, Policy, SessionLayer};
+    ///
+    /// let layer = SessionLayer::new(MemoryStore::new()).policy(Policy::new().remove_dead_cookie(true));
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub const fn remove_dead_cookie(mut self, remove: bool) -> Self {
+        self.remove_dead_cookie = remove;
         self
     }
 

@@ -222,8 +222,8 @@ impl Error for Rejection {}
     label = "the service inside the session layer responds with a `{B}`",
     note = "a `SessionLayer` directly around a layer with its own body type (`TraceLayer`, `ResponseBodyTimeoutLayer`, \
             `InterceptorLayer`) has no way to build that body",
-    note = "put the session layer inside that layer, or put `MapResponseBodyLayer::new(Body::new)` between them, or answer with \
-            `SessionLayer::reject_with`; a tonic interceptor belongs on the service: `MyServer::with_interceptor`"
+    note = "put the session layer inside that layer, or `MapResponseBodyLayer::new(Body::new)` between them; a tonic interceptor \
+            belongs on the service: `MyServer::with_interceptor`"
 )]
 pub trait ResponseForRejection<B> {
     /// Whether [`response_for`](Self::response_for) reads the request. `false` saves a copy of its head per request. Default:
@@ -258,6 +258,7 @@ where
 #[non_exhaustive]
 pub struct EmptyBody;
 
+#[diagnostic::do_not_recommend] // the error should be about `ResponseForRejection`, which explains it
 impl<B: Default> ResponseForRejection<B> for EmptyBody {
     const READS_REQUEST: bool = false;
 

@@ -56,7 +56,7 @@ pub(crate) use self::write::Delivery;
 pub use self::{error::SessionError, typed::Typed};
 use self::{
     lookup_outcome::LookupOutcome,
-    state::{Phase, State},
+    state::{CookieChange, Phase, State},
     time_budget::TimeBudget,
 };
 use crate::{
@@ -67,10 +67,7 @@ use crate::{
     store::SessionStore,
 };
 #[cfg(feature = "jwt")]
-use {
-    self::state::CookieChange,
-    crate::{record::Record, token::SessionId},
-};
+use crate::{record::Record, token::SessionId};
 
 /// The session of a request.
 ///
@@ -139,7 +136,10 @@ impl Session {
     /// store is unavailable and the policy rejects that.
     pub async fn load(&self) -> Result<(), Rejection> {
         if self.inner.needs_lookup() {
-            let result = self.inner.look_up(self.policy.touch).await;
+            let mut result = self.inner.look_up(self.policy.touch).await;
+            if self.policy.remove_dead_cookie && result.is_dead() {
+                result.cookie = Some(CookieChange::Remove);
+            }
             self.inner.state().looked_up(result);
         }
         self.verdict()

@@ -137,6 +137,11 @@ pub(super) struct LookupResult {
 }
 
 impl LookupResult {
+    /// Whether the store says that the presented session has ended or is unknown.
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(self.outcome, LookupOutcome::Ended(_) | LookupOutcome::Unknown)
+    }
+
     pub(super) fn without_session(phase: Phase, end_reason: Option<EndReason>, outcome: LookupOutcome) -> Self {
         Self { phase, end_reason, renew: false, cookie: None, degraded: false, outcome }
     }

@@ -9,14 +9,15 @@ use axum::routing::get;
 use http::HeaderMap;
 use serde_json::json;
 use tower_keep::{
-    EndReason, Lifetime, ManualClock, MemoryStore, Session, SessionCookie, SessionError, SessionLayer, SessionSecret,
+    EndReason, Lifetime, ManualClock, MemoryStore, Policy, Session, SessionCookie, SessionError, SessionLayer,
+    SessionSecret, User,
     store::{
         SessionStore,
         redis::{RedisConfig, RedisStore},
     },
 };
 
-use crate::support::{app::App, client::Client, redis_server::RedisServer};
+use crate::support::{app::App, client::Client, redis_server::RedisServer, spy::Spy};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -123,6 +124,47 @@ async fn a_polled_route_does_not_extend_the_session() {
     assert_eq!(client.get("/poll").await.text(), format!("{:?}", Some(MINUTE)));
     clock.advance(MINUTE);
     assert_eq!(client.get("/poll").await.text(), "None");
+}
+
+// ---- dead cookies
+
+#[tokio::test]
+async fn a_dead_cookie_is_removed_if_the_policy_says_so() {
+    let policy = Policy::new().remove_dead_cookie(true);
+    for (policy, removes) in [(policy, true), (policy.require_user(), true), (Policy::new(), false)] {
+        let layer = layer(MemoryStore::new()).policy(policy);
+        let sessions = layer.sessions();
+        let app = App::serve(|router| router.route("/who", get(async |_: Option<User>| ())).layer(layer)).await;
+        let revoked = sessions.create("ana").await.unwrap();
+        sessions.revoke(&revoked.id()).await.unwrap();
+        for dead in [revoked.expose(), &"a".repeat(56)] {
+            let client = app.client();
+            client.set_cookie("session", dead);
+            client.get("/who").await;
+            assert_eq!(client.cookie("session").is_none(), removes, "{policy:?}");
+        }
+        // Not what is alive, and not what another program has set.
+        let live = sessions.create("ana").await.unwrap();
+        for other in [live.expose(), "something else"] {
+            let client = app.client();
+            client.set_cookie("session", other);
+            client.get("/who").await;
+            assert_eq!(client.cookie("session").as_deref(), Some(other));
+        }
+    }
+}
+
+#[tokio::test]
+async fn in_an_outage_no_cookie_is_removed() {
+    let spy = Spy::new();
+    let layer = layer(spy.clone()).policy(Policy::new().remove_dead_cookie(true));
+    let sessions = layer.sessions();
+    let app = App::serve(|router| router.route("/who", get(async |_: Option<User>| ())).layer(layer)).await;
+    let client = app.client();
+    client.set_cookie("session", sessions.create("ana").await.unwrap().expose());
+    spy.fail("load");
+    assert_eq!(client.get("/who").await.status, 503);
+    assert!(client.cookie("session").is_some());
 }
 
 // ---- tests of apps
