@@ -49,7 +49,7 @@ impl Inner {
             let effects = apply(&mut self.state(), &env, &sent, repeated, reply);
             self.report(&effects, &sent.write)?;
             if let Write::End { id, reason: EndReason::LoggedOut } = sent.write {
-                self.log_out_others(id).await?;
+                Box::pin(self.log_out_others(id)).await?; // rare, and large
             }
             if effects.is_conflict && place_in_queue.is_none() {
                 let id = sent.write.session();

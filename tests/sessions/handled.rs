@@ -130,7 +130,7 @@ async fn a_login_has_the_lifetime_of_the_layer_unless_told_otherwise() {
     for remember in [true, true, false, false, true] {
         let reply = client.post(&format!("/login/{remember}"), &json!(null)).await;
         let set_cookie = &reply.set_cookies()[0];
-        assert_eq!(set_cookie.contains("Max-Age=2592000"), remember, "{set_cookie}");
+        assert_eq!(set_cookie.contains("Max-Age="), remember, "{set_cookie}");
         let times = client.perform(json!([["created_at"], ["expires_at"]])).await;
         let lifetime = times[1].as_u64().unwrap() - times[0].as_u64().unwrap();
         let expected = if remember { remembered } else { Lifetime::default() }.idle_timeout();
