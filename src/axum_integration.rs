@@ -58,6 +58,12 @@ fn session_of(parts: &Parts) -> Result<Session, Rejection> {
     parts.extensions.get::<Session>().cloned().ok_or_else(Rejection::no_layer)
 }
 
+async fn loaded(parts: &Parts) -> Result<Session, Rejection> {
+    let session = session_of(parts)?;
+    session.load().await?;
+    Ok(session)
+}
+
 /// `None` instead of a 401.
 fn unless_unauthenticated<T>(result: Result<T, Rejection>) -> Result<Option<T>, Rejection> {
     match result {
@@ -71,9 +77,7 @@ impl<S: Sync> FromRequestParts<S> for Session {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-        let session = session_of(parts)?;
-        session.load().await?;
-        Ok(session)
+        loaded(parts).await
     }
 }
 
@@ -82,9 +86,8 @@ impl<S: Sync> OptionalFromRequestParts<S> for Session {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-        let session = session_of(parts)?;
-        Ok(match unless_unauthenticated(session.load().await)? {
-            Some(()) if session.id()?.is_some() => Some(session),
+        Ok(match unless_unauthenticated(loaded(parts).await)? {
+            Some(session) if session.id()?.is_some() => Some(session),
             _ => None,
         })
     }
@@ -102,9 +105,8 @@ impl<S: Sync> OptionalFromRequestParts<S> for User {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-        let session = session_of(parts)?;
-        Ok(match unless_unauthenticated(session.load().await)? {
-            Some(()) => session.user()?.map(Self),
+        Ok(match unless_unauthenticated(loaded(parts).await)? {
+            Some(session) => session.user()?.map(Self),
             None => None,
         })
     }
@@ -115,9 +117,7 @@ impl<S: Sync, T: Serialize + DeserializeOwned> FromRequestParts<S> for Typed<T> 
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-        let session = session_of(parts)?;
-        session.load().await?;
-        Ok(session.typed())
+        Ok(loaded(parts).await?.typed())
     }
 }
 

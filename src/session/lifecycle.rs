@@ -38,9 +38,7 @@ impl Session {
     pub fn login(&self, user: impl Into<Arc<str>>) -> Result<(), SessionError> {
         let user = user.into();
         let mut state = self.loaded()?;
-        if state.response_sent {
-            return Err(SessionError::ResponseSent);
-        }
+        state.check_before_response()?;
         state.login(user);
         Ok(())
     }
@@ -103,9 +101,7 @@ impl Session {
     /// ```
     pub fn rotate(&self) -> Result<(), SessionError> {
         let mut state = self.writable()?;
-        if state.response_sent {
-            return Err(SessionError::ResponseSent);
-        }
+        state.check_before_response()?;
         state.rotate();
         Ok(())
     }
@@ -171,7 +167,7 @@ impl Inner {
         if let Found::Live(loaded) = &found {
             context.record_lifetime(&loaded.record);
         }
-        self.state().consumed(
+        self.state().set_ended(
             by_us,
             match found {
                 Found::Live(_) => Some(EndReason::Used),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Inner, Session, SessionError, plan::Environment, state::Phase};
+use super::{Inner, Session, SessionError, state::Phase};
 use crate::store::{Entry, Found, SessionStore};
 
 /// # Long-lived handles
@@ -70,17 +70,11 @@ impl Inner {
         self.time_budget.reset(); // each call has the time of a request
         let found = self.time_budget.spend(self.context.store().load(&id)).await;
         let found = found.inspect_err(|_| self.context.counters.outages.count())?;
-        let now = self.context.clock.now();
         let state = &mut *self.state();
         let reason = match found {
             Found::Live(loaded) => {
-                let env = Environment {
-                    now,
-                    context: &self.context,
-                    presented: &self.presented,
-                    client: self.client.as_ref(),
-                };
-                let expires_at = now.plus(loaded.record.ttl_left(now, loaded.ttl));
+                let env = self.environment();
+                let expires_at = env.now.plus(loaded.record.ttl_left(env.now, loaded.ttl));
                 state.rebase(&env, None, loaded);
                 if let Phase::Live(live) = &mut state.phase {
                     live.expires_at = expires_at;
@@ -90,7 +84,7 @@ impl Inner {
             Found::Ended(ended) => Some(ended.reason),
             Found::Unknown => None,
         };
-        state.ended_elsewhere(reason);
+        state.set_ended(false, reason);
         Ok(false)
     }
 

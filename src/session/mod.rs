@@ -56,6 +56,7 @@ pub(crate) use self::write::Delivery;
 pub use self::{error::SessionError, typed::Typed};
 use self::{
     lookup_outcome::LookupOutcome,
+    plan::Environment,
     state::{CookieChange, Phase, State},
     time_budget::TimeBudget,
 };
@@ -329,6 +330,16 @@ impl Inner {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What planning a write needs besides the state.
+    fn environment(&self) -> Environment<'_> {
+        Environment {
+            now: self.context.clock.now(),
+            context: &self.context,
+            presented: &self.presented,
+            client: self.client.as_ref(),
+        }
     }
 
     /// The client IP, if it is known.

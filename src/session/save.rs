@@ -32,12 +32,7 @@ impl Inner {
     async fn send_writes(&self, delivery: Delivery, events: &mut Vec<Event>) -> Result<(), SessionError> {
         let mut place_in_queue = None;
         for _ in 0..MAX_WRITES {
-            let env = Environment {
-                now: self.context.clock.now(),
-                context: &self.context,
-                presented: &self.presented,
-                client: self.client.as_ref(),
-            };
+            let env = self.environment();
             let Some((sent, repeated)) = self.next_write(&env, delivery)? else {
                 return if let Phase::Ended = self.state().phase { Err(SessionError::Ended) } else { Ok(()) };
             };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    SessionError,
     changes::{Action, Changes},
     lookup_outcome::LookupOutcome,
     write::{NewSession, PendingWrite},
@@ -228,23 +229,14 @@ impl State {
         }
     }
 
-    /// A single use ended the session.
-    pub(super) fn consumed(&mut self, by_us: bool, end_reason: Option<EndReason>) {
+    /// The session has ended, by a single use of this request or by another request. Unsaved changes are lost.
+    pub(super) fn set_ended(&mut self, by_us: bool, end_reason: Option<EndReason>) {
         self.changes.reset();
         self.pending = None;
         self.phase = Phase::Ended;
         self.end_reason = end_reason;
-        // Otherwise the request that used the session removes the cookie.
+        // Otherwise the request that ended the session removes the cookie.
         self.cookie = by_us.then_some(CookieChange::Remove);
-    }
-
-    /// Another request has ended the session, or it has expired.
-    pub(super) fn ended_elsewhere(&mut self, reason: Option<EndReason>) {
-        self.changes.reset();
-        self.pending = None;
-        self.phase = Phase::Ended;
-        self.end_reason = reason;
-        self.cookie = None;
     }
 
     /// The stored session, unless this request ends it.
@@ -357,6 +349,12 @@ impl State {
         }
         self.rotate();
         self.changes.set_login(user);
+    }
+
+    /// # Errors
+    /// If a new token cannot reach the client any more.
+    pub(super) fn check_before_response(&self) -> Result<(), SessionError> {
+        if self.response_sent { Err(SessionError::ResponseSent) } else { Ok(()) }
     }
 
     pub(super) fn rotate(&mut self) {

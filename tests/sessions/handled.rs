@@ -1,20 +1,17 @@
 //! Errors that a handler has handled do not come back, and what a user does with all their sessions.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use axum::{
     extract::Path,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::post,
 };
 use http::StatusCode;
 use serde_json::json;
 use tower_keep::{Lifetime, Limits, MemoryStore, Session, SessionCookie, SessionError, SessionLayer, WhenFull};
 
-use crate::support::app::App;
+use crate::support::app::{App, Kept};
 
 const COOKIE: &str = "session";
 
@@ -73,20 +70,12 @@ async fn a_value_that_is_too_large_is_handled_by_the_handler() {
 
 #[tokio::test]
 async fn after_the_response_a_login_is_refused_and_saves_still_work() {
-    let kept = Arc::new(Mutex::new(None));
-    let app = App::serve(|router| {
-        let kept = kept.clone();
-        let keep = move |session: Session| {
-            *kept.lock().unwrap() = Some(session);
-            std::future::ready("connected")
-        };
-        router.route("/socket", get(keep)).layer(layer())
-    })
-    .await;
+    let kept = Kept::default();
+    let app = App::serve(|router| router.route("/socket", kept.handler()).layer(layer())).await;
     let client = app.client();
     client.perform(json!([["login", "ana"]])).await;
     client.get("/socket").await;
-    let session = kept.lock().unwrap().take().unwrap();
+    let session = kept.session();
     assert!(matches!(session.login("bob"), Err(SessionError::ResponseSent)));
     assert!(matches!(session.rotate(), Err(SessionError::ResponseSent)));
     assert_eq!(session.user().unwrap().as_deref(), Some("ana"));
@@ -97,18 +86,10 @@ async fn after_the_response_a_login_is_refused_and_saves_still_work() {
 
 #[tokio::test]
 async fn after_the_response_a_new_session_fails_once() {
-    let kept = Arc::new(Mutex::new(None));
-    let app = App::serve(|router| {
-        let kept = kept.clone();
-        let keep = move |session: Session| {
-            *kept.lock().unwrap() = Some(session);
-            std::future::ready("connected")
-        };
-        router.route("/socket", get(keep)).layer(layer())
-    })
-    .await;
+    let kept = Kept::default();
+    let app = App::serve(|router| router.route("/socket", kept.handler()).layer(layer())).await;
     app.client().get("/socket").await;
-    let session = kept.lock().unwrap().take().unwrap();
+    let session = kept.session();
     session.insert("messages", &1).unwrap();
     assert!(matches!(session.save().await, Err(SessionError::ResponseSent)));
     assert_eq!(session.get::<u32>("messages").unwrap(), None);

@@ -1,9 +1,6 @@
 //! Sessions that outlive one response, and requests that do not extend them.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use axum::routing::get;
 use http::HeaderMap;
@@ -17,21 +14,21 @@ use tower_keep::{
     },
 };
 
-use crate::support::{app::App, client::Client, redis_server::RedisServer, spy::Spy};
+use crate::support::{
+    app::{App, Kept},
+    client::Client,
+    redis_server::RedisServer,
+    spy::Spy,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// An app whose handler keeps its session, as a socket does.
 async fn connected(layer: &SessionLayer) -> (App, Client, Session) {
-    let kept = Arc::new(Mutex::new(None));
+    let kept = Kept::default();
     let app = App::serve(|router| {
-        let kept = kept.clone();
-        let keep = move |session: Session| {
-            *kept.lock().unwrap() = Some(session);
-            std::future::ready("connected")
-        };
         router
-            .route("/socket", get(keep))
+            .route("/socket", kept.handler())
             .route("/left", get(async |session: Session| session.expires_in().map(|left| format!("{left:?}"))))
             .route(
                 "/poll",
@@ -44,8 +41,7 @@ async fn connected(layer: &SessionLayer) -> (App, Client, Session) {
     let client = app.client();
     client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
     client.get("/socket").await;
-    let session = kept.lock().unwrap().take().unwrap();
-    (app, client, session)
+    (app, client, kept.session())
 }
 
 fn layer(store: impl SessionStore + 'static) -> SessionLayer {

@@ -97,6 +97,23 @@ impl App {
     }
 }
 
+/// The session of a handler that keeps it, as a socket does.
+#[derive(Clone, Default)]
+pub struct Kept(Arc<Mutex<Option<Session>>>);
+
+impl Kept {
+    /// The handler.
+    pub fn handler(&self) -> axum::routing::MethodRouter {
+        let kept = self.clone();
+        get(async move |session: Session| *kept.0.lock().unwrap() = Some(session))
+    }
+
+    /// The session of the last request.
+    pub fn session(&self) -> Session {
+        self.0.lock().unwrap().take().unwrap()
+    }
+}
+
 pub async fn me(session: Session) -> Result<String, SessionError> {
     Ok(session.user()?.as_deref().unwrap_or("nobody").to_owned())
 }
