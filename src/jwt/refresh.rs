@@ -101,6 +101,7 @@ impl Jwt {
                 replaces: None,
                 ..Record::clone(&loaded.record)
             };
+            record.token_used(now);
             record.rotate(now, Duration::ZERO).map_err(SessionError::from)?;
             // The pair is created before the write, so that an error does not cost the client its token.
             let pair = self.pair(&id, &record, now, own_claims(&claims(&info))?)?;

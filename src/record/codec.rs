@@ -35,8 +35,8 @@ pub enum Codec {
     MessagePack,
 }
 
-/// The format numbers. Any change of [`Body`] needs a new one, because an older version of the crate must not read a record in part
-/// and drop the rest.
+/// The format numbers. An older version of the crate must not read a record in part and drop the rest: it refuses unknown formats, and
+/// unknown fields of [`Body`].
 mod format {
     /// JSON without rotation, predecessor and metadata.
     pub(super) const FIRST: u32 = 1;
@@ -64,6 +64,8 @@ struct Body<D> {
     /// Current, previous (empty: the first), at, grace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     g: Option<(String, String, u64, u64)>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unused: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     replaces: Option<SessionId>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -125,6 +127,7 @@ impl Record {
                 let grace = millis(rotation.grace);
                 (rotation.current.text(), text(rotation.previous), rotation.at.as_millis(), grace)
             }),
+            unused: self.is_token_unused(),
             replaces: self.replaces,
             persistent: self.persistent,
             user: self.user.clone(),
@@ -161,9 +164,9 @@ impl Record {
             #[cfg(feature = "messagepack")]
             (format::MESSAGEPACK, Some((b'}', packed))) => {
                 let body: Body<super::packed::Packed> = super::packed::read(packed).ok_or(InvalidRecord)?;
-                let Body { g, replaces, persistent, user, meta, data } = body;
+                let Body { g, unused, replaces, persistent, user, meta, data } = body;
                 let data = data.unpacked().ok_or(InvalidRecord)?;
-                Self::assembled(version, head.t, Body { g, replaces, persistent, user, meta, data })
+                Self::assembled(version, head.t, Body { g, unused, replaces, persistent, user, meta, data })
             }
             _ => Err(InvalidRecord),
         }
@@ -172,6 +175,9 @@ impl Record {
     fn assembled(version: Version, times: [u64; 4], body: Body<Data>) -> Result<Self, InvalidRecord> {
         let [created, written, idle, absolute] = times;
         if idle == 0 || absolute == 0 || idle > absolute {
+            return Err(InvalidRecord);
+        }
+        if body.unused && body.g.is_none() {
             return Err(InvalidRecord);
         }
         let rotation = body.g.map(|(current, previous, at, grace)| {
@@ -184,6 +190,7 @@ impl Record {
                 previous,
                 at: Timestamp::from_millis(at),
                 grace: Duration::from_millis(grace),
+                unused: body.unused,
             })
         });
         let created_at = Timestamp::from_millis(created);

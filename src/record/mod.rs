@@ -38,7 +38,7 @@ pub(crate) type Data = BTreeMap<Arc<str>, Json>;
 /// `v` is the format, `n` the version (each write has a new one), `t` times in milliseconds: creation (since the Unix epoch), last
 /// write (since creation), idle timeout, absolute timeout. `data` has the values. Optional fields: `g` the rotation (current and
 /// previous token, time, grace window), `replaces` the old session of a pending login, `persistent` if the cookie outlives the
-/// browser session, `user`, and `meta` the metadata.
+/// browser session, `user`, and `meta` the metadata. `unused` is explained at the rotation.
 ///
 /// [`Codec::MessagePack`] is another encoding. [`decode`](Self::decode) reads all formats.
 #[derive(Clone, Debug)]
@@ -63,8 +63,12 @@ pub(crate) struct Rotation {
     current: Generation,
     /// The previous token. `None` is the first token of the session.
     previous: Option<Generation>,
+    /// When the client first used the current token. While it has not, when the token was created.
     at: Timestamp,
+    /// How long the previous token is accepted from `at` on. Zero: not at all.
     grace: Duration,
+    /// The client has not used the current token yet. The response that carried it may be lost, so the previous token is no sign of theft.
+    unused: bool,
 }
 
 /// The status of a token.
@@ -72,11 +76,12 @@ pub(crate) struct Rotation {
 pub(crate) enum Standing {
     /// The current token.
     Current,
-    /// The previous token within the grace window: accepted, and the client receives the current token.
+    /// The previous token within its grace window: accepted, and the client receives the current token.
     Graced,
-    /// A previous token while requests with it may still be on their way: not accepted, and not a sign of theft.
+    /// A previous token while the client may not have the current one, or requests may still be on their way: not accepted, and not a sign
+    /// of theft.
     Superseded,
-    /// An older token. The client has received a newer one, so another client has this one.
+    /// An older token. The client has used a newer one, so another client has this one.
     Reused,
 }
 
@@ -143,7 +148,7 @@ impl Record {
         self.full_ttl(now).min(idle_left)
     }
 
-    /// When the current token was created.
+    /// When the current token was first used, or created.
     pub(crate) fn rotated_at(&self) -> Timestamp {
         self.rotation.map_or(self.created_at, |rotation| rotation.at)
     }
@@ -157,14 +162,28 @@ impl Record {
         token.of_generation(self.generation())
     }
 
-    /// The status of `token`. `race` is how long requests with the previous token may be on their way after a rotation.
-    /// was changed.
+    /// The status of `token`. `race` is how long requests with older tokens may be on their way.
     pub(crate) fn standing(&self, token: &Token, now: Timestamp, race: Duration) -> Standing {
-        self.standing_of(|generation| token.is_of(generation), now, race)
+        let Some(rotation) = self.rotation else {
+            return if token.is_of(None) { Standing::Current } else { Standing::Reused };
+        };
+        if token.is_of(Some(rotation.current)) {
+            return Standing::Current;
+        }
+        let is_previous = token.is_of(rotation.previous);
+        // The clock may be behind that of the instance that rotated.
+        let age = now.since(rotation.at);
+        if is_previous && !rotation.grace.is_zero() && (rotation.unused || age < rotation.grace) {
+            Standing::Graced
+        } else if is_previous && rotation.unused || age < race {
+            Standing::Superseded
+        } else {
+            Standing::Reused
+        }
     }
 
-    /// The status of a refresh token, which works once. Only the previous token gets the race window: otherwise a thief with an
-    /// older token could keep refreshing unnoticed.
+    /// The status of a refresh token, which works once. Only the previous one is superseded, and only during the race window: otherwise a
+    /// thief with an older token could keep refreshing unnoticed.
     #[cfg(feature = "jwt")]
     pub(crate) fn standing_once(
         &self,
@@ -172,41 +191,41 @@ impl Record {
         now: Timestamp,
         race: Duration,
     ) -> Standing {
-        match self.standing_of(&is_of, now, race) {
-            Standing::Superseded if !self.rotation.is_some_and(|rotation| is_of(rotation.previous)) => Standing::Reused,
-            standing => standing,
-        }
-    }
-
-    fn standing_of(&self, is_of: impl Fn(Option<Generation>) -> bool, now: Timestamp, race: Duration) -> Standing {
-        let Some(rotation) = self.rotation else {
-            return if is_of(None) { Standing::Current } else { Standing::Reused };
-        };
-        if is_of(Some(rotation.current)) {
-            return Standing::Current;
-        }
-        let is_previous = is_of(rotation.previous);
-        // The clock may be behind that of the instance that rotated.
-        let age = now.since(rotation.at);
-        if is_previous && age < rotation.grace {
-            Standing::Graced
-        } else if age < race {
-            Standing::Superseded
-        } else {
-            Standing::Reused
+        match self.rotation {
+            _ if is_of(self.generation()) => Standing::Current,
+            Some(rotation) if is_of(rotation.previous) && now.since(rotation.at) < race => Standing::Superseded,
+            _ => Standing::Reused,
         }
     }
 
     /// Whether the record was written by a rotation.
     pub(crate) fn rotates(&self) -> bool {
-        self.rotation.is_some_and(|rotation| rotation.at == self.written_at)
+        self.rotation.is_some_and(|rotation| rotation.unused && rotation.at == self.written_at)
     }
 
-    /// Rotates. The current token is accepted for `grace`.
+    /// Rotates. With a `grace` other than zero, the last token that the client used is accepted until the new one is first used, and for
+    /// `grace` from then on.
     pub(crate) fn rotate(&mut self, now: Timestamp, grace: Duration) -> Result<(), getrandom::Error> {
-        let (current, previous) = (Generation::new()?, self.generation());
-        self.rotation = Some(Rotation { current, previous, at: now, grace });
+        // If the client has not used the current token, it may only have the one before.
+        let previous = match self.rotation {
+            Some(Rotation { unused: true, previous, .. }) => previous,
+            _ => self.generation(),
+        };
+        let current = Generation::new()?;
+        self.rotation = Some(Rotation { current, previous, at: now, grace, unused: true });
         Ok(())
+    }
+
+    /// Whether the client has not used the current token yet.
+    pub(crate) fn is_token_unused(&self) -> bool {
+        self.rotation.is_some_and(|rotation| rotation.unused)
+    }
+
+    /// The client uses the current token, so it does not need the previous one any more.
+    pub(crate) fn token_used(&mut self, now: Timestamp) {
+        if let Some(rotation) = self.rotation.as_mut().filter(|rotation| rotation.unused) {
+            (rotation.at, rotation.unused) = (now, false);
+        }
     }
 
     /// The length of user, metadata, keys and values in bytes.

@@ -292,6 +292,10 @@ impl State {
             }
             self.cookie.take_if(|_| base.token_superseded);
         }
+        let confirms = self.changes.action() == Some(Action::Confirm);
+        if confirms && (is_rotated || !base.record.is_token_unused()) {
+            self.changes.drop_action(); // another request was faster
+        }
         Some(overwritten)
     }
 }

@@ -28,8 +28,11 @@ pub(super) struct Changes {
 /// What to do with the stored session, apart from changing its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Rotate because the token is old. The previous token is accepted during the grace window.
+    /// Rotate because the token is old. The previous token is accepted until the client uses the new one, and for the grace window from
+    /// then on.
     Renew,
+    /// The client uses the current token for the first time.
+    Confirm,
     /// Rotate. The previous token is not accepted any more.
     Rotate,
     /// End the session. Later changes belong to a new session.
@@ -61,9 +64,9 @@ impl Changes {
         self.action = action.map(|what| Change { what, generation: self.generation });
     }
 
-    /// A rotation that is due. It is not a change by the handler.
-    pub(super) fn renew(&mut self) {
-        self.action = Some(Change { what: Action::Renew, generation: self.generation });
+    /// What is due by itself. It is not a change by the handler.
+    pub(super) fn set_due(&mut self, action: Action) {
+        self.action = Some(Change { what: action, generation: self.generation });
     }
 
     pub(super) fn drop_action(&mut self) {

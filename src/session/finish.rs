@@ -40,7 +40,7 @@ impl Session {
             Err(error) => {
                 let mut state = self.inner.state();
                 if !state.has_unsaved() {
-                    tracing::warn!(error = %ErrorChain(&error), "session token not rotated; the next request will try again");
+                    tracing::warn!(error = %ErrorChain(&error), "rotation of the session token not saved; the next request will try again");
                     return Ok(());
                 }
                 state.reported = Some(state.changes.generation());

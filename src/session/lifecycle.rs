@@ -12,10 +12,10 @@ use crate::{
 
 /// # Login, logout and lifetime
 impl Session {
-    /// Logs `user` in: binds the session to the user, gives it a new token, and restarts its absolute timeout.
+    /// Logs `user` in: replaces the session by a new one of the user, with another id and another token.
     ///
     /// After the save, the previous token is not accepted any more, which prevents session fixation. The values of an anonymous
-    /// session are kept, in a session with another id. If another user was logged in, that session ends and none of its values is kept.
+    /// session, or of the same user, are kept. If another user was logged in, none of the values is kept.
     ///
     /// If the user has as many sessions as [`SessionLayer::limits`](crate::SessionLayer::limits) allows, another session ends or the
     /// save fails with [`SessionError::Full`] (429).

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Inner,
+    changes::Action,
     lookup_outcome::LookupOutcome,
     state::{CookieChange, LookupResult, Phase, Snapshot, TokenOrigin},
 };
@@ -62,7 +63,7 @@ impl Inner {
                     if touch {
                         self.touch(&mut live).await;
                     }
-                    return self.live(live, standing);
+                    return self.live(proof, live, standing, touch);
                 }
                 Ok(ProofResult::Superseded) => (superseded, end_reason) = (true, Some(EndReason::Replaced)),
                 Ok(ProofResult::Ended(reason)) => end_reason = end_reason.or(Some(reason)),
@@ -204,15 +205,28 @@ impl Inner {
         Ok(())
     }
 
-    fn live(&self, live: Snapshot, standing: Standing) -> LookupResult {
+    /// `writes`: the request may write what is due, which extends the idle timeout.
+    fn live(&self, proof: Proof<'_>, live: Snapshot, standing: Standing, writes: bool) -> LookupResult {
         let cookie = (standing == Standing::Graced).then(|| CookieChange::give(&live.record));
-        let by_cookie = self.presented.transport() == Some(Transport::Cookie);
-        let age = self.context.clock.now().since(live.record.rotated_at());
-        let due = by_cookie && cookie.is_none() && self.context.rotation.every.is_some_and(|every| age >= every);
-        // A degraded store may lose the rotation, and the client would keep a token that the store does not know.
-        let renew = due && !self.context.store().is_degraded();
+        let action = if writes { self.due(proof, &live.record, standing) } else { None };
         let (phase, outcome) = (Phase::Live(Box::new(live)), LookupOutcome::Hit);
-        LookupResult { phase, end_reason: None, renew, cookie, degraded: false, outcome }
+        LookupResult { phase, end_reason: None, action, cookie, degraded: false, outcome }
+    }
+
+    /// What the request does with its token.
+    fn due(&self, proof: Proof<'_>, record: &Record, standing: Standing) -> Option<Action> {
+        let (Proof::Token(..), Standing::Current) = (proof, standing) else { return None };
+        let age = self.context.clock.now().since(record.rotated_at());
+        let is_old = self.context.rotation.every.is_some_and(|every| age >= every);
+        let action = if record.is_token_unused() {
+            Action::Confirm
+        } else if is_old && self.presented.transport() == Some(Transport::Cookie) {
+            Action::Renew
+        } else {
+            return None;
+        };
+        // A degraded store may lose the rotation, and the client would keep a token that the store does not know.
+        (!self.context.store().is_degraded()).then_some(action)
     }
 
     /// Extends the idle timeout, if enough of it has passed. This happens before the handler runs, so that the session does not end

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     SessionError,
     changes::Action,
-    state::{LoginTransfer, Phase, Snapshot, State, TransferStage},
+    state::{LoginTransfer, Phase, Snapshot, State, TokenOrigin, TransferStage},
     write::{Delivery, NewSession, PendingWrite, Write},
 };
 use crate::{
@@ -72,18 +72,23 @@ fn plan_live(
         Some(Action::Renew) if can_give_token => Some(env.context.rotation.grace),
         Some(Action::Rotate) if !can_give_token => return Err(SessionError::ResponseSent),
         Some(Action::Rotate) => Some(Duration::ZERO),
-        Some(Action::Renew) | None => None,
+        Some(Action::Renew | Action::Confirm) | None => None,
     };
-    if grace.is_none() && state.changes.is_empty() {
+    let confirms = state.changes.action() == Some(Action::Confirm);
+    if grace.is_none() && !confirms && state.changes.is_empty() {
         return Ok(None);
     }
     let discards = state.changes.discards_previous();
-    if discards || state.changes.login().is_some_and(|user| live.id.tag() != Tag::of_user(user)) {
+    // A login has a session of its own, so an older token says nothing about it.
+    if discards || state.changes.login().is_some() {
         let mut record = record(state, env, (!discards).then_some(&*live.record))?;
         record.begin_transfer(live);
         return create(record, env, delivery).map(Some);
     }
     let mut record = record(state, env, Some(&live.record))?;
+    if let TokenOrigin::Presented(_) = live.token {
+        record.token_used(env.now);
+    }
     // Zero if the session has expired: then it ends, unless another request has extended it.
     let ttl = record.full_ttl(env.now);
     let mut token = None;

@@ -130,8 +130,8 @@ pub(super) fn cookie_expiry(record: &Record) -> Option<Timestamp> {
 pub(super) struct LookupResult {
     pub(super) phase: Phase,
     pub(super) end_reason: Option<EndReason>,
-    /// The token is old and should be rotated.
-    pub(super) renew: bool,
+    /// What the request does with the token by itself: [`Action::Renew`] or [`Action::Confirm`].
+    pub(super) action: Option<Action>,
     pub(super) cookie: Option<CookieChange>,
     pub(super) degraded: bool,
     pub(super) outcome: LookupOutcome,
@@ -144,7 +144,7 @@ impl LookupResult {
     }
 
     pub(super) fn without_session(phase: Phase, end_reason: Option<EndReason>, outcome: LookupOutcome) -> Self {
-        Self { phase, end_reason, renew: false, cookie: None, degraded: false, outcome }
+        Self { phase, end_reason, action: None, cookie: None, degraded: false, outcome }
     }
 
     pub(super) fn without_store(phase: Phase, outcome: LookupOutcome) -> Self {
@@ -215,8 +215,8 @@ impl State {
             self.cookie = result.cookie;
             self.degraded = result.degraded;
             self.outcome = Some(result.outcome);
-            if result.renew {
-                self.changes.renew();
+            if let Some(action) = result.action {
+                self.changes.set_due(action);
             }
         }
     }
@@ -285,9 +285,10 @@ impl State {
             }
     }
 
-    /// Whether something is lost if it is not saved. The next request makes up for a renewal.
+    /// Whether something is lost if it is not saved. The next request makes up for what is due.
     pub(super) fn has_unsaved(&self) -> bool {
-        self.is_dirty() && (self.changes.action() != Some(Action::Renew) || !self.changes.is_empty())
+        let is_due = matches!(self.changes.action(), Some(Action::Renew | Action::Confirm));
+        self.is_dirty() && (!is_due || !self.changes.is_empty())
     }
 
     /// The value of `key`, with the unsaved changes.

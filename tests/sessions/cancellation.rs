@@ -5,8 +5,8 @@
 //!
 //! | the request | live sessions of the client |
 //! |---|---|
-//! | logs in as another user | one: the old one if the old token is still valid, else the new one |
-//! | logs in again, rotates, renews, writes | one: the same id |
+//! | logs in | one: the old one if the old token is still valid, else the new one |
+//! | rotates, renews, writes | one: the same id |
 //! | logs out, consumes | the old one if the old token is still valid, else none; none after a successful response |
 //! | logs out and writes | the old one if the old token is still valid, else at most the new one; the new one after a successful response |
 //!
@@ -200,7 +200,7 @@ const FLOWS: [Flow; 13] = [
 impl Flow {
     /// Replaces the session by one with another id.
     fn moves(self) -> bool {
-        matches!(self, Login | LoginAtLimit | LoginAndWriteTwice | LoginOther)
+        matches!(self, Login | LoginAtLimit | LoginAndWriteTwice | LoginAgain | LoginOther)
     }
 
     fn ends(self) -> bool {
@@ -404,7 +404,7 @@ impl World {
                 assert_eq!(alive.len(), 1, "{what}: exactly one is alive");
                 assert_eq!(alive[0] == old, old_opens, "{what}: the old token and the old session");
                 let user = now(self.sessions.get(&alive[0])).unwrap().unwrap().user().map(str::to_owned);
-                let as_before = if flow == LoginOther { Some("ana") } else { None };
+                let as_before = if matches!(flow, LoginAgain | LoginOther) { Some("ana") } else { None };
                 let after = if flow == LoginOther { "ben" } else { "ana" };
                 assert_eq!(user.as_deref(), if old_opens { as_before } else { Some(after) }, "{what}");
             }
@@ -563,6 +563,8 @@ fn after_a_cancelled_request_the_client_continues() {
             assert!(token != world.token || given(Some(&answer)).is_some(), "{what}: no successor");
             let successor = given(Some(&answer)).unwrap_or(token);
             world.clock.advance(MINUTE);
+            assert!(fine(Some(&world.ask(&successor, Look))), "{what}: the successor");
+            world.clock.advance(MINUTE);
             assert!(world.opens(&successor) && !world.opens(&world.token), "{what}: after the grace window");
             assert_eq!(world.alive(), [world.token.id()], "{what}");
             return;
@@ -636,7 +638,7 @@ fn a_revocation_after_a_cancelled_request_leaves_no_live_session() {
 /// With a strict limit, a cancelled login locks its user out only for a short time.
 #[test]
 fn a_cancelled_login_counts_toward_limits_for_at_most_half_a_minute() {
-    however_it_is_cut_off(&[Login, LoginAndWriteTwice, LoginOther], ONE_AND_NO_MORE, |world, flow, answer, what| {
+    however_it_is_cut_off(&[Login, LoginAndWriteTwice, LoginAgain, LoginOther], ONE_AND_NO_MORE, |world, flow, answer, what| {
         let token = given(answer).unwrap_or_else(|| world.token.clone());
         world.clock.advance(Duration::from_secs(30));
         if world.opens(&token) {

@@ -133,6 +133,10 @@ struct Stored {
     lifetime: Lifetime,
     created_at: u64,
     ends_at: u64,
+    /// Rotated, and the client has not used the new token yet.
+    unused: bool,
+    /// The token before the rotation. It is refused until the client uses the new one, and ends the session after that.
+    previous: Option<String>,
 }
 
 impl Stored {
@@ -161,8 +165,8 @@ enum Told {
 /// A request in the model.
 struct Model {
     now: u64,
-    /// The client sent a token.
-    presented: bool,
+    /// The token of the request.
+    presented: Option<String>,
     stored: Option<Stored>,
     is_new: bool,
     /// What the handler reads.
@@ -172,6 +176,8 @@ struct Model {
     /// Pending changes.
     cleared: bool,
     logged_in: bool,
+    /// The request uses the token for the first time.
+    confirms: bool,
     rotated: bool,
     destroyed: bool,
     told: Told,
@@ -183,7 +189,7 @@ struct Model {
 
 impl Model {
     /// A lookup extends the session after a tenth of its idle timeout.
-    fn begin(now: u64, presented: bool, mut stored: Option<Stored>) -> Self {
+    fn begin(now: u64, presented: Option<String>, mut stored: Option<Stored>) -> Self {
         if let Some(stored) = &mut stored {
             let ttl = stored.full_ttl(now);
             if ttl - ttl.min(stored.ends_at - now) >= stored.lifetime.idle / 10 {
@@ -200,6 +206,7 @@ impl Model {
             lifetime: None,
             cleared: false,
             logged_in: false,
+            confirms: false,
             rotated: false,
             destroyed: false,
             told: Told::Nothing,
@@ -207,6 +214,7 @@ impl Model {
             ended: false,
         };
         model.settle();
+        model.confirms = model.stored.as_ref().is_some_and(|stored| stored.unused);
         model
     }
 
@@ -221,6 +229,7 @@ impl Model {
         self.values = self.stored.as_ref().map(|stored| stored.values.clone()).unwrap_or_default();
         self.lifetime = None;
         (self.cleared, self.logged_in, self.rotated, self.destroyed) = (false, false, false, false);
+        self.confirms = false;
     }
 
     fn destroy(&mut self) {
@@ -229,7 +238,7 @@ impl Model {
         self.lifetime = None;
         (self.cleared, self.logged_in, self.rotated) = (false, false, false);
         self.destroyed = self.stored.is_some();
-        if self.stored.is_none() && self.presented {
+        if self.stored.is_none() && self.presented.is_some() {
             // Removes the cookie of an ended session.
             self.told = Told::Removed;
         }
@@ -299,8 +308,12 @@ impl Model {
     fn save(&mut self) {
         let now = self.now;
         if let Some(live) = self.live() {
-            let changed =
-                self.cleared || self.logged_in || self.rotated || self.lifetime.is_some() || self.values != live.values;
+            let changed = self.cleared
+                || self.logged_in
+                || self.rotated
+                || self.lifetime.is_some()
+                || self.values != live.values
+                || self.confirms;
             if changed {
                 let mut next = live.clone();
                 next.user = self.user.clone();
@@ -318,6 +331,15 @@ impl Model {
                     return;
                 }
                 next.ends_at = now + ttl;
+                if self.logged_in {
+                    (next.unused, next.previous) = (false, None);
+                } else if self.rotated {
+                    // The last token that the client used: not one that this request created.
+                    next.previous = if self.moved { next.previous } else { self.presented.clone() };
+                    next.unused = true;
+                } else if self.confirms {
+                    (next.unused, next.previous) = (false, None);
+                }
                 if self.rotated {
                     self.told = Told::New;
                     self.moved = true;
@@ -329,8 +351,8 @@ impl Model {
             }
         } else if self.user.is_some() || !self.values.is_empty() {
             let lifetime = self.lifetime.unwrap_or(DEFAULT);
-            let mut next =
-                Stored { user: self.user.clone(), values: self.values.clone(), lifetime, created_at: now, ends_at: 0 };
+            let (user, values) = (self.user.clone(), self.values.clone());
+            let mut next = Stored { user, values, lifetime, created_at: now, ends_at: 0, unused: false, previous: None };
             next.ends_at = now + next.full_ttl(now);
             self.stored = Some(next);
             self.told = Told::New;
@@ -346,7 +368,7 @@ impl Model {
         self.stored = None;
         self.destroyed = false;
         (self.is_new, self.moved) = (false, false);
-        self.told = if self.presented { Told::Removed } else { Told::Nothing };
+        self.told = if self.presented.is_some() { Told::Removed } else { Told::Nothing };
     }
 }
 
@@ -432,6 +454,9 @@ impl<'a> World<'a> {
         let presented = client.cookie(COOKIE);
         // A request that does not use its session has no effect.
         let unused = steps.iter().all(|step| matches!(step, Step::Status(_)));
+        if let Some(token) = presented.as_ref().filter(|token| self.is_superseded(token)) {
+            return self.check_superseded(token).await;
+        }
         // A rotated token is reuse: its session ends.
         if let Some(copy) = presented.as_ref().filter(|token| !unused && !self.alive.contains_key(*token)) {
             let ended = self.alive.extract_if(|token, _| of_one_session(token, copy)).map(|(token, _)| token);
@@ -439,7 +464,7 @@ impl<'a> World<'a> {
         }
         let stored = presented.as_ref().and_then(|token| self.alive.get(token)).cloned();
         let before = stored.clone();
-        let mut model = Model::begin(self.now(), presented.is_some(), stored);
+        let mut model = Model::begin(self.now(), presented.clone(), stored);
         if unused {
             model.stored = before;
         }
@@ -563,9 +588,28 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Whether the session of the token was rotated, and its new token is not used yet.
+    fn is_superseded(&self, token: &str) -> bool {
+        self.alive.values().any(|stored| stored.previous.as_deref() == Some(token))
+    }
+
+    /// A superseded token reads nothing, changes nothing, and ends nothing.
+    async fn check_superseded(&self, token: &str) {
+        let client = self.app.client();
+        client.set_cookie(COOKIE, token);
+        let reply = client.post("/do", &json!([["user"], ["get", "a"], ["id"], ["ended"]])).await;
+        assert_eq!((reply.json(), reply.set_cookies().len()), (json!([null, null, null, "replaced"]), 0));
+        let reply = client.post("/do", &json!([["insert", "a", 9]])).await;
+        assert_eq!((reply.status, reply.set_cookies().len()), (StatusCode::UNAUTHORIZED, 0));
+    }
+
     /// Invalid tokens are refused, and not adopted.
     async fn check_the_dead(&self) {
         for token in self.dead.iter().rev().take(4) {
+            if self.is_superseded(token) {
+                self.check_superseded(token).await;
+                continue;
+            }
             let thief = self.app.client();
             thief.set_cookie(COOKIE, token);
             let seen = thief.perform(json!([["user"], ["get", "a"], ["get", "b"], ["id"], ["insert", "a", 9]])).await;

@@ -304,18 +304,17 @@ type Act = fn(&Session) -> Result<(), SessionError>;
 async fn a_session_extended_by_another_request_is_live() {
     let world = World::new();
     let token = world.create(NewSession::of("ana").lifetime(Lifetime::new(MINUTE, MINUTE).unwrap())).await;
-    let other = OnceLock::new();
     let reply = world
         .request(&token, async |session: Session| {
             world.clock.advance(MINUTE / 2);
-            // After another login it lives for a minute from now.
-            other.set(world.request(&token, async |other: Session| other.login("ana")).await).unwrap();
+            let longer = Lifetime::new(MINUTE, 2 * MINUTE).unwrap();
+            world.request(&token, async |other: Session| other.set_lifetime(longer)).await;
             world.clock.advance(MINUTE / 2);
             session.insert("late", &1)
         })
         .await;
     assert_eq!(reply.told, None);
-    let session = world.open(other.get().unwrap().token()).await.expect("half a minute is left");
+    let session = world.open(&token).await.expect("half a minute is left");
     assert_eq!(session.value::<u64>("late").unwrap(), Some(1));
 }
 
@@ -378,6 +377,7 @@ async fn a_token_superseded_twice_does_not_receive_the_new_one() {
     let reply = world
         .request(&token, async |session: Session| {
             let rotated = world.request(&token, async |owner: Session| owner.rotate()).await;
+            world.request(rotated.token(), async |_| Ok(())).await;
             world.clock.advance(11 * MINUTE);
             owner.set(world.request(rotated.token(), async |_| Ok(())).await).unwrap();
             session.set_lifetime(Lifetime::aal1())
@@ -511,7 +511,8 @@ async fn an_end_with_a_lost_reply_removes_the_cookie_once() {
     assert_eq!((event.user(), event.kind()), (Some("ana"), EventKind::Ended(EndReason::LoggedOut)));
     // A thief ends a session once, however often the token is reused.
     let token = world.create(NewSession::of("ana")).await;
-    world.request(&token, async |session: Session| session.rotate()).await;
+    let rotated = world.request(&token, async |session: Session| session.rotate()).await;
+    world.request(rotated.token(), async |_| Ok(())).await;
     world.clock.advance(MINUTE);
     for _ in 0..2 {
         world.request(&token, async |_| Ok(())).await;
@@ -546,33 +547,73 @@ async fn without_a_response_a_rotation_saves_nothing() {
 
 /// One of two tabs may never get its response.
 #[tokio::test]
-async fn concurrent_rotations_and_logins_get_one_token() {
-    let slower: [Act; 2] = [|session| session.rotate(), |session| session.login("ana")];
-    for act in slower {
-        for saves_before in [false, true] {
-            let world = World::new();
-            let token = world.create(NewSession::of("ana")).await;
-            let mut other = None;
-            let reply = world
-                .request_while(
-                    "update",
-                    &token,
-                    async |session: Session| {
-                        session.insert("k", &1)?;
-                        if saves_before {
-                            session.save().await?;
-                        }
-                        act(&session)
-                    },
-                    async {
-                        other = Some(world.request(&token, async |session: Session| session.rotate()).await);
-                    },
-                )
-                .await;
-            assert_eq!(world.open(reply.token()).await.unwrap().value::<u64>("k").unwrap(), Some(1));
-            assert_eq!(other.unwrap().token(), reply.token());
-            assert!(world.open(&token).await.is_none());
-        }
+async fn concurrent_rotations_get_one_token() {
+    for saves_before in [false, true] {
+        let world = World::new();
+        let token = world.create(NewSession::of("ana")).await;
+        let mut other = None;
+        let reply = world
+            .request_while(
+                "update",
+                &token,
+                async |session: Session| {
+                    session.insert("k", &1)?;
+                    if saves_before {
+                        session.save().await?;
+                    }
+                    session.rotate()
+                },
+                async {
+                    other = Some(world.request(&token, async |session: Session| session.rotate()).await);
+                },
+            )
+            .await;
+        assert_eq!(world.open(reply.token()).await.unwrap().value::<u64>("k").unwrap(), Some(1));
+        assert_eq!(other.unwrap().token(), reply.token());
+        assert!(world.open(&token).await.is_none());
+    }
+}
+
+/// From then on, the previous token is a copy.
+#[tokio::test]
+async fn the_first_use_of_a_token_is_written_once() {
+    let world = World::new();
+    let token = world.create(NewSession::of("ana")).await;
+    let rotated = world.request(&token, async |session: Session| session.rotate()).await;
+    let updates = || world.spy.calls().iter().filter(|call| **call == "update").count();
+    for expected in [1, 1, 0] {
+        assert_eq!(updates(), expected);
+        world.request(rotated.token(), async |_| Ok(())).await;
+    }
+    // Two at once: the slower one finds that there is nothing left to write.
+    let rotated = world.request(rotated.token(), async |session: Session| session.rotate()).await;
+    let reply = world
+        .request_while("update", rotated.token(), async |_| Ok(()), async {
+            world.request(rotated.token(), async |_| Ok(())).await;
+        })
+        .await;
+    assert_eq!((reply.status, reply.told), (StatusCode::OK, None));
+    assert_eq!(updates(), 1 + 2);
+}
+
+#[tokio::test]
+async fn a_login_replaces_a_session_that_another_request_rotates_meanwhile() {
+    let world = World::new();
+    let token = world.create(NewSession::of("ana")).await;
+    let mut other = None;
+    let rotate = async |session: Session| {
+        session.insert("k", &1)?;
+        session.rotate()
+    };
+    let login = async |session: Session| session.login("ana");
+    let reply = world
+        .request_while("replace", &token, login, async {
+            other = Some(world.request(&token, rotate).await);
+        })
+        .await;
+    assert_eq!(world.open(reply.token()).await.unwrap().value::<u64>("k").unwrap(), Some(1));
+    for dead in [&token, other.unwrap().token()] {
+        assert!(world.open(dead).await.is_none());
     }
 }
 

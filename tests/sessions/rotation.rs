@@ -116,6 +116,9 @@ promises! {
     a_failing_request_with_the_previous_token_gets_the_current_one
     bearer_tokens_are_not_rotated_automatically
     a_revoked_session_is_refused_within_the_grace_window
+    a_previous_token_is_served_until_the_client_uses_the_new_one
+    a_lost_response_to_an_explicit_rotation_ends_nothing
+    a_token_from_before_another_login_does_not_end_the_session
 }
 
 async fn a_token_that_is_old_enough_is_rotated(w: World) {
@@ -177,7 +180,9 @@ async fn reuse_after_the_grace_window_ends_the_session_and_is_reported(w: World)
     let client = w.ana().await;
     let thief = client.twin();
     w.clock.advance(10 * MINUTE);
-    client.one(json!(["get", "k"])).await;
+    for _ in 0..2 {
+        client.one(json!(["get", "k"])).await; // receives the new token, and uses it
+    }
     w.clock.advance(30 * SECOND);
     let reply = thief.post("/do", &json!([["user"], ["get", "k"], ["ended"]])).await;
     assert_eq!(reply.json(), json!([null, null, "token_reused"]));
@@ -236,6 +241,7 @@ async fn after_the_grace_window_it_is_reuse(w: World) {
     let client = w.ana().await;
     let thief = client.twin();
     client.one(json!(["rotate"])).await;
+    client.one(json!(["user"])).await;
     w.clock.advance(30 * SECOND);
     assert_eq!(thief.one(json!(["user"])).await, json!(null));
     assert_eq!(client.one(json!(["ended"])).await, "token_reused");
@@ -258,6 +264,7 @@ async fn rotation_keeps_id_values_and_metadata(w: World) {
     client.one(json!(["set_metadata", "device", "phone"])).await;
     let before = client.perform(json!([["id"], ["get", "k"], ["metadata"], ["created_at"]])).await;
     client.one(json!(["rotate"])).await;
+    client.one(json!(["get", "k"])).await;
     w.clock.advance(10 * MINUTE);
     client.one(json!(["get", "k"])).await;
     assert_eq!(client.perform(json!([["id"], ["get", "k"], ["metadata"], ["created_at"]])).await, before);
@@ -323,6 +330,51 @@ async fn a_revoked_session_is_refused_within_the_grace_window(w: World) {
     let seen = [json!(null), json!("revoked")];
     assert_eq!(tab.perform(json!([["user"], ["ended"]])).await, seen);
     assert_eq!(client.perform(json!([["user"], ["ended"]])).await, seen);
+}
+
+/// The response with the new token is lost. Mobile clients come back much later than any grace window.
+async fn a_previous_token_is_served_until_the_client_uses_the_new_one(w: World) {
+    let client = w.ana().await;
+    let mobile = client.twin();
+    w.clock.advance(10 * MINUTE);
+    client.one(json!(["get", "k"])).await; // `mobile` misses this response
+    for _ in 0..3 {
+        w.clock.advance(25 * MINUTE);
+        let late = mobile.twin();
+        let reply = late.post("/do", &json!([["user"], ["insert", "l", 2]])).await;
+        assert_eq!((reply.status.as_u16(), reply.json()[0].clone(), set_cookies(&reply)), (200, json!("ana"), 1));
+        assert_eq!(token(&late), token(&client));
+    }
+    // Used: from now on, the grace window runs.
+    assert_eq!(client.one(json!(["get", "l"])).await, 2);
+    w.clock.advance(29 * SECOND);
+    assert_eq!(mobile.twin().one(json!(["user"])).await, "ana");
+    w.clock.advance(SECOND);
+    assert_eq!(mobile.one(json!(["ended"])).await, "token_reused");
+    assert_eq!(w.layer.stats().rotations, 1);
+}
+
+/// Only the client knows whether it received the token.
+async fn a_lost_response_to_an_explicit_rotation_ends_nothing(w: World) {
+    let client = w.ana().await;
+    let mobile = client.twin();
+    client.one(json!(["rotate"])).await;
+    w.clock.advance(20 * MINUTE);
+    assert_eq!(mobile.perform(json!([["user"], ["ended"]])).await, [json!(null), json!("replaced")]);
+    assert_eq!(client.one(json!(["user"])).await, "ana");
+}
+
+/// A token from before a login says nothing about the session after it.
+async fn a_token_from_before_another_login_does_not_end_the_session(w: World) {
+    let client = w.ana().await;
+    let before = client.twin();
+    client.one(json!(["login", "ana"])).await;
+    assert_ne!(Token::parse(token(&before)).unwrap().id(), Token::parse(token(&client)).unwrap().id());
+    client.one(json!(["get", "k"])).await;
+    w.clock.advance(MINUTE);
+    assert_eq!(before.perform(json!([["user"], ["ended"]])).await, [json!(null), json!("replaced")]);
+    assert_eq!(client.perform(json!([["user"], ["get", "k"]])).await, [json!("ana"), json!(1)]);
+    assert_eq!((w.sessions().await, w.layer.stats().reused_tokens), (1, 0));
 }
 
 /// The rejection where a session is required.
