@@ -6,7 +6,7 @@ umask 077
 acl=${ACL_FILE:-/tmp/users.acl}
 cat > "$acl" <<USERS
 user default off
-user app on >$APP_PASSWORD resetchannels ~sess:* -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha +zadd +zcount +zrange +zrem +zremrangebyscore +zscore +scan +getrange +exists +incrby +zcard
+user app on >$APP_PASSWORD resetchannels ~sess:* -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha +zadd +zcount +zrange +zrem +zremrangebyscore +zscan +zscore +scan +getrange +exists +incrby +zcard
 user operator on >$OPERATOR_PASSWORD resetchannels ~* -@all +@read +ping +info +acl|whoami +memory|usage +slowlog|get +latency|latest +bgsave +lastsave +client|list +client|setname +command|docs
 USERS
 exec redis-server "$1" --aclfile "$acl"

@@ -17,7 +17,7 @@ use crate::{
     token::{Generation, SessionId},
 };
 
-/// An access token, and the refresh token for the next pair.
+/// An access token, and the refresh token for the next one.
 ///
 /// As JSON it is `{"access_token":"…","refresh_token":"…","expires_in":900}` (RFC 6749, section 5.1). Send it with `Cache-Control:
 /// no-store`. `Debug` shows no token.
@@ -37,8 +37,10 @@ use crate::{
 pub struct JwtPair {
     /// For `Authorization: Bearer`.
     pub access_token: String,
-    /// For [`Jwt::refresh`]. It works once.
-    pub refresh_token: String,
+    /// For [`Jwt::refresh`]. It works once. `None` only from `refresh`, if another request refreshed with the same token a moment ago:
+    /// that one received the new refresh token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token: Option<String>,
     /// The lifetime of the access token in seconds.
     pub expires_in: u64,
 }
@@ -89,7 +91,7 @@ impl Jwt {
         session.save().await?;
         check_has_no_token(session)?; // again: the session may have changed since
         let (id, record) = session.identify_by_jwt()?.ok_or(JwtIssueError::NoSession)?;
-        self.pair(&id, &record, session.context().clock.now(), own)
+        self.pair(&id, &record, session.context().clock.now(), own, RefreshToken::New)
     }
 
     /// Creates a session outside a request, like [`Sessions::create`], and issues a pair of tokens for it.
@@ -111,7 +113,7 @@ impl Jwt {
     ) -> Result<JwtPair, JwtIssueError> {
         let own = own_claims(claims)?;
         let (token, record) = sessions.create_stored(new.into()).await?;
-        self.pair(&token.id(), &record, sessions.context().clock.now(), own)
+        self.pair(&token.id(), &record, sessions.context().clock.now(), own, RefreshToken::New)
     }
 
     /// A pair for session `id`.
@@ -121,6 +123,7 @@ impl Jwt {
         record: &Record,
         now: Timestamp,
         own: Map<String, Value>,
+        refresh_token: RefreshToken,
     ) -> Result<JwtPair, JwtIssueError> {
         let seconds = |moment: Timestamp| moment.as_millis() / 1000;
         let issued_at = seconds(now);
@@ -151,10 +154,21 @@ impl Jwt {
         refresh.insert("sid".into(), id.to_string().into());
         Ok(JwtPair {
             access_token: self.inner.access.sign(&access)?,
-            refresh_token: self.inner.refresh.sign(&refresh)?,
+            refresh_token: match refresh_token {
+                RefreshToken::New => Some(self.inner.refresh.sign(&refresh)?),
+                RefreshToken::GivenToAnother => None,
+            },
             expires_in: access_ends.saturating_sub(issued_at),
         })
     }
+}
+
+/// Whether a pair has a refresh token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RefreshToken {
+    New,
+    /// Another request has received it.
+    GivenToAnother,
 }
 
 /// Refuses a session whose client already has an opaque token: with a JWT it would have two.

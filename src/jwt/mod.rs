@@ -84,14 +84,14 @@ use crate::credential::Bearer;
 ///
 /// # Refreshing
 /// Each session has one valid refresh token. [`refresh`](Self::refresh) rotates it atomically: of all concurrent requests, on all instances, one
-/// gets a pair. A refresh token that is used again is
+/// gets the next refresh token. A refresh token that is used again,
 ///
-/// * refused, if it is the previous one and comes within the [grace window](crate::SessionLayer::rotation_grace) (30 seconds by default),
-///   because a client may send it twice;
-/// * otherwise a sign of theft: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), with all of its tokens, on every
+/// * gets an access token and no refresh token, if it is the previous one and comes within the [grace
+///   window](crate::SessionLayer::rotation_grace) (30 seconds by default): two tabs of a client may send it at once;
+/// * otherwise is a sign of theft: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), with all of its tokens, on every
 ///   instance. With a window of zero, this happens immediately.
 ///
-/// A used refresh token never returns a pair. A client that lost the response logs in again.
+/// A used refresh token never returns another one. A client that lost the response with the new one logs in again.
 ///
 /// The `exp` of a refresh token is the absolute timeout of its session. The store checks the idle timeout, which requests with an access token
 /// extend.

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Jwt, JwtError, JwtIssueError, JwtPair, issue::own_claims};
+use super::{
+    Jwt, JwtError, JwtIssueError, JwtPair,
+    issue::{RefreshToken, own_claims},
+};
 use crate::{
     credential::Bearer,
     ended::EndReason,
@@ -80,13 +83,9 @@ impl Jwt {
             };
             let now = context.clock.now();
             let is_of = |of: Option<Generation>| Generation::name(of, &id) == generation;
-            match loaded.record.standing_once(is_of, now, context.rotation.grace) {
-                Standing::Current => {}
-                Standing::Graced | Standing::Superseded => {
-                    metrics::count(&ROTATION, [("case", "superseded")]);
-                    return Err(JwtRefreshError::Superseded);
-                }
-                Standing::Reused => return Err(self.reused(sessions, id, &loaded).await.unwrap_or_else(failed)),
+            let standing = loaded.record.standing_once(is_of, now, context.rotation.grace);
+            if standing == Standing::Reused {
+                return Err(self.reused(sessions, id, &loaded).await.unwrap_or_else(failed));
             }
             if !context.is_activated(&id, &loaded.record).await.map_err(failed)? {
                 return Err(JwtRefreshError::Unknown);
@@ -94,6 +93,11 @@ impl Jwt {
             let Some(info) = SessionInfo::of(id, &loaded, now) else {
                 return Err(JwtRefreshError::Ended(EndReason::Expired));
             };
+            if standing != Standing::Current {
+                metrics::count(&ROTATION, [("case", "superseded")]);
+                let own = own_claims(&claims(&info))?;
+                return Ok(self.pair(&id, &loaded.record, now, own, RefreshToken::GivenToAnother)?);
+            }
             let expected = loaded.record.version();
             let mut record = Record {
                 version: expected.next().map_err(SessionError::from)?,
@@ -104,7 +108,7 @@ impl Jwt {
             record.token_used(now);
             record.rotate(now, Duration::ZERO).map_err(SessionError::from)?;
             // The pair is created before the write, so that an error does not cost the client its token.
-            let pair = self.pair(&id, &record, now, own_claims(&claims(&info))?)?;
+            let pair = self.pair(&id, &record, now, own_claims(&claims(&info))?, RefreshToken::New)?;
             let entry = Entry { ttl: record.full_ttl(now), record: Arc::new(record) };
             match context.store().update(&id, expected, entry).await.map_err(failed)? {
                 Outcome::Done => {
@@ -152,9 +156,6 @@ pub enum JwtRefreshError {
     /// Its session has ended, perhaps by this call, if the token was used before ([`EndReason::TokenReused`]).
     #[error("the session of the refresh token has ended: {0}")]
     Ended(EndReason),
-    /// It was used a moment ago, within the [grace window](crate::SessionLayer::rotation_grace). The session stays.
-    #[error("the refresh token was used a moment ago")]
-    Superseded,
     /// The store failed, or the system has no random numbers.
     #[error("the session could not be refreshed")]
     Session(#[from] SessionError),
@@ -175,7 +176,7 @@ impl From<JwtRefreshError> for Rejection {
             JwtRefreshError::Session(error) => return error.into(),
             JwtRefreshError::Issue(error) => return error.into(),
             JwtRefreshError::Ended(reason) => Some(reason),
-            JwtRefreshError::Refused(_) | JwtRefreshError::Unknown | JwtRefreshError::Superseded => None,
+            JwtRefreshError::Refused(_) | JwtRefreshError::Unknown => None,
         };
         Self::new(Reason::InvalidToken, Some(Bearer::new().challenge(Some("invalid_token")))).because(ended)
     }

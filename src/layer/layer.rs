@@ -127,20 +127,21 @@ impl<R> SessionLayer<R> {
     ///
     /// For cookies only, because bearer clients cannot receive the new token. A session that is not used keeps its token.
     ///
-    /// The previous token is accepted during the [grace window](Self::rotation_grace), and each response to it has the new one. If
-    /// it is reused later, it was probably copied: the session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and
-    /// a warning is logged.
+    /// The previous token is accepted until the client uses the new one, because the response with the new one may be lost, and for a
+    /// [grace window](Self::rotation_grace) from then on. Each response to it has the new one. If it is used later, it was copied: the
+    /// session ends ([`EndReason::TokenReused`](crate::EndReason::TokenReused)), and a warning is logged. The age of a token counts from
+    /// its first use, which is saved: a rotation costs two writes.
     pub fn rotate_every(mut self, age: Duration) -> Self {
         self.context_mut().rotation.every = Some(age);
         self
     }
 
-    /// How long the previous token is accepted after a [rotation by age](Self::rotate_every), for requests that are on their way.
-    /// Default: 30 seconds.
+    /// How long the previous token is accepted after the first use of the new one, for requests that are on their way after a [rotation
+    /// by age](Self::rotate_every). Default: 30 seconds.
     ///
-    /// After a login or [`Session::rotate`](crate::Session::rotate), the previous token is not accepted. During the window it does
-    /// not end the session either: the request has no session. The same holds for a used refresh token. With a window of zero, a
-    /// reused refresh token ends its session immediately.
+    /// After a login or [`Session::rotate`](crate::Session::rotate), the previous token is not accepted. During the window, and while
+    /// the client has not used the new token, it does not end the session either: the request has no session. Within the window after
+    /// a refresh, a used refresh token gets an access token. With a window of zero, it ends its session immediately.
     pub fn rotation_grace(mut self, window: Duration) -> Self {
         self.context_mut().rotation.grace = window;
         self

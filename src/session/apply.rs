@@ -63,7 +63,11 @@ pub(super) fn apply(
             state.updated(entry, token.as_ref(), sent.generation, &mut effects);
         }
         (Write::Update { id, .. }, Reply::Updated(Outcome::Gone)) => {
-            tracing::debug!(session = %id, "the session has ended: changes dropped");
+            tracing::warn!(
+                session = %id,
+                "changes dropped: the session ended while the request was served. To end the sessions of its own user, a request calls \
+                 `Session::logout_everywhere`, `revoke_others` or `password_changed`"
+            );
             effects.ended_concurrently = true;
             state.ended_by_others();
         }

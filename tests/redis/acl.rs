@@ -19,7 +19,8 @@ use tower_keep::{
 };
 
 /// The documented rule.
-const SESSIONS: &str = "get pttl set pexpire unlink time eval evalsha zadd zcount zrange zrem zremrangebyscore zscore";
+const SESSIONS: &str =
+    "get pttl set pexpire unlink time eval evalsha zadd zcount zrange zrem zremrangebyscore zscan zscore";
 const SCANS: &str = "scan getrange";
 const PLACES: &str = "zcard";
 const EVENTS: &str = "xadd xrange xrevrange";

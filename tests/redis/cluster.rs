@@ -145,7 +145,7 @@ mod connecting {
         // A user with the documented rights.
         for node in &cluster.nodes {
             let commands = "+get +pttl +set +pexpire +unlink +time +eval +evalsha +zadd +zcount +zrange +zrem \
-                            +zremrangebyscore +zscore +scan +getrange +cluster|slots +asking";
+                            +zremrangebyscore +zscan +zscore +scan +getrange +cluster|slots +asking";
             node.add_user("app", "app-password", &format!("resetchannels ~sess:* -@all {commands}")).await;
         }
         let app = config(&cluster).login("app", "app-password");

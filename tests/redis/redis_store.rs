@@ -219,7 +219,7 @@ mod cost {
         let [epoch, get, pttl] = load;
         let load_write = [epoch, get, pttl, "EVALSHA"];
         let load_three_writes = [epoch, get, pttl, "EVALSHA", "EVALSHA", "EVALSHA"];
-        let flow: [(Value, &[&str]); 12] = [
+        let flow: [(Value, &[&str]); 14] = [
             (json!([["get", "k"]]), &load),
             (json!([["get", "k"], ["user"], ["id"], ["get", "other"]]), &load),
             (json!([["insert", "k", 3]]), &load_write),
@@ -227,9 +227,11 @@ mod cost {
             (json!([["remove", "other"]]), &load),
             (json!([["insert", "a", 1], ["insert", "b", 2], ["remove", "k"]]), &load_write),
             (json!([["rotate"], ["insert", "k", 4]]), &load_write),
+            (json!([["get", "k"]]), &load_write), // the first use of the new token
+            (json!([["get", "k"]]), &load),
             (json!([["login", "ana"], ["insert", "k", 5]]), &load_three_writes),
             (json!([["get", "k"]]), &load),
-            (json!([["login", "ana"]]), &load_write),
+            (json!([["login", "ana"]]), &load_three_writes),
             (json!([["insert", "k", 6]]), &load_write),
             (json!([["logout"]]), &load_write),
         ];
@@ -616,7 +618,7 @@ mod connecting {
     async fn as_a_user_with_minimal_rights() {
         let server = RedisServer::start().await;
         let rights = "~sess:* resetchannels -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha \
-                      +zadd +zcount +zrange +zrem +zremrangebyscore +zscore";
+                      +zadd +zcount +zrange +zrem +zremrangebyscore +zscan +zscore";
         server.command(&format!("ACL SETUSER app on >app-password {rights}")).await;
         let port = server.port();
         let url = format!("redis://app:app-password@127.0.0.1:{port}/");
@@ -1051,6 +1053,60 @@ mod foreign_hands {
         client.one(json!(["login", "ana"])).await;
         server.command(&format!("DEL {}", only_key(&server).await)).await;
         assert_eq!(client.one(json!(["user"])).await, json!(null));
+    }
+}
+
+mod a_user_with_many_sessions {
+    use tower_keep::{
+        EndReason, Limits,
+        store::{Found, UserStore},
+    };
+
+    use super::*;
+    use crate::support::records::{entry_of, id_of};
+
+    async fn with_sessions(store: &RedisStore, count: u64) {
+        let mut creations = JoinSet::new();
+        for n in 0..count {
+            let store = store.clone();
+            creations.spawn(async move { store.create(&id_of("ana", n), entry_of("ana", 1), Limits::none()).await });
+        }
+        for created in creations.join_all().await {
+            created.unwrap();
+        }
+    }
+
+    /// Redis serves nobody else during a call.
+    #[tokio::test]
+    async fn is_listed_and_logged_out_in_calls_of_at_most_128_sessions() {
+        let server = RedisServer::start().await;
+        let store = RedisStore::new(config(&server));
+        with_sessions(&store, 1500).await;
+        let before = server.calls("evalsha").await;
+        let listed = store.list("ana").await.unwrap();
+        let (calls, spared) = (server.calls("evalsha").await - before, id_of("ana", 700));
+        assert_eq!(listed.len(), 1500);
+        assert!(calls >= 1500 / 128, "{calls} calls");
+        let ended = store.end_user("ana", Some(&spared), EndReason::Revoked).await.unwrap();
+        let distinct: std::collections::BTreeSet<_> = ended.iter().collect();
+        assert_eq!((ended.len(), distinct.len()), (1499, 1499));
+        assert!(server.calls("evalsha").await - before - calls >= 1500 / 128);
+        assert_eq!(store.list("ana").await.unwrap().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [spared]);
+    }
+
+    /// All sessions end with the first call. The process may stop before the last one.
+    #[tokio::test]
+    async fn is_logged_out_at_once_and_the_next_logout_continues_one_that_was_cut_off() {
+        let server = RedisServer::start().await;
+        let store = RedisStore::new(config(&server));
+        with_sessions(&store, 300).await;
+        let index = format!("sess:{{{}}}", tower_keep::SessionId::slot_tag_of("ana"));
+        server.command(&format!("SET {index}:epoch {}", u64::MAX / 4096)).await;
+        assert!(store.list("ana").await.unwrap().is_empty());
+        let Found::Ended(ended) = store.load(&id_of("ana", 7)).await.unwrap() else { panic!("it is live") };
+        assert_eq!(ended.reason, EndReason::Revoked);
+        assert_eq!(store.end_user("ana", None, EndReason::Revoked).await.unwrap().len(), 300);
+        assert_eq!(server.command(&format!("ZCARD {index}")).await, redis::Value::Int(0));
     }
 }
 

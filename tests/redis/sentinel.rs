@@ -84,7 +84,7 @@ mod connecting {
         // A user with the documented rights, on servers and Sentinels.
         for server in &scene.servers {
             let commands = "+get +pttl +set +pexpire +unlink +time +eval +evalsha +zadd +zcount +zrange +zrem \
-                            +zremrangebyscore +zscore +role";
+                            +zremrangebyscore +zscan +zscore +role";
             server.add_user("app", "app-password", &format!("resetchannels ~sess:* -@all {commands}")).await;
         }
         for sentinel in &scene.sentinels {

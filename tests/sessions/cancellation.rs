@@ -638,14 +638,18 @@ fn a_revocation_after_a_cancelled_request_leaves_no_live_session() {
 /// With a strict limit, a cancelled login locks its user out only for a short time.
 #[test]
 fn a_cancelled_login_counts_toward_limits_for_at_most_half_a_minute() {
-    however_it_is_cut_off(&[Login, LoginAndWriteTwice, LoginAgain, LoginOther], ONE_AND_NO_MORE, |world, flow, answer, what| {
-        let token = given(answer).unwrap_or_else(|| world.token.clone());
-        world.clock.advance(Duration::from_secs(30));
-        if world.opens(&token) {
-            let answer = world.ask(&token, flow);
-            assert!(fine(Some(&answer)), "{what}, repeated: {answer:?}");
-        }
-    });
+    however_it_is_cut_off(
+        &[Login, LoginAndWriteTwice, LoginAgain, LoginOther],
+        ONE_AND_NO_MORE,
+        |world, flow, answer, what| {
+            let token = given(answer).unwrap_or_else(|| world.token.clone());
+            world.clock.advance(Duration::from_secs(30));
+            if world.opens(&token) {
+                let answer = world.ask(&token, flow);
+                assert!(fine(Some(&answer)), "{what}, repeated: {answer:?}");
+            }
+        },
+    );
 }
 
 /// The client disconnects while a real server waits for a real Redis, before or after Redis has applied the write.

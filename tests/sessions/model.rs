@@ -352,7 +352,8 @@ impl Model {
         } else if self.user.is_some() || !self.values.is_empty() {
             let lifetime = self.lifetime.unwrap_or(DEFAULT);
             let (user, values) = (self.user.clone(), self.values.clone());
-            let mut next = Stored { user, values, lifetime, created_at: now, ends_at: 0, unused: false, previous: None };
+            let mut next =
+                Stored { user, values, lifetime, created_at: now, ends_at: 0, unused: false, previous: None };
             next.ends_at = now + next.full_ttl(now);
             self.stored = Some(next);
             self.told = Told::New;

@@ -38,7 +38,7 @@
 //! [prefix](RedisConfig::prefix) `sess:`):
 //! ```text
 //! ACL SETUSER app on >password resetchannels ~sess:* -@all +get +pttl +set +pexpire +unlink +time +eval +evalsha
-//!   +zadd +zcount +zrange +zrem +zremrangebyscore +zscore
+//!   +zadd +zcount +zrange +zrem +zremrangebyscore +zscan +zscore
 //! ```
 //!
 //! | for | also |
@@ -58,7 +58,7 @@
 //!
 //! # Cluster
 //! One reachable node of a [cluster](RedisConfig::cluster) is enough: it returns the others. There is one connection to each master; replicas are
-//! not used. All sessions of a user are in one slot, so an operation about a user is one call, and atomic. `sess:all` and `sess:events` are
+//! not used. All sessions of a user are in one slot, so all of them end at once. `sess:all` and `sess:events` are
 //! single keys, so their node receives all writes for them.
 //!
 //! | event | effect on sessions |

@@ -1,6 +1,6 @@
 //! The operations of the store as Redis commands.
 
-use std::{fmt, ops::Deref, time::Duration};
+use std::{collections::HashMap, fmt, ops::Deref, time::Duration};
 
 use redis::{Cmd, Pipeline, Value, cmd, pipe};
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use super::{
     inner::Inner,
     keys::Keys,
     local_tombstones::EndedBy,
-    reply::{found, id, ids, is_record, loaded, number, order_of, outcome},
+    reply::{FIRST_SLICE, found, id, ids, is_record, loaded, number, order_of, outcome, slice},
     request::Request,
     script::{Call, Script},
 };
@@ -282,23 +282,31 @@ impl Operation<'_> {
     pub(super) async fn list(&self, user: &str) -> Result<Vec<(SessionId, Loaded)>, Failure> {
         let tag = SessionId::slot_tag_of(user);
         let keys = self.prefix().keys_of(&tag, "");
-        let Value::Array(listed) = self.run(&self.scripts.list, &keys.all, vec![keys.prefix().into()]).await? else {
-            return Err(Failure::unexpected_reply());
-        };
-        let mut sessions = Vec::with_capacity(listed.len() / 3);
-        for session in listed.chunks_exact(3) {
-            if let ([_, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
-                match loaded(stored, *ttl) {
-                    Ok(loaded) if loaded.record.user() == Some(user) && self.local_tombstones.get(&id).is_none() => {
-                        sessions.push((order_of(stored), (id, loaded)));
+        let (mut sessions, mut from) = (HashMap::new(), FIRST_SLICE.to_vec());
+        loop {
+            let args = vec![keys.prefix().into(), from];
+            let (next, listed) = slice(self.run(&self.scripts.list, &keys.all, args).await?)?;
+            for session in listed.chunks_exact(3) {
+                if let ([_, Value::BulkString(stored), Value::Int(ttl)], Some(id)) = (session, id(&tag, &session[0])) {
+                    match loaded(stored, *ttl) {
+                        Ok(loaded)
+                            if loaded.record.user() == Some(user) && self.local_tombstones.get(&id).is_none() =>
+                        {
+                            sessions.insert(id, (order_of(stored), loaded));
+                        }
+                        Ok(_) => {}
+                        Err(_) => tracing::warn!(session = %id, "session record is corrupt"),
                     }
-                    Ok(_) => {}
-                    Err(_) => tracing::warn!(session = %id, "session record is corrupt"),
                 }
             }
+            match next {
+                Some(next) => from = next,
+                None => break,
+            }
         }
-        sessions.sort_by_key(|(order, (_, loaded))| (loaded.record.created_at(), *order));
-        Ok(sessions.into_iter().map(|(_, session)| session).collect())
+        let mut sessions: Vec<_> = sessions.into_iter().collect();
+        sessions.sort_by_key(|(_, (order, loaded))| (loaded.record.created_at(), *order));
+        Ok(sessions.into_iter().map(|(id, (_, loaded))| (id, loaded)).collect())
     }
 
     pub(super) async fn end_user(
@@ -312,21 +320,26 @@ impl Operation<'_> {
             Some(spared) => self.prefix().keys(spared),
             None => self.prefix().keys_of(&tag, ""),
         };
-        let epochs = millis(LONGEST);
-        let args = vec![
-            keys.prefix().into(),
-            keys.member.clone().into(),
-            reason.as_str().into(),
-            text(self.tombstone_ttl()),
-            text(epochs),
-        ];
-        let Value::Array(gone) = self.run_confirmed(&self.scripts.end_user, &keys.all, args).await? else {
-            return Err(Failure::unexpected_reply());
-        };
-        let gone = ids(&tag, &gone);
-        self.local_tombstones.add(&gone, reason);
-        self.release(&gone).await;
-        Ok(gone)
+        let (mut all, mut from) = (Vec::new(), FIRST_SLICE.to_vec());
+        loop {
+            let args = vec![
+                keys.prefix().into(),
+                keys.member.clone().into(),
+                reason.as_str().into(),
+                text(self.tombstone_ttl()),
+                text(millis(LONGEST)),
+                from,
+            ];
+            let (next, gone) = slice(self.run_confirmed(&self.scripts.end_user, &keys.all, args).await?)?;
+            let gone = ids(&tag, &gone);
+            self.local_tombstones.add(&gone, reason);
+            self.release(&gone).await;
+            all.extend(gone);
+            match next {
+                Some(next) => from = next,
+                None => return Ok(all),
+            }
+        }
     }
 
     /// The arguments of every script that writes a record.

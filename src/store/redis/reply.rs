@@ -103,6 +103,19 @@ pub(super) fn ids(tag: &str, members: &[Value]) -> Vec<SessionId> {
     members.iter().filter_map(|member| id(tag, member)).collect()
 }
 
+/// The cursor of the first slice of an index.
+pub(super) const FIRST_SLICE: &[u8] = b"0";
+
+/// Parses a slice of an index: the cursor of the next one, if there is one, and what the script found.
+pub(super) fn slice(answer: Value) -> Result<(Option<Vec<u8>>, Vec<Value>), Failure> {
+    let Value::Array(mut found) = answer else { return Err(Failure::unexpected_reply()) };
+    if !matches!(found.first(), Some(Value::BulkString(_))) {
+        return Err(Failure::unexpected_reply());
+    }
+    let Value::BulkString(next) = found.remove(0) else { return Err(Failure::unexpected_reply()) };
+    Ok(((next != FIRST_SLICE).then_some(next), found))
+}
+
 /// An epoch. `nil` is the first.
 pub(super) fn number(value: &Value) -> u64 {
     match value {

@@ -126,6 +126,16 @@ local function added_to(found)
   return epoch, string.match(found, '^,"o":(%d+)', 30 + #added(epoch))
 end
 
+-- The number of sessions in a slice of an index: a call takes less than a millisecond.
+local SLICE = 64
+
+-- The members in a reply to ZSCAN.
+local function members_of(found)
+  local members = {}
+  for i = 1, #found[2], 2 do members[#members + 1] = found[2][i] end
+  return members
+end
+
 -- Adds a session to the index, and removes those that expired long ago.
 local function index(key, member, ttl, tombstone_ttl)
   local time = now()
@@ -265,10 +275,13 @@ if by == claim then return {was, tonumber(ttl)} end
 return 0
 "#;
 
-/// The live sessions in the index: member, record, time to live, for each.
+/// A slice of the index, from a cursor of `ZSCAN` on: the next cursor, and the live sessions with member, record, time to live. A session may
+/// be in several slices.
 const LIST: &str = r#"
-local prefix, epoch, list = ARGV[1], redis.call('GET', KEYS[3]), {}
-for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+local prefix, cursor, epoch = ARGV[1], ARGV[2], redis.call('GET', KEYS[3])
+local found = redis.call('ZSCAN', KEYS[2], cursor, 'COUNT', SLICE)
+local list = {found[1]}
+for _, member in ipairs(members_of(found)) do
   local key = prefix .. member
   local found = redis.call('GET', key)
   if live(found, epoch) then
@@ -280,34 +293,41 @@ end
 return list
 "#;
 
-/// Ends the sessions in the index, and through the epoch those that the index has lost. `KEYS[1]` is the session to spare, if there is one.
-/// All sessions are read before the first is ended, because in a cluster some may be moving to another node.
+/// Ends all sessions of the user through the epoch, and replaces a slice of those in the index by tombstones. Returns the next cursor, and the
+/// members of the slice that ended. `KEYS[1]` is the session to spare, if there is one. The first call has the cursor 0; later ones, with the
+/// cursor of the one before, only continue with the tombstones. All sessions of a slice are read before the first write, because in a cluster
+/// some may be moving to another node.
 const END_USER: &str = r#"
-local prefix, spared, reason, tombstone_ttl, epochs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local epoch, gone = redis.call('GET', KEYS[3]), {}
-local spare = spared ~= '' and redis.call('GET', KEYS[1])
-local members = redis.pcall('ZRANGE', KEYS[2], 0, -1)
-if members.err then
+local prefix, spared, reason, tombstone_ttl, epochs, cursor =
+  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local is_first, epoch, gone = cursor == '0', redis.call('GET', KEYS[3]), {}
+local spare = is_first and spared ~= '' and redis.call('GET', KEYS[1])
+local next = epoch
+if is_first then next = string.format('%.0f', math.max(now(), tonumber(epoch or 0) + 1)) end
+local index = redis.pcall('ZSCAN', KEYS[2], cursor, 'COUNT', SLICE)
+if index.err then
   -- Another program has replaced the index: the epoch ends all sessions.
-  if not string.find(members.err, 'WRONGTYPE') then return members end
-  members = {}
+  if not string.find(index.err, 'WRONGTYPE') then return index end
+  index = {'0', {}}
 end
-for _, member in ipairs(members) do
-  local key = prefix .. member
-  if member ~= spared and live(redis.call('GET', key), epoch) then table.insert(gone, member) end
+for _, member in ipairs(members_of(index)) do
+  local found = redis.call('GET', prefix .. member)
+  if member ~= spared and live(found) and not (guarded and live(found, next)) then table.insert(gone, member) end
+end
+if is_first then
+  if live(spare, epoch) then
+    local epoch, order = added_to(spare)
+    local rest = string.sub(spare, 30 + #added(epoch, order))
+    redis.call('SET', KEYS[1], string.sub(spare, 1, 29) .. added(next, order) .. rest, 'KEEPTTL')
+  end
+  redis.call('SET', KEYS[3], next, 'PX', epochs)
 end
 for _, member in ipairs(gone) do
   local key = prefix .. member
   if redis.pcall('SET', key, ended(reason), 'PX', tombstone_ttl).err then redis.call('UNLINK', key) end
   redis.call('ZREM', KEYS[2], member)
 end
-local next = string.format('%.0f', math.max(now(), tonumber(epoch or 0) + 1))
-if live(spare, epoch) then
-  local epoch, order = added_to(spare)
-  local rest = string.sub(spare, 30 + #added(epoch, order))
-  redis.call('SET', KEYS[1], string.sub(spare, 1, 29) .. added(next, order) .. rest, 'KEEPTTL')
-end
-redis.call('SET', KEYS[3], next, 'PX', epochs)
+table.insert(gone, 1, index[1])
 return gone
 "#;
 
