@@ -48,13 +48,6 @@ impl Limits {
         Self { per_user: None, when_full: WhenFull::EvictLeastRecentlyUsed }
     }
 
-    pub(crate) const fn with_one_more(mut self) -> Self {
-        if let Some(sessions) = self.per_user {
-            self.per_user = Some(sessions.saturating_add(1));
-        }
-        self
-    }
-
     /// The maximum number of sessions of a user. `None`: no limit.
     ///
     /// ```

@@ -28,7 +28,7 @@ pub(crate) type Data = BTreeMap<Arc<str>, Json>;
 /// What a store keeps for a session.
 ///
 /// A store keeps a record or its [encoding](Self::encode), compares its [version](Self::version), and indexes it by its
-/// [user](Self::user). It needs no other part. The user of a record never changes: a login creates another session.
+/// [user](Self::user). A store that limits sessions also reads [`replaces`](Self::replaces). The user of a record never changes: a login creates another session.
 ///
 /// # Stored form
 /// JSON in one line, which operators can read:
@@ -117,6 +117,12 @@ impl Record {
     /// The user who is logged in.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
+    }
+
+    /// The session that this one replaces, of a login that is not complete. If it is the same user's, it does not count toward the limit for
+    /// this one.
+    pub fn replaces(&self) -> Option<&SessionId> {
+        self.replaces.as_ref()
     }
 
     /// When the session was created, or when its user last logged in.

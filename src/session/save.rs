@@ -83,11 +83,7 @@ impl Inner {
         let store = self.context.store();
         match write {
             Write::Create(NewSession { id, entry, .. }) => {
-                let mut limits = self.context.limits_of(entry.record.user())?;
-                // It takes the place of the user's old session, which still exists.
-                if entry.record.replaces.is_some_and(|old| old.tag() == id.tag()) {
-                    limits = limits.with_one_more();
-                }
+                let limits = self.context.limits_of(entry.record.user())?;
                 store.create(id, entry.clone(), limits).await.map(Reply::Created)
             }
             Write::Update { id, expected, entry, .. } => {

@@ -32,8 +32,8 @@ use crate::{ended::EndReason, event::Event, limits::Limits, record::Version, tok
 ///
 /// `store::testing` (feature `testing`) checks all of this except the last point.
 ///
-/// A store knows nothing about HTTP, tokens, or the content of a record except its [version](crate::store::Record::version) and
-/// [user](crate::store::Record::user).
+/// A store knows nothing about HTTP, tokens, or the content of a record except its [version](crate::store::Record::version), its
+/// [user](crate::store::Record::user), and the session that it [replaces](crate::store::Record::replaces).
 ///
 /// # Optional abilities
 /// | ability | method | without it |
@@ -140,7 +140,8 @@ pub trait SessionStore: Send + Sync {
 /// # Contract
 /// * [`list`](Self::list) returns every live session that was created for the user, and no other. The index is bounded by the live sessions.
 /// * [`end_user`](Self::end_user) ends all of them, even those that the index has lost.
-/// * **Limits.** [`create`](SessionStore::create) enforces the given [`Limits`] for any number of concurrent creations.
+/// * **Limits.** [`create`](SessionStore::create) enforces the given [`Limits`] for any number of concurrent creations. The session that the new
+///   one [replaces](crate::store::Record::replaces) is neither counted nor evicted.
 pub trait UserStore: Send + Sync {
     /// The live sessions of `user`, oldest first: by [creation time](crate::store::Record::created_at), and within one millisecond
     /// in the order of their creation.

@@ -77,19 +77,20 @@ struct Story<'a> {
     events: Vec<&'a Event>,
     /// The first acknowledged end.
     end: Option<&'a Event>,
-    /// The earliest start of an operation that may have ended it: an end, or another login of its user, which may evict it.
-    threat: Option<&'a Event>,
+    /// The operations that may have ended it: an end, or another login of its user, which may replace or evict it.
+    threats: Vec<&'a Event>,
 }
 
 fn stories(events: &[Event]) -> BTreeMap<&str, Story<'_>> {
     let mut stories = BTreeMap::new();
     let mut of_user = BTreeMap::<&str, Vec<&Event>>::new();
     for event in events {
-        if let (What::Login { user }, Answer::Session(id)) = (&event.what, &event.answer) {
-            let story = Story { id, user, login: event, events: Vec::new(), end: None, threat: None };
+        let what = &event.what;
+        if let (What::Login { user } | What::LoginAgain { user, .. }, Answer::Session(id)) = (what, &event.answer) {
+            let story = Story { id, user, login: event, events: Vec::new(), end: None, threats: Vec::new() };
             stories.insert(id.as_str(), story);
         }
-        if let What::Login { user } | What::RevokeUser { user } = &event.what {
+        if let What::Login { user } | What::LoginAgain { user, .. } | What::RevokeUser { user } = what {
             of_user.entry(user).or_default().push(event);
         }
     }
@@ -105,18 +106,22 @@ fn stories(events: &[Event]) -> BTreeMap<&str, Story<'_>> {
             !std::ptr::eq(*event, story.login)
                 && match &event.what {
                     What::Logout { .. } | What::Revoke { .. } => true,
+                    What::LoginAgain { session, .. } if session == story.id => true,
                     // It ended before the session started, unless its end is unknown.
-                    What::Login { .. } | What::RevokeUser { .. } => {
+                    What::Login { .. } | What::LoginAgain { .. } | What::RevokeUser { .. } => {
                         event.ended > story.login.begun || event.answer == Answer::Unknown
                     }
                     _ => false,
                 }
         });
-        story.threat = all.clone().min_by_key(|event| event.begun);
-        let ends = all.filter(|event| {
-            event.answer == Answer::Done
-                // The sessions that existed when the operation started.
-                && (!matches!(event.what, What::RevokeUser { .. }) || story.login.ended < event.begun)
+        story.threats = all.clone().collect();
+        story.threats.sort_by_key(|event| event.begun);
+        let ends = all.filter(|event| match (&event.what, &event.answer) {
+            // The sessions that existed when the operation started.
+            (What::RevokeUser { .. }, Answer::Done) => story.login.ended < event.begun,
+            (_, Answer::Done) => true,
+            (What::LoginAgain { session, .. }, Answer::Session(_)) => session == story.id,
+            _ => false,
         });
         story.end = ends.min_by_key(|event| event.ended);
     }
@@ -153,7 +158,12 @@ fn is_accepted(event: &Event) -> bool {
 impl<'a> Story<'a> {
     /// Whether it was certainly live until `time`.
     fn is_alive_until(&self, time: u64) -> bool {
-        self.threat.is_none_or(|threat| threat.begun >= time)
+        self.threats.first().is_none_or(|threat| threat.begun >= time)
+    }
+
+    /// The session that its login replaced.
+    fn replaced(&self) -> Option<&'a str> {
+        if let What::LoginAgain { session, .. } = &self.login.what { Some(session) } else { None }
     }
 
     /// The events that returned this token.
@@ -224,7 +234,7 @@ impl<'a> Writes<'a> {
             }
         }
         for writes in keys.values_mut() {
-            writes.threatened = story.threat.map_or(u64::MAX, |threat| threat.begun);
+            writes.threatened = story.threats.first().map_or(u64::MAX, |threat| threat.begun);
             writes.acknowledged.sort_unstable();
             let mut last = 0;
             for (_, begun) in &mut writes.acknowledged {
@@ -241,40 +251,73 @@ impl<'a> Writes<'a> {
         Some(self.acknowledged.get(count.checked_sub(1)?)?.1)
     }
 
-    /// Whether a read from `begun` to `ended` may return this value; `None` is no value.
-    fn may_be(&self, value: Option<u64>, begun: u64, ended: u64) -> bool {
-        let last = self.last_begun_of_those_done_by(begun);
-        let Some(value) = value else { return last.is_none() };
-        self.by_value.get(&value).is_some_and(|write| {
-            // A later write was acknowledged before, so this value is overwritten.
-            let over = last.is_some_and(|last| last > write.ended);
-            // It was applied, its reply was lost, the session ended, and the retry found no session. A later read does not see it.
-            let undone = write.answer == Answer::Refused && !(begun < write.ended && self.threatened < write.ended);
-            write.begun < ended && !undone && !over
-        })
+    /// Whether a read from `begun` to `ended` may return what this write wrote.
+    fn may_have(&self, write: &Event, begun: u64, ended: u64) -> bool {
+        // A later write was acknowledged before, so this value is overwritten.
+        let over = self.last_begun_of_those_done_by(begun).is_some_and(|last| last > write.ended);
+        // It was applied, its reply was lost, the session ended, and the retry found no session. A later read does not see it.
+        let undone = write.answer == Answer::Refused && !(begun < write.ended && self.threatened < write.ended);
+        write.begun < ended && !undone && !over
+    }
+}
+
+/// The writes of all sessions.
+struct AllWrites<'a> {
+    stories: &'a BTreeMap<&'a str, Story<'a>>,
+    by_session: BTreeMap<&'a str, BTreeMap<&'a str, Writes<'a>>>,
+}
+
+impl<'a> AllWrites<'a> {
+    fn of(stories: &'a BTreeMap<&'a str, Story<'a>>) -> Self {
+        Self { stories, by_session: stories.iter().map(|(id, story)| (*id, Writes::of(story))).collect() }
+    }
+
+    /// The session, the one that it replaced, and so on.
+    fn line(&self, id: &'a str) -> impl Iterator<Item = &'a str> {
+        std::iter::successors(Some(id), |id| self.stories.get(id)?.replaced())
+    }
+
+    /// Whether a read of session `id` from `begun` to `ended` may return this value; `None` is no value.
+    fn may_be(&self, id: &str, key: &str, value: Option<u64>, begun: u64, ended: u64) -> bool {
+        let own = self.by_session.get(id).and_then(|keys| keys.get(key));
+        if let Some(own) = own {
+            if let Some(write) = value.and_then(|value| own.by_value.get(&value)) {
+                return own.may_have(write, begun, ended);
+            }
+            if own.last_begun_of_those_done_by(begun).is_some() {
+                return false;
+            }
+        }
+        let login = self.stories.get(id).map(|story| story.login);
+        let old = self.stories.get(id).and_then(Story::replaced).and_then(|old| self.stories.get(old));
+        let (Some(login), Some(old)) = (login, old) else { return value.is_none() };
+        // If the old session ended in another way, its values are not taken over.
+        let ended_otherwise =
+            old.threats.iter().any(|threat| !std::ptr::eq(*threat, login) && threat.begun < login.ended);
+        value.is_none() && ended_otherwise || self.may_be(old.id, key, value, login.begun, login.ended)
     }
 }
 
 fn no_lost_write(stories: &BTreeMap<&str, Story<'_>>, end: &End) -> Vec<Violation> {
     let mut violations = Vec::new();
+    let writes = AllWrites::of(stories);
     for (id, story) in stories {
-        let mut writes = Writes::of(story);
         let looks = story.events.iter().filter_map(|event| match &event.answer {
             Answer::Values(values) => Some((Some(*event), values, event.begun, event.ended)),
             _ => None,
         });
         let looks = looks.chain(end.values.get(*id).map(|values| (None, values, u64::MAX, u64::MAX)));
         let looks: Vec<_> = looks.collect();
+        let written = || writes.line(id).filter_map(|id| writes.by_session.get(id));
         // A value that nobody wrote is a violation.
-        for key in looks.iter().flat_map(|(_, values, ..)| values.keys()) {
-            writes.entry(key).or_default();
-        }
-        for (key, writes) in &writes {
+        let read = looks.iter().flat_map(|(_, values, ..)| values.keys().map(String::as_str));
+        let keys: BTreeSet<&str> = written().flat_map(|keys| keys.keys().copied()).chain(read).collect();
+        for key in keys {
             for (look, values, begun, ended) in &looks {
-                let value = values.get(*key).copied();
-                if !writes.may_be(value, *begun, *ended) {
-                    let mut events = writes.all.clone();
-                    events.retain(|event| event.begun < *ended);
+                let value = values.get(key).copied();
+                if !writes.may_be(id, key, value, *begun, *ended) {
+                    let of_key = written().filter_map(|keys| keys.get(key)).flat_map(|writes| &writes.all).copied();
+                    let mut events: Vec<_> = of_key.filter(|event| event.begun < *ended).collect();
                     events.extend(*look);
                     let when = if look.is_some() { "" } else { " at the end" };
                     violations.push(violation(NO_LOST_WRITE, &format!("{key} of {id} is {value:?}{when}"), &events));
@@ -395,7 +438,7 @@ fn listed(events: &[Event], stories: &BTreeMap<&str, Story<'_>>, end: &End) -> V
         // Only a login without a response creates an unknown session.
         let unanswered: Vec<_> = events
             .iter()
-            .filter(|event| matches!(&event.what, What::Login { user: of } if of == user))
+            .filter(|event| matches!(&event.what, What::Login { user: of } | What::LoginAgain { user: of, .. } if of == user))
             .filter(|event| event.answer == Answer::Unknown)
             .collect();
         let unknown = listed.iter().filter(|id| !end.sessions.contains_key(*id)).count();
@@ -630,6 +673,39 @@ mod can_fail {
         };
         assert!(!is_found(read(4, 7, Some(1)), 4));
         assert!(is_found(read(4, 7, Some(1)), 6) && is_found(read(6, 7, Some(1)), 4));
+    }
+
+    /// A login over a session of its user takes over the values, and ends it.
+    #[test]
+    fn writes_lost_by_another_login_are_found() {
+        let first = Event { begun: 0, ended: 0, ..login(0, 0, "ana", "old") };
+        let again = |begun, ended| {
+            let what = What::LoginAgain { user: "ana".into(), session: "old".into() };
+            Event { given: Some(0), ..event(begun, ended, what, Answer::Session("s".into())) }
+        };
+        let of_old = |write: Event| match write.what {
+            What::Write { token, key, value, .. } => {
+                Event { what: What::Write { session: "old".into(), token, key, value }, ..write }
+            }
+            _ => write,
+        };
+        let one = of_old(write(1, 2, 1, Answer::Instead(None)));
+        let end = End { ..alive_with_one_token() };
+        fine(&[first.clone(), one.clone(), again(3, 4), read(5, 6, Some(1))], &end);
+        found(NO_LOST_WRITE, &[first.clone(), one.clone(), again(3, 4), read(5, 6, None)], &end);
+        found(NO_LOST_WRITE, &[first.clone(), again(3, 4), read(5, 6, Some(1))], &end);
+        let two = write(5, 6, 2, Answer::Instead(Some(1)));
+        found(NO_LOST_WRITE, &[first.clone(), one.clone(), again(3, 4), two.clone(), read(7, 8, Some(1))], &end);
+        fine(&[first.clone(), one.clone(), again(3, 4), two, read(7, 8, Some(2))], &end);
+        // A concurrent write may be taken over or not.
+        let late = of_old(write(3, 9, 1, Answer::Unknown));
+        for value in [None, Some(1)] {
+            fine(&[first.clone(), late.clone(), again(4, 5), read(6, 7, value)], &end);
+        }
+        let logout = event(3, 4, What::Revoke { session: "old".into() }, Answer::Done);
+        fine(&[first.clone(), one.clone(), logout, again(3, 6), read(7, 8, None)], &end);
+        let after = of_old(write(5, 6, 2, Answer::Instead(Some(1))));
+        found(NO_USE_AFTER_THE_END, &[first, one, again(3, 4), after], &end);
     }
 
     #[test]

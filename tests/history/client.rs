@@ -47,15 +47,44 @@ pub struct Event {
 /// Sessions by id, and tokens by their index in the session.
 #[derive(Clone, Debug)]
 pub enum What {
-    Login { user: String },
-    Write { session: String, token: usize, key: String, value: u64 },
-    Read { session: String, token: usize },
-    Rotate { session: String, token: usize },
-    Logout { session: String, token: usize },
-    Revoke { session: String },
-    RevokeUser { user: String },
-    List { user: String },
-    Use { ticket: usize },
+    Login {
+        user: String,
+    },
+    /// Over a session of the same user, which the new one replaces.
+    LoginAgain {
+        user: String,
+        session: String,
+    },
+    Write {
+        session: String,
+        token: usize,
+        key: String,
+        value: u64,
+    },
+    Read {
+        session: String,
+        token: usize,
+    },
+    Rotate {
+        session: String,
+        token: usize,
+    },
+    Logout {
+        session: String,
+        token: usize,
+    },
+    Revoke {
+        session: String,
+    },
+    RevokeUser {
+        user: String,
+    },
+    List {
+        user: String,
+    },
+    Use {
+        ticket: usize,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -337,12 +366,13 @@ impl Actor<'_> {
         };
         let token = asked.reply.as_ref().and_then(given);
         let id = token.as_ref().map(|token| Token::parse(token).unwrap().id().to_string());
-        if let (What::Login { .. }, Answer::Unknown, Some(id)) = (&what, &answer, &id) {
+        let logs_in = |what: &What| matches!(what, What::Login { .. } | What::LoginAgain { .. });
+        if let (true, Answer::Unknown, Some(id)) = (logs_in(&what), &answer, &id) {
             answer = Answer::Session(id.clone()); // an error with a token
         }
         let mut book = self.history.book();
         let ended = if asked.reply.is_some() { self.history.tick() } else { NEVER };
-        if let (What::Login { user }, Answer::Session(id)) = (&what, &answer) {
+        if let (What::Login { user } | What::LoginAgain { user, .. }, Answer::Session(id)) = (&what, &answer) {
             let known = Known { user: user.clone(), tokens: Vec::new() };
             book.sessions.insert(id.clone(), known);
             book.current.entry(user.clone()).or_default().insert(id.clone());
@@ -383,21 +413,11 @@ impl Actor<'_> {
 
     async fn login_again(&self, user: &str, held: Held, random: &mut Random) {
         let asked = self.ask(Method::POST, &format!("/relogin/{user}"), Some(&held.token), random).await;
-        let id = asked.reply.as_ref().and_then(given).map(|token| Token::parse(token).unwrap().id().to_string());
-        let rotate = What::Rotate { session: held.session.clone(), token: held.place };
-        let login = What::Login { user: user.to_owned() };
-        let refused = asked.reply.as_ref().is_some_and(|reply| reply.status == StatusCode::UNAUTHORIZED);
-        match id {
-            Some(id) if id == held.session => self.write_down(asked, rotate, |_| Answer::Done),
-            // It had ended, so the login creates another.
-            Some(id) => self.write_down(asked, login, |_| Answer::Session(id)),
-            None if refused => self.write_down(asked, rotate, |_| Answer::Done),
-            None => {
-                let ended_too = Asked { begun: asked.begun, reply: None };
-                self.write_down(ended_too, login, |_| Answer::Unknown);
-                self.write_down(asked, rotate, |_| Answer::Done);
-            }
+        let what = What::LoginAgain { user: user.to_owned(), session: held.session.clone() };
+        if asked.reply.as_ref().and_then(given).is_some() && random.below(4) > 0 {
+            self.leave(&held.session); // usually; sometimes the old token is used again
         }
+        self.write_down(asked, what, |value| Answer::Session(id(value)));
     }
 
     async fn write(&self, held: Held, pause: u64, random: &mut Random) {

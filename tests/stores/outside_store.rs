@@ -108,6 +108,7 @@ impl<C: Clock> SessionStore for SimpleStore<C> {
             }
             if let (Some(user), Some(limit)) = (new.record.user(), limits.sessions()) {
                 let mut mine = of_user(sessions, user, now);
+                mine.retain(|(id, _)| new.record.replaces() != Some(id));
                 let over = (mine.len() + 1).saturating_sub(limit);
                 if over > 0 && limits.when_full() == WhenFull::Reject {
                     return Created::Full;

@@ -216,14 +216,13 @@ impl MemoryStore {
 
     pub(super) fn create_now(&self, id: &SessionId, new: Entry, limits: Limits) -> Created {
         let now = self.clock.now();
-        let user = new.record.user();
         {
             let mut shard = self.shard_of(id, now);
             if let Some(known) = shard.known(id, &new, now) {
                 return known;
             }
             // If a session of the same user is evicted, no other place is needed.
-            match shard.make_room(id.tag(), user, limits, now) {
+            match shard.make_room(id.tag(), &new.record, limits, now) {
                 Room::Full => return Created::Full,
                 Room::Made(evicted) if !evicted.is_empty() => {
                     self.release(evicted.len() - 1);
@@ -242,7 +241,7 @@ impl MemoryStore {
             self.release(1);
             return known;
         }
-        match shard.make_room(id.tag(), user, limits, now) {
+        match shard.make_room(id.tag(), &new.record, limits, now) {
             Room::Full => {
                 self.release(1);
                 Created::Full

@@ -137,13 +137,14 @@ impl Shard {
         }
     }
 
-    /// Evicts as many sessions of `user` as needed for another one.
-    pub(super) fn make_room(&mut self, tag: Tag, user: Option<&str>, limits: Limits, now: Timestamp) -> Room {
-        let (Some(user), Some(limit)) = (user, limits.sessions()) else { return Room::Made(Vec::new()) };
+    /// Evicts as many sessions of the user as needed for a new one.
+    pub(super) fn make_room(&mut self, tag: Tag, new: &Record, limits: Limits, now: Timestamp) -> Room {
+        let (Some(user), Some(limit)) = (new.user(), limits.sessions()) else { return Room::Made(Vec::new()) };
         if self.users.get(&tag).is_none_or(|ids| ids.len() < limit) {
             return Room::Made(Vec::new());
         }
-        let live: Vec<_> = self.kept_of_user(tag, user, now).collect();
+        let others = self.kept_of_user(tag, user, now).filter(|(id, _)| new.replaces() != Some(id));
+        let live: Vec<_> = others.collect();
         let over = (live.len() + 1).saturating_sub(limit);
         if over > 0 && limits.when_full() == WhenFull::Reject {
             return Room::Full;

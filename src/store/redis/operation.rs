@@ -164,7 +164,9 @@ impl Operation<'_> {
             WhenFull::EvictOldest => "oldest",
             WhenFull::EvictLeastRecentlyUsed => "used",
         };
-        args.extend([keys.prefix().into_bytes(), text(limits.sessions().unwrap_or(0)), policy.into()]);
+        let replaced = new.record.replaces().filter(|old| old.tag() == id.tag());
+        let replaced = replaced.map(|old| self.prefix().keys(old).member).unwrap_or_default();
+        args.extend([keys.prefix().into(), text(limits.sessions().unwrap_or(0)), policy.into(), replaced.into()]);
         match self.run(&self.scripts.create, &keys.all, args).await? {
             Value::Array(answer) => match answer.split_first() {
                 Some((Value::Int(1), evicted)) => Ok((Created::Done { evicted: ids(id.slot_tag(), evicted) }, true)),

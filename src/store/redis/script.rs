@@ -145,11 +145,11 @@ local function index(key, member, ttl, tombstone_ttl)
 end
 "#;
 
-/// `{1, evicted…}`: created. `{0}`: the id exists. `{-2}`: the id has ended or expired. `{-1}`: the limit is reached. The index still has the
+/// `replaced` is the member of the session that the new one replaces, if it is in this index. `{1, evicted…}`: created. `{0}`: the id exists. `{-2}`: the id has ended or expired. `{-1}`: the limit is reached. The index still has the
 /// ids of expired sessions.
 const CREATE: &str = r#"
 local n, head, tail, ttl, member, tombstone_ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
-local prefix, limit, policy = ARGV[7], tonumber(ARGV[8]), ARGV[9]
+local prefix, limit, policy, replaced = ARGV[7], tonumber(ARGV[8]), ARGV[9], ARGV[10]
 local found = redis.call('GET', KEYS[1])
 local epoch = redis.call('GET', KEYS[3])
 if live(found, epoch) then
@@ -165,7 +165,7 @@ if limit > 0 then
     for _, other in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
       local key = prefix .. other
       local found = redis.call('GET', key)
-      if live(found, epoch) then
+      if other ~= replaced and live(found, epoch) then
         local created, written, idle = string.match(found, '"t":%[(%d+),(%d+),(%d+),')
         created, written, idle = created or 0, written or 0, idle or 0 -- a corrupt record is evicted first
         local used = math.max(created + written, time + redis.call('PTTL', key) - idle)

@@ -59,6 +59,10 @@ async fn limits_hold(store: &dyn SessionStore, advance: &impl AsyncFn(Duration),
         let case = format!("an ended session makes room, a limit of {limit}");
         report.case(case, ended_makes_room(store, limit).await);
     }
+    for policy in [WhenFull::Reject, WhenFull::EvictOldest, WhenFull::EvictLeastRecentlyUsed] {
+        let case = format!("a session takes the place of the one that it replaces, {policy:?}");
+        report.case(case, replacement_takes_the_place(store, policy).await);
+    }
     report.case("expired sessions make room", expired_make_room(store, advance).await);
 }
 
@@ -621,6 +625,26 @@ async fn expired(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> 
         check!(matches!(outcome, Outcome::Gone), "{outcome:?}");
     }
     alive(store, &user, &[], &of_user).await
+}
+
+async fn replacement_takes_the_place(store: &dyn SessionStore, policy: WhenFull) -> Result<(), String> {
+    let (user, limits) = (new_user()?, Limits::per_user(2, policy));
+    let (old, other) = (create(store, &user, limits).await?.0, create(store, &user, limits).await?.0);
+    let mut new = crate::store::Record::clone(&new_entry(Some(&user))?.record);
+    new.replaces = Some(old);
+    let (id, new) = (new_id(Some(&user))?, Entry { record: new.into(), ttl: HOUR });
+    let created = answered(store.create(&id, new.clone(), limits).await)?;
+    check!(created == Created::Done { evicted: Vec::new() }, "{created:?}");
+    alive(store, &user, &[old, other, id], &[]).await?;
+    answered(store.end(&old, End::Replaced { expected: None, successor: id }).await)?;
+    // A session that has ended keeps no place.
+    let created = answered(store.create(&new_id(Some(&user))?, new, limits).await)?;
+    let holds = match policy {
+        WhenFull::Reject => created == Created::Full,
+        _ => matches!(&created, Created::Done { evicted } if evicted.len() == 1),
+    };
+    check!(holds, "{created:?}");
+    Ok(())
 }
 
 async fn expired_make_room(store: &dyn SessionStore, advance: &impl AsyncFn(Duration)) -> Result<(), String> {
