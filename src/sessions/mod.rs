@@ -207,10 +207,14 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`] if the store is unavailable.
     pub async fn list(&self, user: &str) -> Result<Vec<SessionInfo>, StoreError> {
-        let mut sessions = Vec::new();
+        let (mut sessions, mut replaced) = (Vec::new(), Vec::new());
         for (id, loaded) in self.context.store().list(user).await? {
-            sessions.extend(self.begun(id, &loaded).await?);
+            if let Some(session) = self.begun(id, &loaded).await? {
+                sessions.push(session);
+                replaced.extend(loaded.record.replaces); // ended since the store listed it
+            }
         }
+        sessions.retain(|session| !replaced.contains(&session.id()));
         sessions.sort_by_key(SessionInfo::created_at); // stable: a store lists the oldest first
         sessions.reverse();
         Ok(sessions)
