@@ -169,6 +169,7 @@ async fn each_kind_of_request() -> Scrape {
     copy.one(json!(["user"])).await;
     assert_eq!(metrics.get(&requests("cookie", "superseded")), 1.0);
     assert_eq!(metrics.get(r#"session_rotation_total{case="superseded"}"#), 1.0);
+    dan.one(json!(["user"])).await; // with the new token
     clock.advance(MINUTE);
     copy.one(json!(["user"])).await;
     assert_eq!(metrics.get(&requests("cookie", "reused")), 1.0);
@@ -663,6 +664,7 @@ async fn security_events_name_user_and_client_and_no_secret() {
     let thief = ana.twin();
     send(&ana, json!([["rotate"]])).await;
     secrets.push(ana.cookie(COOKIE).unwrap());
+    send(&ana, json!([["user"]])).await;
     clock.advance(MINUTE);
     send(&thief, json!([["user"]])).await;
     for event in trace.security() {
