@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
 use crate::{
     credential::Credentials,
+    endings::Endings,
     error_chain::ErrorChain,
     event::{Event, EventKind},
     health::Monitor,
@@ -23,7 +24,7 @@ use crate::{
     record::{Json, Record},
     security,
     store::{Ability, Found, SessionStore, StoreError, StoreExt, observed::Observed},
-    subscription,
+    subscription::{self, Events},
     time::Clock,
     token::SessionId,
 };
@@ -49,6 +50,7 @@ pub(crate) struct LayerContext {
     pub(crate) announcer: Announcer,
     pub(crate) security: Arc<security::EventRateLimit>,
     pub(crate) monitor: Arc<Monitor>,
+    pub(crate) endings: Arc<Endings>,
 }
 
 /// The limits of a user.
@@ -175,6 +177,12 @@ impl LayerContext {
             event
         };
         all.into_iter().map(record).collect()
+    }
+
+    /// Subscribes to the events of all processes.
+    pub(crate) async fn subscribe(&self) -> Result<Events, StoreError> {
+        let Announcer { origin, .. } = self.announcer;
+        Events::subscribe(self.announcer.subscribe(), self.store.clone(), origin).await
     }
 
     /// Publishes events to other processes. A failure is only logged.

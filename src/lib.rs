@@ -89,6 +89,7 @@ mod axum_integration; // not `axum`: `use tower_keep::*` must not shadow the cra
 mod context;
 mod credential;
 mod ended;
+mod endings;
 mod error_chain;
 mod event;
 #[cfg(feature = "grpc")]

@@ -84,6 +84,7 @@ impl SessionLayer {
             announcer: Announcer::new(),
             security: Arc::default(),
             monitor: Arc::default(),
+            endings: Arc::default(),
         };
         Self { context: Arc::new(context), policy: Policy::new(), reject: EmptyBody }
     }

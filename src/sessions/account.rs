@@ -77,7 +77,7 @@ impl Session {
         self.revoke_others().await
     }
 
-    fn sessions(&self) -> Sessions {
+    pub(super) fn sessions(&self) -> Sessions {
         Sessions::new(self.context().clone()).for_client(self.client_ip())
     }
 }

@@ -5,6 +5,7 @@ mod info;
 mod new;
 mod scan;
 mod transfer;
+mod until_ended;
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -365,7 +366,8 @@ impl Sessions {
     /// The events of sessions from now on, of this process and, if the store [shares
     /// events](crate::store::redis::RedisConfig::share_events), of others.
     ///
-    /// An event may arrive twice: it is published again if the connection to the store is lost.
+    /// An event may arrive twice: it is published again if the connection to the store is lost. Each subscription asks the store for the
+    /// events of other processes twice a second. To wait for the end of a session, use [`until_ended`](Self::until_ended).
     ///
     /// # Errors
     /// [`StoreError`] if the store is unavailable, because the start of the stream is then unknown.
@@ -384,8 +386,7 @@ impl Sessions {
     /// # let _ = watch;
     /// ```
     pub async fn events(&self) -> Result<Events, StoreError> {
-        let here = self.context.announcer.subscribe();
-        Events::subscribe(here, self.context.store.clone(), self.context.announcer.origin).await
+        self.context.subscribe().await
     }
 
     /// The counters of the layer and its clones.

@@ -195,3 +195,107 @@ async fn a_function_that_takes_a_session_can_be_tested_alone() {
     session.load().await.unwrap();
     assert_eq!((session.user().unwrap().as_deref(), session.get::<u32>("k").unwrap()), (Some("ana"), Some(1)));
 }
+
+/// Starts waiting, and returns after the first look at the store.
+async fn waiting(session: &Session) -> tokio::task::JoinHandle<Option<EndReason>> {
+    let session = session.clone();
+    let task = tokio::spawn(async move { session.until_ended().await.unwrap() });
+    tokio::task::yield_now().await;
+    task
+}
+
+#[tokio::test]
+async fn a_socket_learns_that_its_session_has_ended() {
+    let layer = layer(MemoryStore::new());
+    for (end, reason) in [
+        (json!(["logout"]), EndReason::LoggedOut),
+        (json!(["login", "ana"]), EndReason::Replaced),
+        (json!(["consume"]), EndReason::Used),
+    ] {
+        let (_app, client, session) = connected(&layer).await;
+        let others = layer.sessions().create("ana").await.unwrap();
+        let (one, two) = (waiting(&session).await, waiting(&session).await);
+        layer.sessions().revoke(&others.id()).await.unwrap();
+        client.perform(json!([end])).await;
+        assert_eq!((one.await.unwrap(), two.await.unwrap()), (Some(reason), Some(reason)));
+        // It had ended before.
+        assert_eq!(session.until_ended().await.unwrap(), Some(reason));
+    }
+}
+
+#[tokio::test]
+async fn a_socket_learns_that_its_session_was_ended_by_another_process() {
+    let server = RedisServer::start().await;
+    let config = RedisConfig::from_url(&server.url()).unwrap().share_events(1000);
+    let (layer, elsewhere) = (layer(RedisStore::new(config.clone())), layer(RedisStore::new(config)));
+    let (_app, _client, session) = connected(&layer).await;
+    let task = waiting(&session).await;
+    assert_eq!(elsewhere.sessions().revoke_user("ana").await.unwrap(), 1);
+    assert_eq!(task.await.unwrap(), Some(EndReason::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_learns_that_its_session_has_expired() {
+    let clock = ManualClock::new();
+    let layer = layer(MemoryStore::new().clock(clock.clone())).clock(clock.clone());
+    for user in [Some("ana"), None] {
+        let token = match user {
+            Some(user) => layer.sessions().create(user).await.unwrap(),
+            None => layer.sessions().create(tower_keep::NewSession::anonymous()).await.unwrap(),
+        };
+        let (sessions, id) = (layer.sessions(), token.id());
+        let task = tokio::spawn(async move { sessions.until_ended(&id).await });
+        tokio::time::sleep(MINUTE).await;
+        assert!(!task.is_finished());
+        clock.advance(30 * MINUTE);
+        assert_eq!(task.await.unwrap(), Some(EndReason::Expired));
+    }
+    let unknown = SessionLayer::new(MemoryStore::new()).sessions().create("ana").await.unwrap();
+    assert_eq!(layer.sessions().until_ended(&unknown.id()).await, None);
+}
+
+/// A hundred sockets ask as often as one. If the one that asks is closed, another one does.
+#[tokio::test(start_paused = true)]
+async fn all_sockets_of_a_process_share_one_subscription() {
+    let spy = Spy::new();
+    let layer = layer(spy.clone());
+    let mut sockets = Vec::new();
+    for n in 0..100 {
+        let (sessions, id) = (layer.sessions(), layer.sessions().create(format!("user{n}")).await.unwrap().id());
+        sockets.push(tokio::spawn(async move { sessions.until_ended(&id).await }));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop((spy.calls(), spy.event_reads()));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(spy.calls(), [""; 0]);
+    let reads = spy.event_reads();
+    assert!((15..=25).contains(&reads), "{reads}");
+    for closed in 0..50 {
+        sockets[closed].abort();
+    }
+    layer.sessions().revoke_user("user99").await.unwrap();
+    assert_eq!(sockets.pop().unwrap().await.unwrap(), Some(EndReason::Revoked));
+    sockets.iter().for_each(|socket| socket.abort());
+    for socket in sockets {
+        assert!(socket.await.unwrap_err().is_cancelled());
+    }
+    // Nobody waits, so nobody asks.
+    spy.event_reads();
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(spy.event_reads(), 0);
+}
+
+/// Its end is noticed after the outage.
+#[tokio::test(start_paused = true)]
+async fn a_socket_survives_an_outage() {
+    let spy = Spy::new();
+    let layer = layer(spy.clone());
+    let (sessions, id) = (layer.sessions(), layer.sessions().create("ana").await.unwrap().id());
+    spy.go_down();
+    let task = tokio::spawn(async move { sessions.until_ended(&id).await });
+    tokio::time::sleep(MINUTE).await;
+    assert!(!task.is_finished());
+    spy.recover();
+    layer.sessions().revoke(&id).await.unwrap();
+    assert_eq!(task.await.unwrap(), Some(EndReason::Revoked));
+}

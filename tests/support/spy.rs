@@ -31,6 +31,7 @@ struct State {
     next: HashMap<&'static str, Fault>,
     no_ttl: bool,
     hangs_on_events: bool,
+    event_reads: usize,
     /// Fails for this many calls, then works for as many.
     shift: Option<usize>,
     shifts: usize,
@@ -162,6 +163,11 @@ impl Spy {
         hold
     }
 
+    /// The number of reads of events since the last call of this method.
+    pub fn event_reads(&self) -> usize {
+        std::mem::take(&mut self.state().event_reads)
+    }
+
     /// From now on publishing an event hangs.
     pub fn hang_on_events(&self) {
         self.state().hangs_on_events = true;
@@ -235,7 +241,8 @@ impl StoreWrapper for Spy {
     fn call<'s, O: Operation + 's>(&'s self, operation: O) -> StoreFuture<'s, O::Reply> {
         let (name, no_ttl) = (operation.name(), self.state().no_ttl);
         if name == "publish" || name == "events" {
-            // Not recorded: no session depends on events.
+            // Not among the calls: no session depends on events.
+            self.state().event_reads += usize::from(name == "events");
             return if self.state().hangs_on_events {
                 StoreFuture::boxed(std::future::pending())
             } else {
