@@ -11,3 +11,4 @@ mod erp;
 mod examples;
 mod iframe_auth;
 mod jwt_auth;
+mod websocket;
