@@ -61,9 +61,15 @@ need promtool prometheus prometheus
 need openssl openssl openssl
 need cc gcc gcc # for ring and AWS-LC: TLS, JWTs, and the certificates of the tests
 need_pyjwt
+# For tests/servers.sh. Without it, that says what is missing.
+python3 -m pip --version >/dev/null 2>&1 || install python3-pip python3-pip py3-pip python-pip python || true
 
 # A full run compiles everything once: what the next build could reuse would only cost time and space.
 export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 # Most tests wait for servers, so there are more threads than cores.
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
-cargo test --all-features "$@"
+status=0
+cargo test --all-features "$@" || status=$?
+# A selection by arguments runs on the server of the system only.
+case "$*" in "" | --no-fail-fast) tests/servers.sh --short || status=$? ;; esac
+exit "$status"

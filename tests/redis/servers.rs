@@ -333,7 +333,8 @@ mod cluster {
         assert_eq!(cluster.nodes[to].try_command("GET {k}0").await.unwrap_err().code(), Some("MOVED"));
         assert_eq!(cluster.nodes[from].get("{k}1").await, "v1");
         let both = cluster.nodes[from].try_command("MGET {k}0 {k}1").await;
-        assert_eq!(both.unwrap_err().code(), Some("TRYAGAIN"));
+        let both = both.unwrap_err();
+        assert!(matches!(both.code(), Some("TRYAGAIN" | "ASK")), "{both}"); // ASK: Redis 6
         migration.move_keys().await;
         migration.finish().await;
         assert_eq!(cluster.node_of_slot(slot).await, to);
