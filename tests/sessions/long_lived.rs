@@ -270,9 +270,7 @@ async fn all_sockets_of_a_process_share_one_subscription() {
     assert_eq!(spy.calls(), [""; 0]);
     let reads = spy.event_reads();
     assert!((15..=25).contains(&reads), "{reads}");
-    for closed in 0..50 {
-        sockets[closed].abort();
-    }
+    sockets[..50].iter().for_each(|socket| socket.abort());
     layer.sessions().revoke_user("user99").await.unwrap();
     assert_eq!(sockets.pop().unwrap().await.unwrap(), Some(EndReason::Revoked));
     sockets.iter().for_each(|socket| socket.abort());
