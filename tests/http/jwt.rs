@@ -102,7 +102,7 @@ impl World {
     }
 
     async fn refresh(&self, pair: &JwtPair) -> Result<JwtPair, JwtRefreshError> {
-        self.jwt.refresh(&self.sessions(), refresh_token(&pair)).await
+        self.jwt.refresh(&self.sessions(), refresh_token(pair)).await
     }
 
     /// The response of each instance to the access token.
@@ -1059,7 +1059,7 @@ mod refreshing {
                     }
                     json!({})
                 };
-                let result = world.jwt.refresh_with(&sessions, refresh_token(&pair), interfere).await;
+                let result = world.jwt.refresh_with(&sessions, refresh_token(pair), interfere).await;
                 (result, interfered.into_inner())
             };
             let pair = world.login().await;
