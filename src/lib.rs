@@ -139,7 +139,7 @@ pub use crate::{
     limits::{Limits, WhenFull},
     metadata::{ClientInfo, ForwardedHeader, InvalidProxy, Metadata, PeerAddr},
     observe::Stats,
-    session::{Session, SessionError, Typed},
+    session::{Lease, Session, SessionError, Typed},
     sessions::{Consumed, Export, ImportError, Imported, NewSession, Scan, SessionInfo, Sessions},
     store::{MemoryStore, health::HealthStatus},
     subscription::{Events, Missed},

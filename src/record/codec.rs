@@ -6,11 +6,11 @@
 //! }….user.ana.data..visits.                                                   the body in MessagePack
 //! ```
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Data, Record, Rotation, Version};
+use super::{Data, Lease, Record, Rotation, Version};
 use crate::{
     metadata::Metadata,
     time::{Timestamp, millis},
@@ -72,6 +72,9 @@ struct Body<D> {
     persistent: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<Arc<str>>,
+    /// By name: holder, until.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    leases: BTreeMap<Arc<str>, (u64, u64)>,
     #[serde(default, skip_serializing_if = "is_empty")]
     meta: Arc<Metadata>,
     data: D,
@@ -131,6 +134,11 @@ impl Record {
             replaces: self.replaces,
             persistent: self.persistent,
             user: self.user.clone(),
+            leases: self
+                .leases
+                .iter()
+                .map(|(name, lease)| (name.clone(), (lease.holder, lease.until.as_millis())))
+                .collect(),
             meta: self.metadata.clone(),
             data,
         }
@@ -156,7 +164,9 @@ impl Record {
                 let body = [b"{", fields].concat();
                 let body: Body<Data> = serde_json::from_slice(&body).map_err(|_| InvalidRecord)?;
                 let older = head.v == format::FIRST;
-                if older && (body.g.is_some() || body.replaces.is_some() || !body.meta.is_empty()) {
+                let has_later_fields =
+                    body.g.is_some() || body.replaces.is_some() || !body.meta.is_empty() || !body.leases.is_empty();
+                if older && has_later_fields {
                     return Err(InvalidRecord);
                 }
                 Self::assembled(version, head.t, body)
@@ -164,9 +174,9 @@ impl Record {
             #[cfg(feature = "messagepack")]
             (format::MESSAGEPACK, Some((b'}', packed))) => {
                 let body: Body<super::packed::Packed> = super::packed::read(packed).ok_or(InvalidRecord)?;
-                let Body { g, unused, replaces, persistent, user, meta, data } = body;
+                let Body { g, unused, replaces, persistent, user, leases, meta, data } = body;
                 let data = data.unpacked().ok_or(InvalidRecord)?;
-                Self::assembled(version, head.t, Body { g, unused, replaces, persistent, user, meta, data })
+                Self::assembled(version, head.t, Body { g, unused, replaces, persistent, user, leases, meta, data })
             }
             _ => Err(InvalidRecord),
         }
@@ -204,6 +214,11 @@ impl Record {
             replaces: body.replaces,
             persistent: body.persistent,
             user: body.user,
+            leases: body
+                .leases
+                .into_iter()
+                .map(|(name, (holder, until))| (name, Lease { holder, until: Timestamp::from_millis(until) }))
+                .collect(),
             metadata: body.meta,
             data: body.data,
         })

@@ -38,7 +38,7 @@ pub(crate) type Data = BTreeMap<Arc<str>, Json>;
 /// `v` is the format, `n` the version (each write has a new one), `t` times in milliseconds: creation (since the Unix epoch), last
 /// write (since creation), idle timeout, absolute timeout. `data` has the values. Optional fields: `g` the rotation (current and
 /// previous token, time, grace window), `replaces` the old session of a pending login, `persistent` if the cookie outlives the
-/// browser session, `user`, and `meta` the metadata. `unused` is explained at the rotation.
+/// browser session, `user`, and `meta` the metadata. `unused` if the client has not used the current token yet, and `leases`.
 ///
 /// [`Codec::MessagePack`] is another encoding. [`decode`](Self::decode) reads all formats.
 #[derive(Clone, Debug)]
@@ -53,8 +53,16 @@ pub struct Record {
     pub(crate) replaces: Option<SessionId>,
     pub(crate) persistent: bool,
     pub(crate) user: Option<Arc<str>>,
+    pub(crate) leases: BTreeMap<Arc<str>, Lease>,
     pub(crate) metadata: Arc<Metadata>,
     pub(crate) data: Data,
+}
+
+/// Who holds a lease of the session, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) holder: u64,
+    pub(crate) until: Timestamp,
 }
 
 /// The current and previous token of a session.
@@ -98,6 +106,7 @@ impl Record {
             replaces: None,
             persistent: lifetime.is_persistent(),
             user: None,
+            leases: BTreeMap::new(),
             metadata: Arc::default(),
             data: Data::new(),
         }
@@ -234,11 +243,12 @@ impl Record {
         }
     }
 
-    /// The length of user, metadata, keys and values in bytes.
+    /// The length of user, metadata, leases, keys and values in bytes.
     pub(crate) fn weight(&self) -> usize {
         let user = self.user.as_ref().map_or(0, |user| user.len());
         let values = self.data.iter().map(|(key, value)| key.len() + value.text().len()).sum::<usize>();
-        user + self.metadata.weight() + values
+        let leases = self.leases.keys().map(|name| name.len() + size_of::<Lease>()).sum::<usize>();
+        user + self.metadata.weight() + values + leases
     }
 
     /// The JSON encoding. The [version](Version::of) is always at the same position.

@@ -31,6 +31,7 @@ mod changes;
 mod error;
 mod events;
 mod finish;
+mod lease;
 mod lifecycle;
 mod long_lived;
 mod lookup;
@@ -53,7 +54,7 @@ use http::StatusCode;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) use self::write::Delivery;
-pub use self::{error::SessionError, typed::Typed};
+pub use self::{error::SessionError, lease::Lease, typed::Typed};
 use self::{
     lookup_outcome::LookupOutcome,
     plan::Environment,

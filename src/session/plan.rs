@@ -143,6 +143,7 @@ impl Record {
     fn begin_transfer(&mut self, old: &Snapshot) {
         self.replaces = Some(old.id);
         self.rotation = None; // the new session has its own token
+        self.leases.clear();
     }
 }
 

@@ -8,6 +8,7 @@ mod support;
 mod cancellation;
 mod devices;
 mod handled;
+mod lease;
 mod long_lived;
 mod model;
 mod races;

@@ -555,7 +555,12 @@ mod records {
         assert_eq!(record.version().to_string(), "AAAAAxbk0fTjK8pw");
         assert_eq!(String::from_utf8(record.encode()).unwrap(), FORMAT_1.replace("\"v\":1", "\"v\":2"));
         // A later field is not part of this format.
-        for later in [r#""g":["abcdefghijklmnop","",1,1],"#, r#""meta":{"ua":"x"},"#] {
+        for later in [
+            r#""g":["abcdefghijklmnop","",1,1],"#,
+            r#""meta":{"ua":"x"},"#,
+            r#""leases":{"a":[1,2]},"#,
+            r#""unused":true,"#,
+        ] {
             assert_refused(FORMAT_1.replace(r#""user""#, &format!(r#"{later}"user""#)));
         }
     }
