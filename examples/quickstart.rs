@@ -18,6 +18,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 use support::Credentials;
+use tower_http::csrf::CsrfLayer;
 use tower_keep::{Bearer, Rejection, Session, SessionError, SessionLayer, Sessions, store};
 
 #[tokio::main]
@@ -41,6 +42,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .route_service("/health/{probe}", sessions.health_service()) // live, ready, and a report for operators
         .with_state(sessions.clone())
         .layer(layer)
+        .layer(CsrfLayer::new()) // refuses what the pages of other sites send
         .route("/metrics", support::metrics::route(sessions)?); // keep it private
     let stopped = support::stopped()?;
     let listener = support::listen(store).await?;

@@ -140,6 +140,21 @@ mod quickstart {
     }
 
     #[tokio::test]
+    async fn a_form_of_another_site_logs_nobody_in() {
+        let server = Server::start("quickstart", &[]).await;
+        let (client, body) = (server.client(), Bytes::from("user=mallory"));
+        let form = ("content-type", "application/x-www-form-urlencoded");
+        for (name, value) in [("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")] {
+            let reply = client.request(Method::POST, "/login", &[form, (name, value)], body.clone()).await;
+            assert_eq!((reply.status, reply.set_cookies().len()), (StatusCode::FORBIDDEN, 0), "{name}");
+        }
+        for (name, value) in [("sec-fetch-site", "same-origin"), ("origin", &*server.url)] {
+            let reply = client.request(Method::POST, "/login", &[form, (name, value)], body.clone()).await;
+            assert_eq!(reply.status, StatusCode::SEE_OTHER, "{name}");
+        }
+    }
+
+    #[tokio::test]
     async fn keeps_its_contract_in_memory() {
         keeps_its_contract(&Server::start("quickstart", &[]).await, "memory").await;
     }
