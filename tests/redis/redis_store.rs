@@ -1,6 +1,9 @@
 //! Sessions in a real Redis: the stored data, the cost, several instances, and the configuration.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use crate::support::{
     app::App,
@@ -18,7 +21,7 @@ use tower_keep::{
     Bearer, HealthStatus, Lifetime, ManualClock, SessionLayer,
     store::{
         Health, SessionStore,
-        redis::{InvalidRedisConfig, RedisConfig, RedisStore},
+        redis::{InvalidRedisConfig, RedisConfig, RedisCredentials, RedisStore},
     },
 };
 
@@ -586,6 +589,57 @@ mod connecting {
         assert!(keeps_sessions(config_of(&format!("redis://default:open-sesame@{at}"))).await);
         assert!(!keeps_sessions(config_of(&format!("redis://:wrong@{at}"))).await);
         assert!(!keeps_sessions(config_of(&format!("redis://{at}"))).await);
+    }
+
+    /// A token of a cloud provider, for example.
+    #[tokio::test]
+    async fn with_a_password_that_changes() {
+        let server = RedisServer::start().await;
+        server.command("ACL SETUSER app on >of-monday ~* &* +@all").await;
+        let password = Arc::new(Mutex::new("of-monday"));
+        let current = password.clone();
+        let config = config_of(&format!("redis://127.0.0.1:{}/", server.port())).credentials(move || {
+            let password = *current.lock().unwrap();
+            async move { Ok(RedisCredentials::user("app", password)) }
+        });
+        let sessions = layer(config.clone()).sessions();
+        sessions.create("ana").await.unwrap();
+        server.command("ACL SETUSER app resetpass >of-tuesday").await;
+        *password.lock().unwrap() = "of-tuesday";
+        // The connection is kept, and a new one has the new password.
+        assert_eq!(sessions.list("ana").await.unwrap().len(), 1);
+        server.command("CLIENT KILL TYPE normal SKIPME yes").await;
+        eventually("it is connected again", async || sessions.list("ana").await.is_ok()).await;
+        assert!(text(&server.command("CLIENT LIST").await).contains("user=app"));
+        assert!(!format!("{config:?}").contains("of-tuesday"));
+        // Without credentials there is no connection.
+        let none = config.credentials(async || Err("the provider is down".into()));
+        let error = layer(none).sessions().list("ana").await.unwrap_err();
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let causes: Vec<_> = causes.map(ToString::to_string).collect();
+        assert!(causes.last().unwrap().contains("the provider is down"), "{causes:?}");
+    }
+
+    /// Some proxies and older servers speak only RESP2.
+    #[tokio::test]
+    async fn without_the_command_hello() {
+        let args = ["--requirepass", "open-sesame", "--rename-command", "HELLO", "HELLO-IS-DISABLED"];
+        let server = RedisServer::start_with(&args).await;
+        let config = config_of(&format!("redis://:open-sesame@127.0.0.1:{}/", server.port()));
+        assert!(keeps_sessions(config.clone()).await);
+        // Each kind of reply, and a connection that is lost.
+        let layer = layer(config).limits(tower_keep::Limits::per_user(2, tower_keep::WhenFull::EvictOldest));
+        let (app, sessions) = (App::start(layer.clone()).await, layer.sessions());
+        let client = app.client();
+        client.perform(json!([["login", "ana"], ["insert", "k", 1]])).await;
+        for _ in 0..2 {
+            sessions.create("ana").await.unwrap();
+        }
+        assert_eq!((sessions.list("ana").await.unwrap().len(), sessions.count().await.unwrap()), (2, 3));
+        assert_eq!(client.one(json!(["ended"])).await, "evicted");
+        server.command("CLIENT KILL TYPE normal SKIPME yes").await;
+        eventually("it is connected again", async || sessions.list("ana").await.is_ok()).await;
+        assert_eq!(sessions.revoke_user("ana").await.unwrap(), 2);
     }
 
     #[tokio::test]

@@ -115,7 +115,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-pub use self::config::{InvalidRedisConfig, RedisConfig};
+pub use self::config::{InvalidRedisConfig, RedisConfig, RedisCredentials};
 pub(crate) use self::error::status_code;
 #[cfg(feature = "redis-pool")]
 pub use self::redis_pool::{PooledConnection, RedisPool};

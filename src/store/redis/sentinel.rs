@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     RedisConfig,
-    client::{client, jittered},
+    client::{client, connect, jittered},
     config::Address,
     error::{Failure, reply},
 };
@@ -51,8 +51,7 @@ impl Sentinels {
             Some(address) => address,
             None => self.ask(config).await?,
         };
-        let client = client(config, &master, &config.login)?;
-        let mut connection = client.get_multiplexed_async_connection_with_config(options).await?;
+        let mut connection = connect(config, &master, options).await?;
         is_master(&reply(connection.send_packed_command(&role()).await?)?)?;
         tracing::debug!(server = %master, master = %self.master, "connected to the master");
         Ok(connection)

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use redis::{
-    AsyncConnectionConfig, Cmd, PushInfo, Value,
+    Cmd, PushInfo, Value,
     aio::{MultiplexedConnection, SendError},
     cmd,
 };
@@ -13,7 +13,12 @@ use tracing::Span;
 
 #[cfg(feature = "redis-sentinel")]
 use super::sentinel::{Sentinels, is_master, role};
-use super::{RedisConfig, client::client, config::Address, error::Failure};
+use super::{
+    RedisConfig,
+    client::{connect, without_pushes},
+    config::Address,
+    error::Failure,
+};
 
 /// The server of a shared connection.
 #[derive(Clone)]
@@ -31,16 +36,9 @@ impl Target {
         config: &RedisConfig,
         on_push: impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static,
     ) -> Result<MultiplexedConnection, Failure> {
-        // No timeout of the client: the deadline of the operation includes waiting for a connection.
-        let options = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(config.connect_timeout))
-            .set_response_timeout(None)
-            .set_push_sender(on_push);
+        let options = without_pushes(config).set_push_sender(on_push);
         match self {
-            Self::Server(address) => {
-                let client = client(config, address, &config.login)?;
-                Ok(client.get_multiplexed_async_connection_with_config(&options).await?)
-            }
+            Self::Server(address) => Ok(connect(config, address, &options).await?),
             #[cfg(feature = "redis-sentinel")]
             Self::Master(sentinels) => sentinels.connect_to_master(config, &options).await,
         }

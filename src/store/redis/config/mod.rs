@@ -2,6 +2,7 @@
 //!
 //! `place.rs` has the addresses, `tls.rs` the TLS settings, `parts.rs` the settings from the environment or a file.
 
+mod credentials;
 mod error;
 mod parts;
 mod place;
@@ -9,17 +10,17 @@ mod tls;
 
 #[cfg(feature = "redis-pool")]
 use std::sync::Arc;
-use std::{fmt, time::Duration};
+use std::{error::Error, fmt, future::Future, time::Duration};
 
 use redis::RedisConnectionInfo;
 use serde::Deserialize;
 
-pub use self::error::InvalidRedisConfig;
-use self::error::Problem;
 pub(super) use self::place::{Address, Servers};
 pub(super) use self::tls::Tls;
 #[cfg(feature = "redis-tls")]
 pub(super) use self::tls::install_provider;
+use self::{credentials::Provider, error::Problem};
+pub use self::{credentials::RedisCredentials, error::InvalidRedisConfig};
 #[cfg(feature = "redis-pool")]
 use super::redis_pool::RedisPool;
 use crate::{
@@ -75,6 +76,7 @@ pub struct RedisConfig {
     pub(super) max_sessions: Option<usize>,
     pub(super) shared_events: Option<usize>,
     pub(super) replicas: Option<usize>,
+    pub(super) credentials: Option<Provider>,
 }
 
 impl RedisConfig {
@@ -225,6 +227,7 @@ impl RedisConfig {
             max_sessions: None,
             shared_events: None,
             replicas: None,
+            credentials: None,
         }
     }
 
@@ -438,6 +441,33 @@ impl RedisConfig {
     #[must_use]
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.max_sessions = Some(sessions.max(1));
+        self
+    }
+
+    /// Asks `provide` for the credentials at each new connection, instead of using those of the URL: for passwords that change, such as the
+    /// tokens of cloud providers. Default: the credentials of the URL or of the environment.
+    ///
+    /// It is called within the [connect timeout](Self::connect_timeout). An error is logged, so it must not contain a secret; connecting is
+    /// tried again later. Existing connections keep the credentials that they were opened with. Sentinels have their own login.
+    ///
+    /// ```
+    /// use tower_keep::store::redis::{RedisConfig, RedisCredentials};
+    ///
+    /// async fn token() -> Result<String, std::io::Error> {
+    ///     std::fs::read_to_string("/run/secrets/redis-token") // renewed by another program
+    /// }
+    ///
+    /// let config = RedisConfig::from_url("redis://localhost")?
+    ///     .credentials(async || Ok(RedisCredentials::user("app", token().await?)));
+    /// # let _ = config;
+    /// # Ok::<(), tower_keep::store::redis::InvalidRedisConfig>(())
+    /// ```
+    #[must_use]
+    pub fn credentials<F>(mut self, provide: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<RedisCredentials, Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        self.credentials = Some(Provider::new(provide));
         self
     }
 
