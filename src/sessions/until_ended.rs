@@ -26,9 +26,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 impl Sessions {
     /// Waits until a session has ended or expired, and returns why. `None`: the store does not know it.
     ///
-    /// An end by this process is noticed immediately, and one by another process within half a second if the store [shares
+    /// An end by this layer or its clones is noticed immediately, and one by another process within half a second if the store [shares
     /// events](crate::store::redis::RedisConfig::share_events), else within 30 seconds. In an outage it is noticed afterwards. All
-    /// callers in a process share one subscription, so thousands can wait. Waiting does not extend the session.
+    /// callers share one subscription, so thousands can wait. Each session is looked up every 30 seconds. Waiting does not extend it.
     ///
     /// ```
     /// # use tower_keep::{SessionId, Sessions};
