@@ -187,6 +187,18 @@ mod quickstart {
     }
 
     #[tokio::test]
+    async fn the_log_says_which_store_the_environment_selects() {
+        let redis = RedisServer::start().await;
+        let server = Server::start("quickstart", &[]).await;
+        assert!(server.log().contains("sessions are in the memory of this process"), "{}", server.log());
+        let url = format!("redis://:unused-secret@127.0.0.1:{}", redis.port());
+        let server = Server::start("quickstart", &[("REDIS_URL", &url)]).await;
+        let log = server.log();
+        assert!(log.contains("sessions are in Redis") && log.contains(&format!("127.0.0.1:{}", redis.port())), "{log}");
+        assert!(!log.contains("unused-secret"), "{log}");
+    }
+
+    #[tokio::test]
     async fn escapes_the_name_of_the_user() {
         let server = Server::start("quickstart", &[]).await;
         let client = server.client();
