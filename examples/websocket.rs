@@ -21,7 +21,7 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::json;
-use tokio::sync::broadcast::{Sender, error::RecvError};
+use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
 use tower_keep::{
     MemoryStore, Session, SessionLayer, User,
     store::{
@@ -69,16 +69,22 @@ async fn chat(
     if !is_from_here(&headers) {
         return StatusCode::FORBIDDEN.into_response();
     }
+    let messages = room.subscribe(); // whoever is connected misses nothing
     upgrade.on_upgrade(async move |mut socket| {
-        let reason = talk(&mut socket, &session, &user, &room).await;
+        let reason = talk(&mut socket, &session, &user, &room, messages).await;
         let frame = CloseFrame { code: close_code::POLICY, reason: reason.into() };
         let _ = socket.send(Message::Close(Some(frame))).await; // the client may be gone
     })
 }
 
 /// Returns why the socket closes.
-async fn talk(socket: &mut WebSocket, session: &Session, user: &User, room: &Sender<String>) -> String {
-    let mut messages = room.subscribe();
+async fn talk(
+    socket: &mut WebSocket,
+    session: &Session,
+    user: &User,
+    room: &Sender<String>,
+    mut messages: Receiver<String>,
+) -> String {
     let mut ended = pin!(session.until_ended());
     loop {
         tokio::select! {
