@@ -27,7 +27,7 @@ pub(super) async fn connect(
     };
     let resp3 = client(config, address, &login)?;
     match resp3.get_multiplexed_async_connection_with_config(options).await {
-        Err(error) if is_without_hello(&error) => {
+        Err(error) if is_without_hello(&error, &login) => {
             tracing::debug!(server = %address, "no HELLO command: RESP2 is used");
             let resp2 = client_of(config, address, &login, ProtocolVersion::RESP2)?;
             resp2.get_multiplexed_async_connection_with_config(&without_pushes(config)).await
@@ -36,7 +36,11 @@ pub(super) async fn connect(
     }
 }
 
-fn is_without_hello(error: &RedisError) -> bool {
+/// Valkey says `NOAUTH` to unknown commands before a login. To `HELLO` with a password it says something else.
+fn is_without_hello(error: &RedisError, login: &RedisConnectionInfo) -> bool {
+    if login.password().is_some() && error.code() == Some("NOAUTH") {
+        return true;
+    }
     let detail = error.detail().unwrap_or_default();
     error.kind() == ErrorKind::RESP3NotSupported || detail.starts_with("unknown command") && detail.contains("HELLO")
 }
