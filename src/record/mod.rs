@@ -28,7 +28,8 @@ pub(crate) type Data = BTreeMap<Arc<str>, Json>;
 /// What a store keeps for a session.
 ///
 /// A store keeps a record or its [encoding](Self::encode), compares its [version](Self::version), and indexes it by its
-/// [user](Self::user). A store that limits sessions also reads [`replaces`](Self::replaces). The user of a record never changes: a login creates another session.
+/// [user](Self::user). A store that limits sessions also reads [`replaces`](Self::replaces). The user of a record never changes: a login
+/// creates another session.
 ///
 /// # Stored form
 /// JSON in one line, which operators can read:

@@ -111,8 +111,9 @@ impl Inner {
         let _turn = self.turn().await;
         let Some(id) = self.state().settled().map(|live| live.id) else { return Err(SessionError::Ended) };
         self.time_budget.reset(); // each call has the time of a request
+        let mut found = self.time_budget.spend(self.context.store().load(&id)).await?;
         for _ in 0..MAX_ATTEMPTS {
-            let loaded = match self.time_budget.spend(self.context.store().load(&id)).await? {
+            let loaded = match found {
                 Found::Live(loaded) => loaded,
                 Found::Ended(ended) => {
                     self.state().set_ended(false, Some(ended.reason));
@@ -135,7 +136,7 @@ impl Inner {
                     self.saw(Loaded { record, ttl: Some(ttl) });
                     return Ok(());
                 }
-                Outcome::Conflict(_) => {}
+                Outcome::Conflict(theirs) => found = Found::Live(theirs),
                 Outcome::Gone => return Err(SessionError::Ended),
             }
         }

@@ -6,12 +6,12 @@
 //! | phase | unsaved changes | write | reply | next phase |
 //! |---|---|---|---|---|
 //! | `Absent` | a value or a login | `Create` | done | `Live` |
-//! | `Live` | values, same user | `Update` | done | `Live` |
+//! | `Live` | values, `Confirm` | `Update` | done | `Live` |
 //! | | | | conflict | `Live`, changes applied to what the other request wrote |
 //! | | | | gone | `Ended`; `Absent` after a login |
 //! | `Live` | `Renew`, `Rotate` | `Update` with a new token | as above | as above |
 //! | `Live` | `Destroy` | `End` | done, gone | `Ended`; `Absent` if there are later changes |
-//! | `Live` | login in another slot | `Create`, pending | done | `Transfer`: `Pending` |
+//! | `Live` | a login | `Create`, pending | done | `Transfer`: `Pending` |
 //! | `Transfer`: `Pending` | | `Replace` the old session | done | `Transfer`: `Replaced` |
 //! | | | | conflict | `Transfer`: `Stale` |
 //! | | | | gone | `Transfer`: `Detached` |

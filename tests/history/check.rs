@@ -690,7 +690,7 @@ mod can_fail {
             _ => write,
         };
         let one = of_old(write(1, 2, 1, Answer::Instead(None)));
-        let end = End { ..alive_with_one_token() };
+        let end = alive_with_one_token();
         fine(&[first.clone(), one.clone(), again(3, 4), read(5, 6, Some(1))], &end);
         found(NO_LOST_WRITE, &[first.clone(), one.clone(), again(3, 4), read(5, 6, None)], &end);
         found(NO_LOST_WRITE, &[first.clone(), again(3, 4), read(5, 6, Some(1))], &end);

@@ -108,12 +108,10 @@ pub(super) const FIRST_SLICE: &[u8] = b"0";
 
 /// Parses a slice of an index: the cursor of the next one, if there is one, and what the script found.
 pub(super) fn slice(answer: Value) -> Result<(Option<Vec<u8>>, Vec<Value>), Failure> {
-    let Value::Array(mut found) = answer else { return Err(Failure::unexpected_reply()) };
-    if !matches!(found.first(), Some(Value::BulkString(_))) {
-        return Err(Failure::unexpected_reply());
-    }
-    let Value::BulkString(next) = found.remove(0) else { return Err(Failure::unexpected_reply()) };
-    Ok(((next != FIRST_SLICE).then_some(next), found))
+    let Value::Array(found) = answer else { return Err(Failure::unexpected_reply()) };
+    let mut found = found.into_iter();
+    let Some(Value::BulkString(next)) = found.next() else { return Err(Failure::unexpected_reply()) };
+    Ok(((next != FIRST_SLICE).then_some(next), found.collect()))
 }
 
 /// An epoch. `nil` is the first.
